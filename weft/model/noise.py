@@ -1,0 +1,36 @@
+"""Keys to tensors: the one place where PyTorch generators are made and seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from weft.core.keys import Key
+
+
+def generator(key: Key) -> torch.Generator:
+    """A fresh CPU generator for this key."""
+    return torch.Generator().manual_seed(key.value >> 1)  # manual_seed takes 63 bits
+
+
+def uniform(shape: Sequence[int], low: float, high: float, key: Key) -> torch.Tensor:
+    """Uniform fp32 draws on [low, high), on the CPU."""
+    return torch.empty(tuple(shape)).uniform_(low, high, generator=generator(key))
+
+
+def keep_mask(shape: Sequence[int], drop: float, key: Key) -> torch.Tensor:
+    """Boolean mask, True with probability 1 - drop: what dropout keeps."""
+    return torch.empty(tuple(shape)).uniform_(generator=generator(key)) >= drop
+
+
+@contextmanager
+def global_generator(key: Key) -> Iterator[None]:
+    """Give PyTorch's global generators this key for a while, and put the old state back.
+
+    For code that is not ours and knows no keys: a base model's own dropout.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(key.value >> 1)
+        yield
