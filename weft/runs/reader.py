@@ -1,0 +1,107 @@
+"""The one reader of run directories: analysis and reports see runs only through it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from weft.core.errors import InputError, did_you_mean
+from weft.core.files import Record, read_json, read_jsonl
+from weft.core.table import ScoreTable
+from weft.runs.layout import RunLayout
+from weft.runs.manifest import Manifest
+
+
+class RunReader:
+    """A run, finished or not. It may still be written: every call reads what is there now."""
+
+    def __init__(self, path: Path) -> None:
+        """Refuse a path that is not a run directory."""
+        self.layout = RunLayout(path)
+        if not self.layout.manifest.is_file():
+            raise InputError(*_not_a_run(path))
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the run is, and how far it came."""
+        return Manifest.load(self.layout.manifest)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is complete."""
+        return self.layout.done.is_file()
+
+    def config_text(self) -> str:
+        """The configuration as it was given; empty when the run was killed before it was kept."""
+        return self.layout.config.read_text() if self.layout.config.exists() else ""
+
+    def code_diff(self) -> str:
+        """What the code had that its commit has not."""
+        return self.layout.code_diff.read_text() if self.layout.code_diff.exists() else ""
+
+    def steps(self) -> list[Record]:
+        """One record a step."""
+        return read_jsonl(self.layout.steps)
+
+    def evidence(self) -> list[Record]:
+        """Keys and scalars of zeroth-order steps."""
+        return read_jsonl(self.layout.evidence)
+
+    def samples(self) -> list[Record]:
+        """Generated texts."""
+        return read_jsonl(self.layout.samples)
+
+    def table_names(self) -> list[str]:
+        """Names of the score tables."""
+        return _stems(self.layout.tables, ".jsonl")
+
+    def table(self, name: str) -> ScoreTable:
+        """One score table."""
+        self._expect("table", name, self.table_names())
+        return ScoreTable.load(self.layout.table(name))
+
+    def tables(self) -> dict[str, ScoreTable]:
+        """All score tables by name."""
+        return {name: self.table(name) for name in self.table_names()}
+
+    def result_names(self) -> list[str]:
+        """Names of the results."""
+        return _stems(self.layout.results, ".json")
+
+    def results(self, name: str) -> dict[str, Any]:
+        """One result."""
+        self._expect("result", name, self.result_names())
+        result: dict[str, Any] = read_json(self.layout.result(name))
+        return result
+
+    def member_names(self) -> list[str]:
+        """Names of the members of a run that trained several adapters."""
+        members = self.layout.members
+        return sorted(entry.name for entry in members.iterdir()) if members.is_dir() else []
+
+    def _expect(self, what: str, name: str, known: list[str]) -> None:
+        if name not in known:
+            has = ", ".join(known) or "none"
+            raise InputError(
+                f"the run {self.layout.root} has no {what} `{name}` (it has: {has})",
+                did_you_mean(name, known),
+            )
+
+
+def _stems(directory: Path, suffix: str) -> list[str]:
+    """Names in a directory without their suffix; temporaries of a writer are not among them."""
+    if not directory.is_dir():
+        return []
+    names = (entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
+    return sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
+
+
+def _not_a_run(path: Path) -> tuple[str, str]:
+    if not path.exists():
+        return f"there is no run directory {path}", "give the directory that `weft train` printed"
+    if not path.is_dir():
+        return f"{path} is a file, not a run directory", "give the directory that holds it"
+    return (
+        f"{path} is not a run directory: it has no manifest.json",
+        "give the directory that `weft train` printed",
+    )

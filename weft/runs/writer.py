@@ -1,0 +1,226 @@
+"""The one writer of a run directory.
+
+The manifest is written first, `DONE.json` last, and a lock is held in between, so a directory is
+at every moment a complete run, a run that can be reopened, or not yet a run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from weft.core.errors import InputError, WeftError
+from weft.core.files import (
+    Record,
+    append_jsonl,
+    remove_leftovers,
+    sync,
+    truncate_jsonl,
+    write_atomic,
+    write_json,
+)
+from weft.core.table import ScoreTable
+from weft.runs import checkpoints
+from weft.runs.layout import RunLayout
+from weft.runs.manifest import SCHEMA_VERSION, Manifest, Status, utc_now
+
+
+class RunWriter:
+    """Writes one run; a context manager that holds the run's lock.
+
+    Leaving the block with an exception records the run as failed, or as interrupted for Ctrl-C.
+    """
+
+    def __init__(self, layout: RunLayout, manifest: Manifest, lock: FileLock) -> None:
+        """Use `create` or `reopen`."""
+        self.layout = layout
+        self.manifest = manifest
+        self._lock = lock
+
+    @classmethod
+    def create(
+        cls, root: Path, manifest: Manifest, config_text: str = "", code_diff: str = ""
+    ) -> Self:
+        """Start a run in a directory that does not exist or is empty."""
+        layout = RunLayout(root)
+        _refuse_occupied(root)
+        lock = _lock(layout)
+        try:
+            _refuse_occupied(root)  # somebody may have been faster
+            remove_leftovers(root)
+            manifest.save(layout.manifest)
+            write_atomic(layout.config, config_text)
+            write_atomic(layout.code_diff, code_diff)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(layout, manifest, lock)
+
+    @classmethod
+    def reopen(cls, root: Path) -> Self:
+        """Go on with a run that did not finish; follow with `latest_checkpoint`, `resume_at`."""
+        layout = RunLayout(root)
+        if not layout.manifest.exists():
+            raise InputError(
+                f"{root} is not a run directory: it has no {layout.manifest.name}",
+                hint="a run that was stopped before it began is started again, without --resume",
+            )
+        lock = _lock(layout)
+        try:
+            if layout.done.exists():
+                raise InputError(
+                    f"the run {root} is finished", hint="start a new run in another directory"
+                )
+            for directory in (root, layout.checkpoints, layout.tables, layout.results):
+                remove_leftovers(directory)
+            for lines in layout.lines:
+                truncate_jsonl(lines)
+            writer = cls(layout, Manifest.load(layout.manifest), lock)
+            writer._set(status="running")
+        except BaseException:
+            lock.release()
+            raise
+        return writer
+
+    def step(self, record: Record) -> None:
+        """Append one step; `record["step"]` counts from 1."""
+        assert isinstance(record["step"], int)
+        append_jsonl(self.layout.steps, record)
+
+    def evidence(self, record: Record) -> None:
+        """Append what replays one zeroth-order step."""
+        assert isinstance(record["step"], int)
+        append_jsonl(self.layout.evidence, record)
+
+    def sample(self, record: Record) -> None:
+        """Append one generated text."""
+        append_jsonl(self.layout.samples, record)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Record that something happened, in the manifest."""
+        event = {"kind": kind, "time": utc_now(), **facts}
+        self._set(events=(*self.manifest.events, event))
+
+    def notice(self, text: str) -> None:
+        """Record something that the user should know; the same text is recorded once."""
+        if text not in self.manifest.notices:
+            self._set(notices=(*self.manifest.notices, text))
+
+    def fingerprint(self, stage: str, digest: str) -> None:
+        """Record the hash of a stage that is known only now."""
+        self._set(fingerprints={**self.manifest.fingerprints, stage: digest})
+
+    def table(self, name: str, table: ScoreTable) -> None:
+        """Write a score table, in place of one of the same name."""
+        table.save(self.layout.table(name))
+
+    def result(self, name: str, result: Record) -> None:
+        """Write a result file, in place of one of the same name."""
+        write_json(self.layout.result(name), result)
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        """Let `write` fill a directory; it becomes the checkpoint of `step`, whole or not at all.
+
+        The newest two are kept. The lines up to this step reach the disk first. Write with `weft.core.files`, or let `OSError` pass, so that a
+        full disk is reported as one.
+        """
+        for lines in self.layout.lines:
+            if lines.exists():
+                sync(lines)
+        checkpoints.save(self.layout.checkpoints, step, write)
+
+    def latest_checkpoint(self) -> tuple[int, Path] | None:
+        """Step and directory of the newest sound checkpoint; a damaged one leaves a notice."""
+        for checkpoint in reversed(checkpoints.listed(self.layout.checkpoints)):
+            problem = checkpoints.damage(checkpoint)
+            if problem is None:
+                return checkpoint.step, checkpoint.path
+            self.notice(f"skipped the checkpoint of step {checkpoint.step}: {problem}")
+        return None
+
+    def resume_at(self, step: int) -> None:
+        """Forget what was recorded after `step`: those steps are taken again. 0 forgets all."""
+
+        def kept(record: Record) -> bool:
+            return record.get("step", 0) <= step
+
+        for lines in self.layout.lines:
+            truncate_jsonl(lines, kept)
+        checkpoints.drop_after(self.layout.checkpoints, step)
+        self._set(events=tuple(event for event in self.manifest.events if kept(event)))
+        self.event("resumed", step=step)
+
+    def finish(self, status: Status) -> None:
+        """Record how the run ended; `finished` makes it complete and is the last call."""
+        self._set(status=status)
+        if status == "finished":
+            done = {"schema_version": SCHEMA_VERSION, "finished": utc_now()}
+            write_json(self.layout.done, done)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if self.manifest.status == "running":
+                with suppress(WeftError):  # the disk may be full: the first error matters
+                    if isinstance(error, Exception):
+                        self.event("failed", error=f"{type(error).__name__}: {error}")
+                    self.finish("failed" if isinstance(error, Exception) else "interrupted")
+        finally:
+            self._lock.release()
+
+    def _set(self, **fields: Any) -> None:
+        """Write the manifest with these fields; on failure the old one stays, here and there."""
+        manifest = self.manifest.model_copy(update=fields)
+        manifest.save(self.layout.manifest)
+        self.manifest = manifest
+
+
+def _refuse_occupied(root: Path) -> None:
+    """Hidden files do not count: a lock and temporaries are all that an early kill leaves."""
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file", hint="choose another --run-dir")
+    if root.exists() and any(not entry.name.startswith(".") for entry in root.iterdir()):
+        raise InputError(
+            f"the directory {root} is not empty",
+            hint="go on with the run there with `--resume`, or choose another `--run-dir`",
+        )
+
+
+def _lock(layout: RunLayout) -> FileLock:
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(layout.lock, thread_local=False)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"another process{_holder(layout)} is writing the run {layout.root}",
+            hint="wait until it ends, or choose another `--run-dir`",
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot create the run directory {layout.root}: {error.strerror}",
+            hint="choose another `--run-dir`",
+        ) from None
+    with suppress(OSError):  # only for the message above
+        layout.lock.write_text(f"{os.getpid()}\n")
+    return lock
+
+
+def _holder(layout: RunLayout) -> str:
+    with suppress(OSError):
+        if pid := layout.lock.read_text().strip():
+            return f" (pid {pid})"
+    return ""
