@@ -1,0 +1,50 @@
+# Everything a contributor runs. `make setup` needs Python 3.11 or newer and nothing else.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := $(shell grep '^torch==' constraints.txt)
+STAMP := .venv/.stamp
+
+# Models and data come from disk, and two runs of the same thing share the cores evenly.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test check format bench proofs clean
+
+help:  ## list these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## make .venv with Weft and its tools; quick when nothing changed
+
+# PyTorch first: whatever build of that version is at hand is kept by the second command.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: setup  ## the main job on the bundled base, offline
+	$(BIN)/weft demo
+
+test: setup  ## fast tests
+	$(BIN)/pytest -q -m "not slow"
+
+check: setup  ## lint, format, types, layers, documentation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit/test_layers.py $(wildcard tests/surface/test_docs.py)
+
+format: setup  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## measure against peers
+	$(BIN)/python -m benchmarks
+
+proofs: setup  ## slow tests: what the documentation claims
+	$(BIN)/pytest -q -m slow
+
+clean:  ## remove what these targets made; runs stay
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
