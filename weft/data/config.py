@@ -1,0 +1,101 @@
+"""What a run's `data` section may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from weft.core.errors import did_you_mean
+from weft.data.tasks import TASKS
+
+FormatName = Literal["auto", "text", "prompt_completion", "alpaca", "messages", "sst2", "tokenized"]
+
+
+class DataConfig(BaseModel):
+    """Where the rows come from, and how they become tokens and labels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    task: str | None = None
+    """A bundled task: instruct, tables or reviews. Give this or `path`."""
+
+    path: Path | None = None
+    """Your own rows: a .jsonl, .json, .parquet or .tsv file, a folder with train, valid and test
+    files, or a dataset folder saved by Hugging Face `datasets`. Give this or `task`."""
+
+    valid_path: Path | None = None
+    """Validation rows, where `path` does not hold them."""
+
+    test_path: Path | None = None
+    """Test rows, where `path` does not hold them."""
+
+    format: FormatName = "auto"
+    """How a row is read. `auto` decides by the fields of the first row, and says what it chose."""
+
+    max_length: int = Field(512, ge=2)
+    """Longest example in tokens. Longer ones lose their end; a row that would lose its whole
+    response is dropped and counted."""
+
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What a row that cannot be used does: stop the run before it starts, or be dropped and
+    counted."""
+
+    train_on_prompt: bool = False
+    """Supervise the prompt as well as the response."""
+
+    append_eos: bool = True
+    """Put the tokenizer's end-of-sequence token after the response, and supervise it."""
+
+    chat_template: Path | None = None
+    """A Jinja file to use instead of the tokenizer's own chat template (format `messages`)."""
+
+    rows: PositiveInt | None = None
+    """Use only the first rows of the training split, this many."""
+
+    valid_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the training rows held out for validation where no validation rows are given.
+    0 holds out nothing."""
+
+    split_seed: int = 0
+    """Chooses the held-out rows. Not the run's seed: runs that differ in seed validate on the
+    same rows."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if self.task is None and self.path is None:
+            raise ValueError(
+                f"give `data.task` (one of {', '.join(TASKS)}) or `data.path` (your own rows)"
+            )
+        if self.task is not None and self.path is not None:
+            raise ValueError(
+                f"`data.task` is {self.task!r} and `data.path` is {str(self.path)!r}: give only one"
+            )
+        if self.task is not None:
+            self._check_task(self.task)
+        if self.chat_template is not None and self.format not in ("auto", "messages"):
+            raise ValueError(
+                f"`data.chat_template` applies to `messages`, and `data.format` is {self.format!r}"
+            )
+        return self
+
+    def _check_task(self, task: str) -> None:
+        if task not in TASKS:
+            near = did_you_mean(task, list(TASKS))
+            raise ValueError(
+                f"there is no task {task!r}; the tasks are {', '.join(TASKS)}"
+                + (f" ({near})" if near else "")
+            )
+        fixed = [
+            f"`data.{name}`"
+            for name, given in (
+                ("valid_path", self.valid_path is not None),
+                ("test_path", self.test_path is not None),
+                ("format", self.format != "auto"),
+                ("chat_template", self.chat_template is not None),
+            )
+            if given
+        ]
+        if fixed:
+            raise ValueError(f"{' and '.join(fixed)}: only with `data.path`; task {task!r} has it")

@@ -1,0 +1,32 @@
+"""Which rows a training step sees: a pure function of the key and the step.
+
+Nothing is drawn in sequence, so resuming at a step, skipping one or evaluating in between cannot
+change what any other step sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from weft.core.batch import Batch, Example
+from weft.core.keys import Key
+
+
+def order(key: Key, epoch: int, n: int) -> np.ndarray:
+    """The order of `n` rows in an epoch: a permutation of 0 .. n-1."""
+    return key.fold("order", epoch).numpy().permutation(n)
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Steps that see each of `n` rows once; the last batch may be smaller."""
+    return -(-n // batch_size)
+
+
+def batch_at(examples: Sequence[Example], step: int, batch_size: int, key: Key) -> Batch:
+    """The batch of a step, counted from 0. Every epoch sees each example once, in a new order."""
+    epoch, position = divmod(step, steps_per_epoch(len(examples), batch_size))
+    start = position * batch_size
+    chosen = order(key, epoch, len(examples))[start : start + batch_size]
+    return Batch(tuple(examples[i] for i in chosen))

@@ -1,0 +1,8 @@
+"""instruct: follow an instruction (Alpaca rows)."""
+
+from __future__ import annotations
+
+from weft.data.task import Task, bundled
+from weft.data.templates import FORMATS
+
+INSTRUCT = Task("instruct", FORMATS["alpaca"], "token_accuracy", directory=bundled("instruct"))

@@ -1,0 +1,206 @@
+"""The accepted row formats: which fields they have, and what prompt and response they make.
+
+A format checks a row strictly and raises `RowProblem` with the reason; it knows no tokenizer.
+
+Shapes: T tokens of one example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from weft.core.errors import InputError
+from weft.data.rows import Row, RowProblem
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt, and the response that is to follow it directly."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation that ends with the assistant's turn, for the tokenizer's chat template."""
+
+    messages: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A row that is tokenised already."""
+
+    ids_T: np.ndarray
+    labels_T: np.ndarray
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of row."""
+
+    name: str
+    fields: tuple[str, ...]
+    """Fields that every row has; together they identify the format."""
+    render: Callable[[dict[str, Any]], Rendered | Chat | Tokens]
+    candidates: tuple[str, ...] = ()
+    """All possible responses, where they are few: label i has candidate i."""
+
+
+# The wording is that of the Stanford Alpaca project: models trained on it expect it to the letter.
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+ALPACA_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+
+
+def render_text(row: dict[str, Any]) -> Rendered:
+    """Plain text: no prompt, everything is supervised."""
+    return Rendered("", response(row, "text"))
+
+
+def render_prompt_completion(row: dict[str, Any]) -> Rendered:
+    """`prompt` and `completion`, joined as they are."""
+    return Rendered(text(row, "prompt"), response(row, "completion"))
+
+
+def render_alpaca(row: dict[str, Any]) -> Rendered:
+    """`instruction`, `output` and perhaps `input`, in the published Alpaca template."""
+    instruction = text(row, "instruction")
+    context = text(row, "input") if row.get("input") is not None else ""
+    template = ALPACA_WITH_INPUT if context else ALPACA_WITHOUT_INPUT
+    prompt = template.format(instruction=instruction, input=context)
+    return Rendered(prompt, response(row, "output"))
+
+
+def render_messages(row: dict[str, Any]) -> Chat:
+    """`messages`: a list of {role, content} that ends with the assistant's answer."""
+    turns = _list(row, "messages")
+    if len(turns) < 2:
+        raise RowProblem("`messages` needs a turn to answer and the assistant's answer")
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise RowProblem(f"`messages[{i}]` must be an object, is {_kind(turn)}")
+        for name in ("role", "content"):
+            text(turn, name, where=f"messages[{i}].")
+    last = len(turns) - 1
+    if turns[last]["role"] != "assistant":
+        raise RowProblem(
+            f"the last of `messages` must be the assistant's, its role is {turns[last]['role']!r}"
+        )
+    response(turns[last], "content", where=f"messages[{last}].")
+    return Chat(tuple({"role": t["role"], "content": t["content"]} for t in turns))
+
+
+SST2_CANDIDATES = (" terrible", " great")
+
+
+def render_sst2(row: dict[str, Any]) -> Rendered:
+    """`sentence` and `label`: the sentiment as the word that completes "It was"."""
+    sentence = response(row, "sentence").strip()
+    label = _field(row, "label")
+    if type(label) is not int or not 0 <= label < len(SST2_CANDIDATES):
+        raise RowProblem(f"field `label` must be the number 0 or 1, is {label!r}")
+    return Rendered(f"{sentence} It was", SST2_CANDIDATES[label])
+
+
+def render_tokenized(row: dict[str, Any]) -> Tokens:
+    """`input_ids`, and `labels` of the same length (without them every token is supervised)."""
+    ids_T = _integers(row, "input_ids")
+    labels_T = _integers(row, "labels") if row.get("labels") is not None else ids_T
+    if len(labels_T) != len(ids_T):
+        raise RowProblem(f"`input_ids` has {len(ids_T)} tokens and `labels` has {len(labels_T)}")
+    return Tokens(ids_T, labels_T)
+
+
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (  # in the order in which `auto` tries them
+        Format("tokenized", ("input_ids",), render_tokenized),
+        Format("messages", ("messages",), render_messages),
+        Format("alpaca", ("instruction", "output"), render_alpaca),
+        Format("prompt_completion", ("prompt", "completion"), render_prompt_completion),
+        Format("sst2", ("sentence", "label"), render_sst2, SST2_CANDIDATES),
+        Format("text", ("text",), render_text),
+    )
+}
+
+
+def detect(row: Row) -> Format:
+    """The format whose fields the row has."""
+    for candidate in FORMATS.values():
+        if set(candidate.fields) <= row.value.keys():
+            return candidate
+    accepted = "; ".join(f"{f.name}: {_names(f.fields)}" for f in FORMATS.values())
+    raise InputError(
+        f"{row.file}:{row.line}: no format has the fields {_names(row.value) or '(none)'}",
+        hint=f"the accepted fields are {accepted}",
+    )
+
+
+def text(row: dict[str, Any], name: str, where: str = "") -> str:
+    """A field that must be text; `where` is put before its name in problems."""
+    value = _field(row, name, where)
+    if not isinstance(value, str):
+        raise RowProblem(f"field `{where}{name}` must be text, is {_kind(value)}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as e:
+            raise RowProblem(
+                f"field `{where}{name}` holds half a surrogate pair at character {e.start + 1}"
+            ) from None
+    return value
+
+
+def response(row: dict[str, Any], name: str, where: str = "") -> str:
+    """A text field that must say something."""
+    value = text(row, name, where)
+    if not value.strip():
+        raise RowProblem(f"field `{where}{name}` is empty")
+    return value
+
+
+def _field(row: dict[str, Any], name: str, where: str = "") -> Any:
+    if name not in row:
+        raise RowProblem(f"field `{where}{name}` is missing (found: {_names(row) or 'nothing'})")
+    return row[name]
+
+
+def _list(row: dict[str, Any], name: str) -> list[Any]:
+    value = _field(row, name)
+    if not isinstance(value, list):
+        raise RowProblem(f"field `{name}` must be a list, is {_kind(value)}")
+    return value
+
+
+def _integers(row: dict[str, Any], name: str) -> np.ndarray:
+    values = _list(row, name)
+    if not set(map(type, values)) <= {int}:
+        i, wrong = next((i, v) for i, v in enumerate(values) if type(v) is not int)
+        raise RowProblem(f"`{name}[{i}]` must be a whole number, is {_kind(wrong)}")
+    try:
+        return np.array(values, dtype=np.int64)
+    except OverflowError:
+        raise RowProblem(f"`{name}` has a number that is no token id: {max(values)}") from None
+
+
+def _names(fields: Iterable[str]) -> str:
+    return ", ".join(fields)
+
+
+def _kind(value: object) -> str:
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text"}
+    kinds |= {list: "a list", dict: "an object", type(None): "null"}
+    return kinds.get(type(value), type(value).__name__)

@@ -1,0 +1,53 @@
+"""Where a base lives on disk, and its tokenizer."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weft.core.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BUNDLED = {"weft/tiny": "tiny"}
+"""Bases that ship with Weft, by name, and their folder under `weft/assets`."""
+
+
+def resolve_base(ref: str) -> str:
+    """The directory of a base that ships with Weft or lies on disk; any other name is a hub id.
+
+    Raises `InputError` for a bundled name that does not exist and for a path without a model.
+    """
+    if ref in BUNDLED:
+        return str(files("weft") / "assets" / BUNDLED[ref])
+    if ref.startswith("weft/"):
+        raise InputError(
+            f"base: there is no bundled base {ref!r}",
+            hint=did_you_mean(ref, list(BUNDLED)) or f"bundled: {', '.join(BUNDLED)}",
+        )
+    path = Path(ref)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"base: the directory {ref!r} has no config.json",
+                hint="a base directory is one that transformers' save_pretrained wrote",
+            )
+        return str(path)
+    if path.is_absolute() or ref.startswith((".", "~")):
+        raise InputError(f"base: no such directory: {ref!r}")
+    return ref
+
+
+def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base, exactly as transformers loads it."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve_base(ref))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"base: cannot load the tokenizer of {ref!r}: {str(error).strip().splitlines()[0]}",
+            hint="give a directory, or a hub id that this machine can reach or has cached",
+        ) from error

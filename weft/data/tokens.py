@@ -1,0 +1,208 @@
+"""Rendered rows to token ids and labels.
+
+A prompt gets the ids that the tokenizer puts before a text (BOS) and none of those that it puts
+after one: the response follows. Prompt and response are tokenised apart and joined as ids, so
+that training sees exactly the prompt that generation starts from.
+
+Shapes: T tokens of one example, S supervised ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weft.core.batch import IGNORE, Example
+from weft.core.errors import InputError
+from weft.data.config import DataConfig
+from weft.data.rows import RowProblem
+from weft.data.templates import Chat, Rendered, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Ids and labels of a row, and the texts they stand for."""
+
+    ids_T: np.ndarray
+    labels_T: np.ndarray
+    prompt_length: int
+    prompt: str
+    response: str
+
+    @property
+    def supervised(self) -> int:
+        """Number of positions that count in the loss; the first position never does."""
+        return int((self.labels_T[1:] != IGNORE).sum())
+
+    def cut(self, length: int) -> Encoded:
+        """The first `length` tokens."""
+        return replace(self, ids_T=self.ids_T[:length], labels_T=self.labels_T[:length])
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer with the choices of a run: rendered rows in, ids and labels out."""
+
+    tokenizer: PreTrainedTokenizerBase
+    head: tuple[int, ...]
+    """What the tokenizer puts before a text."""
+    eos: int | None
+    """What is put after a response; None for nothing."""
+    train_on_prompt: bool = False
+    chat_template: str | None = None
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> Encoder:
+        """The encoder that a configuration asks for."""
+        eos = tokenizer.eos_token_id if config.append_eos else None
+        if config.append_eos and eos is None:
+            raise InputError(
+                "the tokenizer has no end-of-sequence token to put after a response",
+                hint="set `data.append_eos=false`",
+            )
+        template = _read_template(config.chat_template) if config.chat_template else None
+        return cls(tokenizer, _head(tokenizer), eos, config.train_on_prompt, template)
+
+    def encode(self, rows: Sequence[Rendered | Chat | Tokens]) -> list[Encoded | RowProblem]:
+        """Every row, in order; all are of one kind, as one format makes them."""
+        if not rows:
+            return []
+        return ENCODERS[type(rows[0])](self, rows)
+
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of the texts alone, without any that the tokenizer would put around them."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        return encoded["input_ids"]
+
+    def prompt(self, prompt: str) -> np.ndarray:
+        """The ids that generation starts from."""
+        return np.array([*self.head, *self.texts([prompt])[0]], dtype=np.int64)
+
+    def join(self, prompt: Sequence[int], completion: Sequence[int], texts: Rendered) -> Encoded:
+        """Prompt and response ids as one row, its end-of-sequence token and labels included."""
+        ids_T = np.array([*prompt, *completion], dtype=np.int64)
+        labels_T = ids_T.copy()
+        if not self.train_on_prompt:
+            labels_T[: len(prompt)] = IGNORE
+        return Encoded(ids_T, labels_T, len(prompt), texts.prompt, texts.completion)
+
+
+def prompt_ids(example: Example) -> np.ndarray:
+    """The ids before the first supervised token: the prompt, unless it was supervised as well."""
+    return example.ids_T[: _first_supervised(example.labels_T)]
+
+
+def _encode_rendered(encoder: Encoder, rows: Sequence[Rendered]) -> list[Encoded | RowProblem]:
+    prompts = encoder.texts([row.prompt for row in rows])
+    completions = encoder.texts([row.completion for row in rows])
+    end = [] if encoder.eos is None else [encoder.eos]
+    return [
+        encoder.join(
+            [*encoder.head, *prompt],
+            completion if completion[-1:] == end else completion + end,
+            row,
+        )
+        for row, prompt, completion in zip(rows, prompts, completions, strict=True)
+    ]
+
+
+def _encode_chats(encoder: Encoder, rows: Sequence[Chat]) -> list[Encoded | RowProblem]:
+    """The template's text as it is: it brings its own BOS, and usually its own EOS."""
+    if not (encoder.chat_template or encoder.tokenizer.chat_template):
+        raise InputError(
+            "format `messages` needs a chat template, and the tokenizer has none",
+            hint="use a model with a chat template, or give a Jinja file: `data.chat_template`",
+        )
+    rendered = [_apply_template(encoder, row) for row in rows]
+    good = [r for r in rendered if isinstance(r, Rendered)]
+    prompts = iter(encoder.texts([r.prompt for r in good]))
+    wholes = iter(encoder.texts([r.completion for r in good]))
+    encoded: list[Encoded | RowProblem] = []
+    for row, texts in zip(rows, rendered, strict=True):
+        if isinstance(texts, RowProblem):
+            encoded.append(texts)
+            continue
+        prompt, whole = next(prompts), next(wholes)
+        if whole[: len(prompt)] != prompt:
+            encoded.append(
+                RowProblem(
+                    "the chat template changes the earlier turns once the answer is there: the "
+                    "tokens of the prompt are not the beginning of the tokens of the whole"
+                )
+            )
+            continue
+        answer = whole[len(prompt) :]
+        if encoder.eos is not None and encoder.eos not in answer:
+            answer = [*answer, encoder.eos]
+        shown = Rendered(texts.prompt, row.messages[-1]["content"])
+        encoded.append(encoder.join(prompt, answer, shown))
+    return encoded
+
+
+def _apply_template(encoder: Encoder, row: Chat) -> Rendered | RowProblem:
+    """The prompt, and the whole conversation in the place of the completion."""
+    from jinja2 import TemplateError
+
+    def apply(messages: Sequence[dict[str, str]], ask: bool) -> str:
+        return encoder.tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=encoder.chat_template,
+            add_generation_prompt=ask,
+            tokenize=False,
+        )
+
+    try:
+        return Rendered(apply(row.messages[:-1], True), apply(row.messages, False))
+    except TemplateError as e:
+        return RowProblem(f"the chat template refuses the messages: {e}")
+
+
+def _encode_tokens(encoder: Encoder, rows: Sequence[Tokens]) -> list[Encoded | RowProblem]:
+    """Ids and labels as they are."""
+    return [_check_tokens(encoder, row.ids_T, row.labels_T) for row in rows]
+
+
+def _check_tokens(
+    encoder: Encoder, ids_T: np.ndarray, labels_T: np.ndarray
+) -> Encoded | RowProblem:
+    size = len(encoder.tokenizer)
+    labels_S = labels_T[labels_T != IGNORE]
+    for name, values in (("input_ids", ids_T), ("labels", labels_S)):
+        outside = values[(values < 0) | (values >= size)]
+        if len(outside):
+            return RowProblem(f"`{name}` has {outside[0]}: the tokenizer's ids are 0 to {size - 1}")
+    start = _first_supervised(labels_T)
+    prompt, response = (encoder.tokenizer.decode(ids) for ids in (ids_T[:start], labels_S))
+    return Encoded(ids_T, labels_T, start, prompt, response)
+
+
+ENCODERS = {Rendered: _encode_rendered, Chat: _encode_chats, Tokens: _encode_tokens}
+
+
+def _head(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    probe = tokenizer("a", return_special_tokens_mask=True)
+    mask = probe["special_tokens_mask"]
+    return tuple(probe["input_ids"][: mask.index(0)])
+
+
+def _first_supervised(labels_T: np.ndarray) -> int:
+    supervised = np.flatnonzero(labels_T != IGNORE)
+    return int(supervised[0]) if len(supervised) else len(labels_T)
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"cannot read `data.chat_template` {path}: {e}") from e
