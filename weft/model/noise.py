@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 
+import numpy as np
 import torch
 
 from weft.core.keys import Key
@@ -21,8 +23,14 @@ def uniform(shape: Sequence[int], low: float, high: float, key: Key) -> torch.Te
 
 
 def keep_mask(shape: Sequence[int], drop: float, key: Key) -> torch.Tensor:
-    """Boolean mask, True with probability 1 - drop: what dropout keeps."""
-    return torch.empty(tuple(shape)).uniform_(generator=generator(key)) >= drop
+    """Boolean mask, True with probability 1 - drop: what dropout keeps.
+
+    Compares raw 32-bit draws with a threshold (so the probability is exact to 2^-32), which is
+    several times faster than drawing floats.
+    """
+    count = prod(shape)
+    raw = key.numpy().bit_generator.random_raw((count + 1) // 2).view(np.uint32)[:count]
+    return torch.from_numpy(raw >= np.uint32(round(drop * 2**32))).view(tuple(shape))
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""Many adapters over one frozen base, in one forward.
+
+Shapes: N members, r rank, I and O the inputs and outputs of a site, M positions of one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from weft.model.adapter import Adapter, Layout
+
+
+@dataclass(frozen=True, eq=False)
+class Weave:
+    """What N members do at one site: delta = scale * (x @ A^T) @ B^T, member by member."""
+
+    a_NrI: torch.Tensor
+    b_NOr: torch.Tensor
+    scale_N11: torch.Tensor
+
+    def delta(self, x_NMI: torch.Tensor) -> torch.Tensor:
+        """The change of the site's output, [N, M, O] in fp32."""
+        z_NMr = torch.bmm(x_NMI, self.a_NrI.transpose(1, 2)) * self.scale_N11
+        return torch.bmm(z_NMr, self.b_NOr.transpose(1, 2))
+
+    def members(self, start: int, stop: int) -> Weave:
+        """Members start..stop-1 only (views)."""
+        return Weave(*(t[start:stop] for t in (self.a_NrI, self.b_NOr, self.scale_N11)))
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """N members by name. A member whose B is zero everywhere is the base itself."""
+
+    members: tuple[str, ...]
+    sites: Mapping[str, Weave]
+
+    @classmethod
+    def from_flat(cls, members: Sequence[str], layout: Layout, flat_NP: torch.Tensor) -> Bank:
+        """Members of one layout, as views of `flat_NP` through which gradients flow."""
+        count = len(members)
+        factors = layout.factors(flat_NP)
+        scales = {slot.site.name: slot.scale for slot in layout.slots}
+        sites = {
+            name: Weave(a, b, torch.full((count, 1, 1), scales[name], device=flat_NP.device))
+            for name, (a, b) in factors.items()
+        }
+        return cls(tuple(members), sites)
+
+    @classmethod
+    def of(cls, members: Mapping[str, Adapter | None]) -> Bank:
+        """Adapters of any layouts side by side; None is the base itself.
+
+        The bank covers the union of their sites; smaller ranks and missing sites are filled with
+        zeros, which changes no member's function.
+        """
+        adapters = list(members.values())
+        slots: dict[str, list[tuple[int, torch.Tensor, torch.Tensor, float]]] = {}
+        for index, adapter in enumerate(adapters):
+            if adapter is None:
+                continue
+            for name, (a_rI, b_Or) in adapter.sites.items():
+                scale = adapter.layout.by_name[name].scale
+                slots.setdefault(name, []).append((index, a_rI, b_Or, scale))
+        sites = {name: _padded(len(adapters), parts) for name, parts in slots.items()}
+        return cls(tuple(members), sites)
+
+    def part(self, start: int, stop: int) -> Bank:
+        """Members start..stop-1 only."""
+        sites = {name: weave.members(start, stop) for name, weave in self.sites.items()}
+        return Bank(self.members[start:stop], sites)
+
+    def to(self, device: torch.device) -> Bank:
+        """The same bank on another device."""
+        moved = {
+            name: Weave(w.a_NrI.to(device), w.b_NOr.to(device), w.scale_N11.to(device))
+            for name, w in self.sites.items()
+        }
+        return Bank(self.members, moved)
+
+
+def _padded(count: int, parts: list[tuple[int, torch.Tensor, torch.Tensor, float]]) -> Weave:
+    rank = max(a_rI.shape[0] for _, a_rI, _, _ in parts)
+    _, a, b, _ = parts[0]
+    a_NrI = a.new_zeros(count, rank, a.shape[1])
+    b_NOr = b.new_zeros(count, b.shape[0], rank)
+    scale_N11 = a.new_zeros(count, 1, 1)
+    for index, a_rI, b_Or, scale in parts:
+        a_NrI[index, : a_rI.shape[0]] = a_rI
+        b_NOr[index, :, : b_Or.shape[1]] = b_Or
+        scale_N11[index] = scale
+    return Weave(a_NrI, b_NOr, scale_N11)

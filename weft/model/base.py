@@ -1,0 +1,149 @@
+"""The frozen base model: loading, what it is called, and proof that it has not changed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from weft.core.batch import Batch, Example
+from weft.core.errors import InputError
+from weft.data.tokenizer import load_tokenizer, resolve_base
+from weft.model.attention import NAME as PACKED
+from weft.model.adapter import Site
+from weft.model.config import DType
+from weft.model.rows import Block
+from weft.model.sites import find_sites
+
+DTYPES: dict[DType, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A causal language model whose weights nothing in Weft writes.
+
+    `packs` says how batches reach it: as one row without padding (the fast path, taken when
+    a trial at loading time shows that it gives the model's own logits), or padded.
+    """
+
+    ref: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    packs: bool
+    notice: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.model.dtype
+
+    @property
+    def body(self) -> torch.nn.Module:
+        """The model without its output head."""
+        return self.model.base_model
+
+    @property
+    def head(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight [V, D] and bias [V] of the output head."""
+        layer = self.model.get_output_embeddings()
+        return layer.weight, getattr(layer, "bias", None)
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that the model was built for, where its configuration says so."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def pad_id(self) -> int:
+        """A token to fill padded rows with; it is masked, so any will do."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(i for i in ids if i is not None)
+
+    @cached_property
+    def sites(self) -> dict[str, Site]:
+        """Every place that can carry an adapter."""
+        return find_sites(self.model)
+
+    def fingerprint(self) -> str:
+        """sha256 over names, shapes, dtypes and bytes of all weights, computed anew each time."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def load_base(ref: str, dtype: DType = "float32", device: str = "cpu") -> Base:
+    """Load a base by name (`weft/tiny`), directory or hub id, frozen and in evaluation mode."""
+    path = resolve_base(ref)
+    tokenizer = load_tokenizer(ref)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=DTYPES[dtype], use_safetensors=True, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"base: cannot load a causal language model from {ref!r}: {first_line(error)}",
+            hint="a base is `weft/tiny`, a directory with config.json and safetensors, or a hub id",
+        ) from error
+    return prepare(ref, model.to(device), tokenizer)
+
+
+def prepare(ref: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Base:
+    """A loaded model as a frozen base, in the fastest arrangement that gives its own logits."""
+    model.eval().requires_grad_(False)
+    base = Base(ref, model, tokenizer, packs=False)
+    with torch.no_grad():
+        own = [_log_probs(base, [ids]) for ids in TRIAL]
+        try:
+            model.set_attn_implementation(PACKED)
+            packed = _log_probs(replace(base, packs=True), TRIAL)
+            gap = (packed - torch.cat(own)).abs().max().item()
+            reason = f"its logits then differ by {gap:.2g}"
+            packs = gap <= TRIAL_TOLERANCE[model.dtype]
+        except Exception as error:  # whatever a foreign model raises, it cannot be packed
+            packs, reason = False, first_line(error)
+    if packs:
+        return replace(base, packs=True)
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    name = type(model).__name__
+    return replace(
+        base, notice=f"{name} runs on padded batches: it cannot run without padding ({reason})"
+    )
+
+
+TRIAL = ([3, 7, 5, 2, 9, 4], [8, 6, 3])
+TRIAL_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+"""Log-probability gap that rounding explains; another attention mask gives gaps around 1."""
+
+
+def _log_probs(base: Base, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    from weft.model.forward import make_rows, target_logits
+    from weft.model.weaving import NOTHING
+
+    examples = [Example(str(i), np.array(r), np.array(r)) for i, r in enumerate(rows)]
+    block = Block(0, 1, Batch(tuple(examples)))
+    made = make_rows(base, [block])
+    cells = made.targets.cell_S.argsort(stable=True)
+    return target_logits(base, NOTHING, made).log_softmax(-1)[cells]
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

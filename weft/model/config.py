@@ -1,0 +1,61 @@
+"""What a configuration says of the base and of the adapter (no torch: read by `weft check`)."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class AdapterConfig(BaseModel):
+    """The low-rank change that is trained: dW = scale * B @ A at each target."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: Annotated[int, Field(ge=1, description="r, the inner dimension of B @ A")] = 8
+    alpha: Annotated[
+        float | None, Field(gt=0, description="scale = alpha / rank (default: 2 * rank)")
+    ] = None
+    scale: Annotated[
+        float | None, Field(gt=0, description="the multiplier of B @ A itself, instead of alpha")
+    ] = None
+    rslora: Annotated[bool, Field(description="scale = alpha / sqrt(rank)")] = False
+    dropout: Annotated[
+        float, Field(ge=0, lt=1, description="dropout on the input of A, while training")
+    ] = 0.0
+    targets: Annotated[
+        tuple[str, ...] | Literal["all-linear"],
+        Field(description="module names, or suffixes of them, or all-linear (all but the head)"),
+    ] = "all-linear"
+    layers: Annotated[
+        tuple[int, ...] | str | None,
+        Field(description="`last N`, `first N`, or a list of layer numbers (default: all layers)"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> AdapterConfig:
+        if self.scale is not None and (self.alpha is not None or self.rslora):
+            raise ValueError("`scale` is the multiplier itself: give it, or alpha and rslora")
+        if isinstance(self.layers, str) and not re.fullmatch(r"(last|first) [1-9]\d*", self.layers):
+            raise ValueError(f"`layers` is `last N`, `first N` or a list, not {self.layers!r}")
+        if not self.targets:
+            raise ValueError("`targets` is empty: nothing would be trained")
+        return self
+
+    @property
+    def effective_scale(self) -> float:
+        """The one multiplier of B @ A that follows from alpha, rank, rslora or scale."""
+        if self.scale is not None:
+            return self.scale
+        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
+        return alpha / math.sqrt(self.rank) if self.rslora else alpha / self.rank
+
+    @property
+    def effective_alpha(self) -> float:
+        """The alpha that gives `effective_scale` by the rule in force."""
+        root = math.sqrt(self.rank) if self.rslora else self.rank
+        return self.effective_scale * root

@@ -1,0 +1,61 @@
+"""One forward of the base with adapters over it: scores, logits, or a loss to differentiate.
+
+Shapes: S targets of the forward, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from weft.model.base import Base
+from weft.model.losses import HeadNLL, head_scores, logit_scores
+from weft.model.rows import Block, PackedRows, pack, pad
+from weft.model.weaving import Rows, Weft, woven
+
+
+def make_rows(base: Base, blocks: Sequence[Block]) -> Rows:
+    """The blocks in the arrangement that this base takes."""
+    if base.packs:
+        return pack(blocks, base.device)
+    return pad(blocks, base.pad_id, base.device)
+
+
+def target_nll(base: Base, weft: Weft, rows: Rows) -> torch.Tensor:
+    """nll_S in fp32, differentiable with respect to the bank."""
+    if isinstance(rows, PackedRows):
+        hidden_SD = _target_hidden(base, weft, rows)
+        weight_VD, bias_V = base.head
+        return HeadNLL.apply(hidden_SD, weight_VD, bias_V, rows.targets.token_S)
+    logits_SV = target_logits(base, weft, rows)
+    return torch.nn.functional.cross_entropy(logits_SV, rows.targets.token_S, reduction="none")
+
+
+@torch.no_grad()
+def target_scores(base: Base, weft: Weft, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """(nll_S in fp32, correct_S), without a graph."""
+    if isinstance(rows, PackedRows):
+        return head_scores(_target_hidden(base, weft, rows), *base.head, rows.targets.token_S)
+    return logit_scores(target_logits(base, weft, rows), rows.targets.token_S)
+
+
+def target_logits(base: Base, weft: Weft, rows: Rows) -> torch.Tensor:
+    """The logits [S, V] in fp32 from which the targets are predicted."""
+    if isinstance(rows, PackedRows):
+        hidden_SD = _target_hidden(base, weft, rows)
+        return torch.nn.functional.linear(hidden_SD, *base.head).float()
+    with woven(base.model, weft, rows):
+        out = base.model(input_ids=rows.ids_RL, attention_mask=rows.mask_RL, use_cache=False)
+    return out.logits.flatten(0, 1)[rows.targets.index_S].float()
+
+
+def _target_hidden(base: Base, weft: Weft, rows: PackedRows) -> torch.Tensor:
+    with woven(base.model, weft, rows):
+        out = base.body(
+            input_ids=rows.ids_1T,
+            position_ids=rows.positions_1T,
+            use_cache=False,
+            weft_rows=rows,
+        )
+    return out.last_hidden_state[0].index_select(0, rows.targets.index_S)

@@ -1,0 +1,84 @@
+"""Cross-entropy at supervised positions over a frozen output head, in fp32 and in chunks.
+
+Shapes: S targets, D hidden size, V vocabulary, c targets of one chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+CHUNK_NUMBERS = 8_000_000
+"""Logits held at a time (32 MB in fp32); smaller chunks are slower, larger ones are not faster."""
+
+
+class HeadNLL(torch.autograd.Function):
+    """Negative log-likelihood of tokens under softmax(h @ W^T + bias), with W frozen.
+
+    The gradient for h is (softmax - onehot) @ W. It is formed while a chunk's logits are at hand,
+    so the [S, V] logits never exist and the head is multiplied once each way. The idea is that of
+    cut cross-entropy (arXiv 2411.09009), without the custom kernels.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_SD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        token_S: torch.Tensor,
+    ) -> torch.Tensor:
+        """nll_S in fp32."""
+        needs = ctx.needs_input_grad[0]
+        nll_S = torch.empty(len(token_S), dtype=torch.float32, device=hidden_SD.device)
+        grad_SD = torch.empty_like(hidden_SD) if needs else None
+        for at in chunks(len(token_S), weight_VD.shape[0]):
+            token_c = token_S[at, None]
+            logits_cV = torch.nn.functional.linear(hidden_SD[at], weight_VD, bias_V).float()
+            norm_c1 = logits_cV.logsumexp(-1, keepdim=True)
+            nll_S[at] = (norm_c1 - logits_cV.gather(1, token_c)).squeeze(1)
+            if grad_SD is not None:
+                p_cV = logits_cV.sub_(norm_c1).exp_()
+                p_cV.scatter_add_(1, token_c, p_cV.new_full(token_c.shape, -1.0))
+                torch.mm(p_cV.to(weight_VD.dtype), weight_VD, out=grad_SD[at])
+        ctx.save_for_backward(grad_SD)
+        return nll_S
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        """Chain rule: one scale a row."""
+        (grad_SD,) = ctx.saved_tensors
+        return (grad_SD * grads[0][:, None].to(grad_SD.dtype), None, None, None)
+
+
+def chunks(targets: int, vocabulary: int) -> list[slice]:
+    """Slices of the targets whose logits fit `CHUNK_NUMBERS`."""
+    size = max(1, CHUNK_NUMBERS // vocabulary)
+    return [slice(start, start + size) for start in range(0, targets, size)]
+
+
+@torch.no_grad()
+def head_scores(
+    hidden_SD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    token_S: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(nll_S in fp32, correct_S): the loss, and whether the token is the most likely one."""
+    nll, correct = [], []
+    for at in chunks(len(token_S), weight_VD.shape[0]):
+        logits_cV = torch.nn.functional.linear(hidden_SD[at], weight_VD, bias_V)
+        nll_c, correct_c = logit_scores(logits_cV, token_S[at])
+        nll.append(nll_c)
+        correct.append(correct_c)
+    return torch.cat(nll), torch.cat(correct)
+
+
+def logit_scores(
+    logits_SV: torch.Tensor, token_S: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(nll_S in fp32, correct_S) of given logits."""
+    logits_SV = logits_SV.float()
+    chosen_S = logits_SV.gather(1, token_S[:, None]).squeeze(1)
+    return logits_SV.logsumexp(-1) - chosen_S, logits_SV.argmax(-1) == token_S

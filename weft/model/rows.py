@@ -1,0 +1,195 @@
+"""Batches to tensors: what one forward sees, and which cell of the score table each target fills.
+
+A forward scores *blocks*. A block is a batch shared by N members: every member reads the same
+tokens. Scoring is one block with all members; training several adapters at once is one block a
+member, each with its own batch.
+
+Two arrangements give the same numbers:
+
+* `PackedRows`: one long row without padding. A block lies token by token and, within a token,
+  member by member, so that a member's rows and an example's tokens are both plain strides.
+* `PaddedRows`: one row for each (example, member), padded on the right, for models whose own
+  forward must see ordinary batches.
+
+Shapes: N members and M positions (of one member) of a block, R padded rows, L their length,
+T all positions of the forward, S all targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from weft.core.batch import IGNORE, Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A batch, and the members (start..stop-1 of the bank) that all read it."""
+
+    start: int
+    stop: int
+    batch: Batch
+
+    @property
+    def members(self) -> int:
+        """N."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The supervised positions of a forward.
+
+    `index_S` is the position whose hidden state predicts the token `token_S`; `cell_S` numbers
+    the (member, example) pair that it counts for, block by block, examples fastest.
+    """
+
+    index_S: torch.Tensor
+    token_S: torch.Tensor
+    cell_S: torch.Tensor
+    cells: int
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Consecutive examples of equal length in a packed block: count x length x members tokens."""
+
+    count: int
+    length: int
+    members: int
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the piece in the packed row."""
+        return self.count * self.length * self.members
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRows:
+    """One row without padding, of T positions."""
+
+    blocks: tuple[Block, ...]
+    ids_1T: torch.Tensor
+    positions_1T: torch.Tensor
+    pieces: tuple[Piece, ...]
+    targets: Targets
+
+    def split(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Activations [..., I] of the forward as one [N, M, I] for each block."""
+        sizes = [block.members * block.batch.tokens for block in self.blocks]
+        parts = x.reshape(-1, x.shape[-1]).split(sizes)
+        return [
+            part.unflatten(0, (-1, block.members)).transpose(0, 1)
+            for part, block in zip(parts, self.blocks, strict=True)
+        ]
+
+    def join(self, parts_NMO: list[torch.Tensor]) -> torch.Tensor:
+        """The inverse of `split`, as [T, O]."""
+        flat = [part.transpose(0, 1).flatten(0, 1) for part in parts_NMO]
+        return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedRows:
+    """R rows of L positions, examples in order and, within an example, members in order."""
+
+    blocks: tuple[Block, ...]
+    ids_RL: torch.Tensor
+    mask_RL: torch.Tensor
+    targets: Targets
+
+    def split(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Activations [..., I] of the forward as one [N, M, I] for each block."""
+        rows, length = self.ids_RL.shape
+        x_RLI = x.reshape(rows, length, x.shape[-1])
+        parts = x_RLI.split([block.members * len(block.batch.examples) for block in self.blocks])
+        return [
+            part.unflatten(0, (-1, block.members)).transpose(0, 1).flatten(1, 2)
+            for part, block in zip(parts, self.blocks, strict=True)
+        ]
+
+    def join(self, parts_NMO: list[torch.Tensor]) -> torch.Tensor:
+        """The inverse of `split`, as [R * L, O]."""
+        length = self.ids_RL.shape[1]
+        rows = [part.unflatten(1, (-1, length)).transpose(0, 1) for part in parts_NMO]
+        return torch.cat([part.flatten(0, 2) for part in rows])
+
+
+def pack(blocks: Sequence[Block], device: torch.device) -> PackedRows:
+    """Blocks as one row without padding."""
+    ids, positions, pieces, targets = [], [], [], _TargetList()
+    start = 0
+    for block in blocks:
+        examples, count = block.batch.examples, block.members
+        lengths = np.array([e.tokens for e in examples])
+        order = np.argsort(lengths, kind="stable")
+        offsets = np.concatenate([[0], np.cumsum(lengths[order])])[:-1]
+        ids.append(np.repeat(np.concatenate([examples[i].ids_T for i in order]), count))
+        positions.append(np.repeat(np.concatenate([np.arange(lengths[i]) for i in order]), count))
+        for length, rows in zip(*np.unique(lengths, return_counts=True), strict=True):
+            pieces.append(Piece(int(rows), int(length), count))
+        for offset, i in zip(offsets, order, strict=True):
+            labels = examples[i].labels_T
+            at = np.nonzero(labels[1:] != IGNORE)[0]
+            index = start + (offset + at)[:, None] * count + np.arange(count)
+            targets.add(index, labels[at + 1], int(i))
+        targets.close(block)
+        start += count * block.batch.tokens
+    as_row = lambda parts: torch.from_numpy(np.concatenate(parts))[None].to(device)  # noqa: E731
+    return PackedRows(
+        tuple(blocks), as_row(ids), as_row(positions), tuple(pieces), targets.tensors(device)
+    )
+
+
+def pad(blocks: Sequence[Block], fill: int, device: torch.device) -> PaddedRows:
+    """Blocks as ordinary rows, padded on the right with token `fill` (which nothing attends to)."""
+    length = max(e.tokens for block in blocks for e in block.batch.examples)
+    ids, mask, targets = [], [], _TargetList()
+    row = 0
+    for block in blocks:
+        count = block.members
+        for i, example in enumerate(block.batch.examples):
+            padded = np.full((count, length), fill, dtype=np.int64)
+            padded[:, : example.tokens] = example.ids_T
+            ids.append(padded)
+            mask.append(np.broadcast_to(np.arange(length) < example.tokens, padded.shape))
+            at = np.nonzero(example.labels_T[1:] != IGNORE)[0]
+            index = at[:, None] + (row + np.arange(count)) * length
+            targets.add(index, example.labels_T[at + 1], i)
+            row += count
+        targets.close(block)
+    stack = lambda parts: torch.from_numpy(np.concatenate(parts)).to(device)  # noqa: E731
+    return PaddedRows(tuple(blocks), stack(ids), stack(mask).long(), targets.tensors(device))
+
+
+class _TargetList:
+    """Gathers the targets of one block after another."""
+
+    def __init__(self) -> None:
+        self.index: list[np.ndarray] = []
+        self.token: list[np.ndarray] = []
+        self.cell: list[np.ndarray] = []
+        self.open: list[tuple[np.ndarray, int]] = []
+        self.cells = 0
+
+    def add(self, index_tN: np.ndarray, token_t: np.ndarray, example: int) -> None:
+        self.index.append(index_tN.reshape(-1))
+        self.token.append(np.repeat(token_t, index_tN.shape[1]))
+        self.open.append((index_tN, example))
+
+    def close(self, block: Block) -> None:
+        rows = len(block.batch.examples)
+        for index_tN, example in self.open:
+            cell_N = self.cells + np.arange(block.members) * rows + example
+            self.cell.append(np.broadcast_to(cell_N, index_tN.shape).reshape(-1))
+        self.open.clear()
+        self.cells += rows * block.members
+
+    def tensors(self, device: torch.device) -> Targets:
+        parts = (self.index, self.token, self.cell)
+        index, token, cell = (torch.from_numpy(np.concatenate(p)).to(device) for p in parts)
+        return Targets(index, token, cell, self.cells)
