@@ -1,0 +1,137 @@
+"""The engine in this process: scores and differentiates many adapters in one forward.
+
+Shapes: L lanes (adapters that train together), N members, E examples, P parameters, S targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from weft.core.batch import Batch
+from weft.core.keys import Key
+from weft.methods.estimate import Gradient
+from weft.model.adapter import Adapter, Layout
+from weft.model.bank import Bank
+from weft.model.base import Base
+from weft.model.forward import make_rows, target_nll, target_scores
+from weft.model.noise import global_generator
+from weft.model.rows import Block
+from weft.model.weaving import Dropout, Weft
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One row a member, one column an example: loss sums, hits, and the count of both."""
+
+    loss_NE: np.ndarray
+    correct_NE: np.ndarray
+    count_E: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class LocalEngine:
+    """Forwards of one base with adapters over it.
+
+    `members_per_forward` and `rows_per_forward` bound the memory of one forward; they change no
+    result beyond rounding. `layout` is that of the adapters that train; `stack` lies below every
+    member.
+    """
+
+    base: Base
+    layout: Layout = field(default=Layout(()))
+    stack: Adapter | None = None
+    dropout: float = 0.0
+    base_dropout: bool = False
+    members_per_forward: int | None = None
+    rows_per_forward: int | None = None
+
+    def score(self, bank: Bank, batch: Batch) -> Scores:
+        """Every member on every example, without a graph and without dropout."""
+        bank = bank.to(self.base.device)
+        members, examples = len(bank.members), len(batch.examples)
+        loss_NE = np.zeros((members, examples))
+        correct_NE = np.zeros((members, examples), dtype=np.int64)
+        column = 0
+        for part in batch.micro(self.rows_per_forward or examples):
+            for start, stop in _spans(members, self.members_per_forward):
+                weft = Weft(bank.part(start, stop), self.stack)
+                rows = make_rows(self.base, [Block(0, stop - start, part)])
+                nll_S, correct_S = target_scores(self.base, weft, rows)
+                cell_S = rows.targets.cell_S.cpu().numpy()
+                here = np.s_[start:stop, column : column + len(part.examples)]
+                shape = (stop - start, len(part.examples))
+                for table, values_S in ((loss_NE, nll_S), (correct_NE, correct_S)):
+                    sums = np.bincount(cell_S, values_S.cpu().numpy(), rows.targets.cells)
+                    table[here] = sums.reshape(shape)
+            column += len(part.examples)
+        count_E = np.array([example.supervised for example in batch.examples])
+        return Scores(loss_NE, correct_NE, count_E)
+
+    def gradient(
+        self, theta_LP: torch.Tensor, batches: Sequence[Batch], keys: Sequence[Key]
+    ) -> Gradient:
+        """The gradient of each lane's loss: nll over all its rows / all its supervised tokens.
+
+        The denominator is that of the whole batch, so splitting a batch into several forwards
+        changes nothing but the rounding.
+        """
+        theta_LP = theta_LP.detach().requires_grad_()
+        gradient_LP = torch.zeros_like(theta_LP)
+        lanes = len(batches)
+        loss_L = np.zeros(lanes)
+        counts = [batch.supervised for batch in batches]
+        names = tuple(map(str, range(lanes)))
+        parts = [batch.micro(self.rows_per_forward or len(batch.examples)) for batch in batches]
+        for number, micro in enumerate(zip_longest(*parts)):
+            for start, stop in _spans(lanes, self.members_per_forward):
+                live = [lane for lane in range(start, stop) if micro[lane] is not None]
+                if not live:
+                    continue
+                bank = Bank.from_flat(names, self.layout, theta_LP)
+                rows = make_rows(self.base, [Block(i, i + 1, micro[i]) for i in live])
+                noise = [keys[i].fold("micro", number) for i in live]
+                weft = Weft(bank, self.stack, self._dropout(noise))
+                lane_S = _lanes_of(rows.targets.cell_S, [len(micro[i].examples) for i in live])
+                weight_S = torch.tensor([1 / counts[i] for i in live], device=lane_S.device)[lane_S]
+                with self._base_mode(noise[0]):
+                    nll_S = target_nll(self.base, weft, rows)
+                    (part_LP,) = torch.autograd.grad((nll_S * weight_S).sum(), theta_LP)
+                gradient_LP += part_LP
+                sums = np.bincount(lane_S.cpu(), nll_S.detach().cpu(), len(live))
+                loss_L[live] += sums / np.array([counts[i] for i in live])
+        return Gradient(gradient_LP, tuple(loss_L.tolist()))
+
+    def _dropout(self, keys: Sequence[Key]) -> Dropout | None:
+        return Dropout(self.dropout, tuple(keys)) if self.dropout else None
+
+    @contextmanager
+    def _base_mode(self, key: Key) -> Iterator[None]:
+        """The base's own dropout on, with keyed noise, if this engine is asked for that."""
+        if not self.base_dropout:
+            yield
+            return
+        self.base.model.train()
+        try:
+            with global_generator(key.fold("base dropout")):
+                yield
+        finally:
+            self.base.model.eval()
+
+
+def _lanes_of(cell_S: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Which of the live lanes each target belongs to, from its cell number."""
+    ends = torch.tensor(np.cumsum(rows), device=cell_S.device)
+    return torch.bucketize(cell_S, ends, right=True)
+
+
+def _spans(count: int, size: int | None) -> Iterator[tuple[int, int]]:
+    step = size or max(count, 1)
+    for start in range(0, count, step):
+        yield start, min(start + step, count)

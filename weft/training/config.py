@@ -1,0 +1,123 @@
+"""The configuration of a run: one section a concern, each declared by its owner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from weft.data.config import DataConfig
+from weft.methods.config import BackpropConfig, MethodConfig, OptimiserConfig
+from weft.model.config import AdapterConfig, DType
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One adapter of a run: its seed and its learning rate."""
+
+    name: str
+    seed: int
+    lr: float
+
+
+class ObjectiveConfig(BaseModel):
+    """What is minimised."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[
+        Literal["nll"], Field(description="negative log-likelihood of the supervised tokens")
+    ] = "nll"
+
+
+class EvalConfig(BaseModel):
+    """When and how the validation split is scored while training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: Annotated[int, Field(ge=0, description="steps between evaluations; 0 for none")] = 50
+    batch_size: Annotated[int, Field(ge=1, description="rows of one forward")] = 32
+    rows: Annotated[
+        int | None, Field(ge=1, description="first rows of the split to score (default: all)")
+    ] = None
+
+
+class RunConfig(BaseModel):
+    """Everything that determines a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str | None, Field(description="names the run directory")] = None
+    description: Annotated[str, Field(description="one line for people")] = ""
+    base: Annotated[str, Field(description="weft/tiny, a directory, or a hub id")] = "weft/tiny"
+    dtype: Annotated[DType, Field(description="of the base; adapters and losses are fp32")] = (
+        "float32"
+    )
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps)$")] = "cpu"
+    base_dropout: Annotated[
+        bool, Field(description="let the base use its own dropout while training")
+    ] = False
+    data: DataConfig
+    adapter: AdapterConfig = AdapterConfig()
+    method: MethodConfig = BackpropConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    batch_size: Annotated[int, Field(ge=1, description="rows of one step")] = 4
+    micro_batch_size: Annotated[
+        int | None,
+        Field(ge=1, description="rows of one forward: gradient accumulation (default: all)"),
+    ] = None
+    steps: Annotated[int | None, Field(ge=1, description="length in steps")] = None
+    epochs: Annotated[
+        float | None, Field(gt=0, description="length in passes over the training split")
+    ] = None
+    eval: EvalConfig = EvalConfig()
+    keep: Annotated[
+        Literal["best", "last"], Field(description="which adapter the run ends with")
+    ] = "best"
+    checkpoint_every: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 50
+    members_per_forward: Annotated[
+        int | None, Field(ge=1, description="adapters in one forward (default: all)")
+    ] = None
+    seed: Annotated[int, Field(ge=0, description="of every draw in the run")] = 0
+    seeds: Annotated[
+        tuple[int, ...] | None, Field(description="train one adapter for each, in one run")
+    ] = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        problems = []
+        if (self.steps is None) == (self.epochs is None):
+            problems.append("give `steps` or `epochs`, one of the two")
+        if self.seeds is not None and len(set(self.seeds)) != len(self.seeds):
+            problems.append(f"`seeds` {list(self.seeds)} names one twice")
+        lrs = self.optimiser.lrs
+        if not lrs or min(lrs) <= 0 or len(set(lrs)) != len(lrs):
+            problems.append(f"`optimiser.lr` must be positive and different, got {list(lrs)}")
+        if self.base_dropout and len(self.lanes) > 1:
+            problems.append(
+                "`base_dropout` draws one noise for the whole forward, so it cannot be used when "
+                "several adapters train in one run"
+            )
+        if self.keep == "best" and self.eval.every == 0:
+            problems.append("`keep: best` needs evaluations: set `eval.every`, or `keep: last`")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """The adapters that this run trains: every seed with every learning rate."""
+        seeds = self.seeds or (self.seed,)
+        lrs = self.optimiser.lrs
+        return tuple(
+            Lane(_lane_name(seed, lr, len(seeds) > 1, len(lrs) > 1), seed, lr)
+            for seed in seeds
+            for lr in lrs
+        )
+
+
+def _lane_name(seed: int, lr: float, many_seeds: bool, many_lrs: bool) -> str:
+    parts = [f"seed-{seed}"] * many_seeds + [f"lr-{lr:g}"] * many_lrs
+    return "-".join(parts) or "adapter"

@@ -1,0 +1,211 @@
+"""A recipe or file and `key=value` overrides to one checked configuration with its origins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from weft.core.errors import InputError, did_you_mean
+from weft.training.config import RunConfig
+
+RIVALS = {
+    "data.task": ("data.path", "data.valid_path", "data.test_path", "data.format"),
+    "data.path": ("data.task",),
+    "steps": ("epochs",),
+    "epochs": ("steps",),
+    "adapter.alpha": ("adapter.scale",),
+    "adapter.scale": ("adapter.alpha", "adapter.rslora"),
+}
+"""Keys that make no sense together: an override of one clears the others, and says so."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked configuration, and where each of its values came from."""
+
+    config: RunConfig
+    origins: dict[str, str]
+    source: str
+    text: str
+    notices: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's name: the one it gives itself, or that of its file."""
+        return self.config.name or Path(self.source).stem
+
+
+def recipe_paths() -> dict[str, Path]:
+    """The recipes that ship with Weft, by name."""
+    folder = Path(str(files("weft") / "training" / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def resolve(source: str, overrides: Sequence[str] = ()) -> Resolved:
+    """Read `source` (a recipe's name or a YAML file), apply overrides, and check everything.
+
+    Raises one `InputError` that lists every problem: key, value, where it was given, and a hint.
+    """
+    path = _find(source)
+    values = _read_yaml(path)
+    origins = dict.fromkeys(_leaves(values), f"file {path.name}")
+    notices = []
+    for override in overrides:
+        key, value = _parse(override)
+        for rival in RIVALS.get(key, ()):
+            if value is not None and _remove(values, rival) is not None:
+                origins.pop(rival, None)
+                notices.append(f"{key}={value} on the command line clears {rival} of {path.name}")
+        _put(values, key, value)
+        origins = {k: o for k, o in origins.items() if not k.startswith(f"{key}.")}
+        origins |= dict.fromkeys(_leaves(value, key), "command line")
+    return _checked(values, origins, str(path), notices)
+
+
+def from_record(config: dict[str, Any], origins: dict[str, str], source: str) -> Resolved:
+    """The configuration that a run stored about itself."""
+    return _checked(config, origins, source, [])
+
+
+def _checked(
+    values: dict[str, Any], origins: dict[str, str], source: str, notices: list[str]
+) -> Resolved:
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(issue, origins) for issue in error.errors()]
+        count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+        raise InputError(
+            f"the configuration {source} has {count}:\n  " + "\n  ".join(problems),
+            hint="`weft check` shows a configuration as it is understood",
+        ) from None
+    whole = {key: origins.get(key, "default") for key in _leaves(config.model_dump(mode="json"))}
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return Resolved(config, whole, source, text, tuple(notices))
+
+
+def _find(source: str) -> Path:
+    recipes = recipe_paths()
+    if source in recipes:
+        return recipes[source]
+    path = Path(source)
+    if path.is_file():
+        return path
+    near = did_you_mean(source, list(recipes))
+    raise InputError(
+        f"there is no recipe and no file {source!r}",
+        hint=near or f"recipes: {', '.join(recipes)} (see `weft recipes`)",
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 2e-4 is a number and a key may stand once."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|INF)$|^\.(nan|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"`{key}` stands twice", None)
+    values = [loader.construct_object(value, deep=True) for _, value in node.value]
+    return dict(zip(keys, values, strict=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = _load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold keys and values, not {type(values).__name__}")
+    return values
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
+
+
+def _parse(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(
+            f"{override!r} is not key=value", hint="for example steps=100 or adapter.rank=4"
+        )
+    try:
+        return key, _load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"the value of {override!r} is not YAML: {error}") from None
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"{key}: {section!r} is {inner!r}, not a section")
+        values = inner
+    values[leaf] = value
+
+
+def _remove(values: dict[str, Any], key: str) -> Any:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        values = values.get(section, {})
+    return values.pop(leaf, None) if isinstance(values, dict) else None
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[str]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key
+
+
+def _explain(issue: Any, origins: dict[str, str]) -> str:
+    where = [str(part) for part in issue["loc"] if _is_key(part)]
+    key = ".".join(where) or "configuration"
+    origin = origins.get(key)
+    given = "" if isinstance(issue["input"], dict) else f", got {issue['input']!r}"
+    if issue["type"] == "extra_forbidden":
+        near = did_you_mean(where[-1], _fields(where[:-1]))
+        return f"{key}: no such key" + (f" ({near})" if near else "") + _from(origin)
+    message = issue["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}{given}{_from(origin)}"
+
+
+def _from(origin: str | None) -> str:
+    return f" [{origin}]" if origin else ""
+
+
+def _is_key(part: Any) -> bool:
+    """Pydantic mixes in the names of union branches, such as `tuple[str, ...]`."""
+    return isinstance(part, str) and part.isidentifier() and part not in ("int", "float", "str")
+
+
+def _fields(path: Sequence[str]) -> list[str]:
+    model: Any = RunConfig
+    for part in path:
+        kinds = [model.model_fields[part].annotation] if part in model.model_fields else []
+        kinds += [arg for kind in kinds for arg in get_args(kind)]
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
