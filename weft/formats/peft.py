@@ -20,6 +20,7 @@ from weft.formats import peft_config
 from weft.formats.loaded import LoadedAdapter
 from weft.formats.peft_config import PeftConfig
 from weft.model.adapter import Adapter, Layout, Site, Slot
+from weft.model.sites import ALIASES
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -149,8 +150,16 @@ def _by_site(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Factors], l
         elif not tensors[name].is_floating_point():
             foreign.append(f"tensor `{name}` is {tensors[name].dtype}")
         else:
-            factors.setdefault(match["site"], {})[match["factor"]] = tensors[name]
+            factors.setdefault(_today(match["site"]), {})[match["factor"]] = tensors[name]
     return factors, foreign
+
+
+def _today(site: str) -> str:
+    """The name of a site in transformers 5, for adapters of modules that have moved since."""
+    for old, new in ALIASES.items():
+        if site.endswith(f".{old}"):
+            return site.removesuffix(old) + new
+    return site
 
 
 def _meaning(name: str) -> str:

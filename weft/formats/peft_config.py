@@ -35,7 +35,7 @@ _INERT = {
     "corda_config", "lora_ga_config", "qalora_group_size",
 }  # fmt: skip
 
-_PLAIN_VALUES = {
+_PLAIN_VALUES: dict[str, set[bool | str]] = {
     "bias": {"none"},
     "init_lora_weights": {True, False, "gaussian", "eva", "orthogonal", "mica"},
 }

@@ -390,6 +390,18 @@ def test_keys_with_the_adapter_name_or_without_the_prefix_are_read(edited):
     assert torch.equal(found.flat, wanted.flat)
 
 
+def test_a_router_under_its_name_of_transformers_4_is_read(
+    saved_by_peft, model_of, sites_of, tmp_path
+):
+    directory, wanted = saved_by_peft("mixtral", r=2)
+    path = directory / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file(
+        {k.replace(".mlp.gate.", ".block_sparse_moe.gate."): v for k, v in tensors.items()}, path
+    )
+    assert_same(deltas(read_adapter(directory, sites_of(model_of("mixtral"))).adapter), wanted)
+
+
 def test_half_precision_is_widened_and_numbers_that_are_not_finite_are_noted(edited):
     def halved(tensors):
         tensors = {key: tensor.bfloat16() for key, tensor in tensors.items()}
