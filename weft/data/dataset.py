@@ -1,17 +1,15 @@
-"""A configuration and a tokenizer to the splits of a run: examples with what they came from."""
+"""A configuration and a tokenizer to the splits of a run.
+
+    splits = load_splits(config, tokenizer, ("train", "valid"), limit_context=1024)
+
+Files are read, rows rendered and encoded, and what is wrong in any split is reported at once.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import batched
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from weft.core.batch import Example
 from weft.core.errors import InputError
@@ -20,10 +18,210 @@ from weft.data.config import DataConfig
 from weft.data.readers import read_rows
 from weft.data.rows import BadRow, Reading, Row, RowProblem
 from weft.data.sources import find_sources
+from weft.data.split import Item, Split
 from weft.data.task import Task, task_of_format
 from weft.data.tasks import TASKS
-from weft.data.templates import FORMATS, detect
+from weft.data.templates import FORMATS, Chat, Rendered, Tokens, detect
 from weft.data.tokens import Encoded, Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+SHOWN_PROBLEMS = 5
+CHUNK = 2000
+"""Rows tokenised together."""
+
+
+def load_splits(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: tuple[str, ...] = ("train", "valid"),
+    limit_context: int | None = None,
+) -> dict[str, Split]:
+    """The asked splits. `limit_context` is the model's context, which no example may exceed.
+
+    Each notice stands in one split only: together they hold every fact once.
+    """
+    readings, notices = _read(config, splits)
+    task, how = _task(config, readings)
+    notices += how
+    max_length = config.max_length
+    if limit_context is not None and limit_context < max_length:
+        max_length = limit_context
+        notices.append(
+            f"`data.max_length` is {config.max_length} and the model's context is "
+            f"{limit_context} tokens: {limit_context} is used"
+        )
+    encoder = Encoder.of(tokenizer, config)
+    encoded = {name: _encode(reading, task, encoder) for name, reading in readings.items()}
+    bad = sorted(problem for _, problems in encoded.values() for problem in problems)
+    if bad and config.on_bad_row == "stop":
+        raise _bad_rows(bad)
+    made = {
+        name: _split(name, task, readings[name], *encoded[name], max_length) for name in readings
+    }
+    first = made[splits[0]]
+    return made | {first.name: replace(first, notices=(*notices, *first.notices))}
+
+
+def available_splits(config: DataConfig) -> tuple[str, ...]:
+    """The splits that can be asked for, a held-out validation split included."""
+    sources = find_sources(config)
+    return tuple(sources) + (("valid",) if _holds_out(config, sources) else ())
+
+
+def held_out(key: Key, n: int, fraction: float) -> frozenset[int]:
+    """Which of `n` rows are held out: at least one, and never all."""
+    count = min(max(1, round(n * fraction)), max(n - 1, 0))
+    return frozenset(key.fold("held out").numpy().permutation(n)[:count].tolist())
+
+
+def _read(config: DataConfig, splits: tuple[str, ...]) -> tuple[dict[str, Reading], list[str]]:
+    """The rows of every asked split, before any is looked at."""
+    sources = find_sources(config)
+    holds_out = _holds_out(config, sources)
+    known = (*sources, "valid") if holds_out else tuple(sources)
+    for name in splits:
+        if name not in known:
+            raise InputError(
+                f"there are no {name} rows: the data has {', '.join(known)}",
+                hint=f"give them as `data.{name}_path`" if name != "train" else None,
+            )
+    needed = {"train" if name == "valid" and holds_out else name for name in splits}
+    readings = {name: read_rows(sources[name], name) for name in sources if name in needed}
+    notices = []
+    if holds_out and "train" in readings:
+        whole = readings["train"]
+        readings["train"], readings["valid"] = _hold_out(config, whole)
+        notices.append(
+            f"{len(readings['valid'].rows)} of {len(whole.rows)} training rows are held out for "
+            f"validation (`data.valid_fraction` {config.valid_fraction}, `data.split_seed` "
+            f"{config.split_seed})"
+        )
+    if config.rows is not None and "train" in readings:
+        readings["train"] = replace(readings["train"], rows=readings["train"].rows[: config.rows])
+    return {name: readings[name] for name in splits}, notices
+
+
+def _holds_out(config: DataConfig, sources: Iterable[str]) -> bool:
+    return "train" in sources and "valid" not in sources and config.valid_fraction > 0
+
+
+def _hold_out(config: DataConfig, whole: Reading) -> tuple[Reading, Reading]:
+    """Training and validation rows; what is bad or blank in the file counts as training."""
+    out = held_out(Key.of(config.split_seed), len(whole.rows), config.valid_fraction)
+    train = [row for i, row in enumerate(whole.rows) if i not in out]
+    valid = [row for i, row in enumerate(whole.rows) if i in out]
+    return replace(whole, rows=train), Reading(whole.origin, valid)
+
+
+def _task(config: DataConfig, readings: dict[str, Reading]) -> tuple[Task, list[str]]:
+    """The task, and a notice where its format was guessed."""
+    if config.task is not None:
+        return TASKS[config.task], []
+    if config.format != "auto":
+        return task_of_format(FORMATS[config.format]), []
+    rows = [row for reading in readings.values() for row in reading.rows]
+    if not rows:
+        bad = [problem for reading in readings.values() for problem in reading.bad]
+        raise _bad_rows(bad) if bad else InputError(f"{config.path} has no rows")
+    found = detect(rows[0])
+    notice = f"format {found.name}, by the fields of {rows[0].file}:{rows[0].line}"
+    return task_of_format(found), [notice]
+
+
+def _encode(
+    reading: Reading, task: Task, encoder: Encoder
+) -> tuple[list[tuple[Row, Encoded]], list[BadRow]]:
+    """Every row of a reading, not cut yet, and all that cannot be used."""
+    good: list[tuple[Row, Encoded]] = []
+    bad = list(reading.bad)
+    for start in range(0, len(reading.rows), CHUNK):
+        rendered: list[tuple[Row, Rendered | Chat | Tokens]] = []
+        for row in reading.rows[start : start + CHUNK]:
+            try:
+                rendered.append((row, task.format.render(row.value)))
+            except RowProblem as problem:
+                bad.append(row.bad(problem))
+        encoded = encoder.encode([each for _, each in rendered])
+        for (row, _), result in zip(rendered, encoded, strict=True):
+            if isinstance(result, RowProblem):
+                bad.append(row.bad(result))
+            elif result.supervised == 0:
+                bad.append(row.bad("no token is supervised: there is no response to learn"))
+            else:
+                good.append((row, result))
+    return good, bad
+
+
+def _split(
+    name: str,
+    task: Task,
+    reading: Reading,
+    encoded: list[tuple[Row, Encoded]],
+    bad: list[BadRow],
+    max_length: int,
+) -> Split:
+    """Cut the rows to length, drop those that lose their whole response, and count."""
+    cut = ((row, whole, whole.cut(max_length)) for row, whole in encoded)
+    items = tuple(
+        Item(
+            Example(f"{reading.origin}:{row.line}", short.ids_T, short.labels_T),
+            row.value,
+            whole.prompt,
+            whole.response,
+            whole.prompt_length,
+            truncated=len(short.ids_T) < len(whole.ids_T),
+        )
+        for row, whole, short in cut
+        if short.supervised
+    )
+    counts = {
+        "read": len(encoded) + len(bad),
+        "blank": reading.blank,
+        "bad": len(bad),
+        "dropped_truncated": len(encoded) - len(items),
+        "truncated": sum(item.truncated for item in items),
+        "kept": len(items),
+        "tokens": sum(item.example.tokens for item in items),
+        "supervised_tokens": sum(item.example.supervised for item in items),
+        "longest": max((item.example.tokens for item in items), default=0),
+    }
+    if not items:
+        raise InputError(
+            f"no {name} rows are left: {counts['read']} read, {counts['bad']} bad, "
+            f"{counts['dropped_truncated']} without response within {max_length} tokens",
+            hint=_hint_when_empty(counts, bad),
+        )
+    return Split(name, task, items, max_length, counts, _notices(name, counts, bad, max_length))
+
+
+def _notices(name: str, counts: dict[str, int], bad: list[BadRow], limit: int) -> tuple[str, ...]:
+    dropped, truncated = counts["dropped_truncated"], counts["truncated"]
+    notices = []
+    if bad:
+        notices.append(f"{name}: {len(bad)} bad rows skipped; the first: {min(bad)}")
+    if dropped:
+        notices.append(f"{name}: {dropped} rows dropped, with no response within {limit} tokens")
+    if truncated:
+        notices.append(f"{name}: {truncated} rows cut to {limit} tokens")
+    return tuple(notices)
+
+
+def _hint_when_empty(counts: dict[str, int], bad: list[BadRow]) -> str:
+    if counts["dropped_truncated"]:
+        return "raise `data.max_length`"
+    if bad:
+        return f"the first bad row: {min(bad)}"
+    return "add rows, or give validation rows as `data.valid_path`"
+
+
+def _bad_rows(bad: list[BadRow]) -> InputError:
+    lines = [f"  {problem}" for problem in bad[:SHOWN_PROBLEMS]]
+    if len(bad) > SHOWN_PROBLEMS:
+        lines.append(f"  and {len(bad) - SHOWN_PROBLEMS} more")
+    rows = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
+    return InputError(
+        "\n".join([f"{rows} cannot be used:", *lines]),
+        hint="mend the data, or set `data.on_bad_row=skip` to drop and count such rows",
+    )

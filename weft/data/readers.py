@@ -14,9 +14,9 @@ Numbered = Iterator[tuple[int, dict[str, Any] | RowProblem | None]]
 """Line and row; a problem instead of a row that cannot be read; None for a blank line."""
 
 
-def read_rows(path: Path) -> Reading:
+def read_rows(path: Path, origin: str = "train") -> Reading:
     """All rows of a file, or of a dataset folder saved by Hugging Face `datasets`."""
-    reading = Reading()
+    reading = Reading(origin)
     file = str(path)
     try:
         for line, value in _reader(path)(path):
@@ -54,14 +54,13 @@ def _jsonl(path: Path) -> Numbered:
 
 def _json_line(line: bytes) -> dict[str, Any] | RowProblem:
     try:
-        value = json.loads(line.decode())
+        return _object(json.loads(line.decode()))
     except UnicodeDecodeError as e:
         return RowProblem(_not_utf8(e))
     except json.JSONDecodeError as e:
-        return RowProblem(f"broken JSON: {e.msg} (column {e.colno})")
-    except (ValueError, RecursionError) as e:
+        return RowProblem(_broken_json(e))
+    except (ValueError, RecursionError) as e:  # a number or a nesting beyond Python's limits
         return RowProblem(f"broken JSON: {e}")
-    return _object(value)
 
 
 def _json(path: Path) -> Numbered:
@@ -69,17 +68,17 @@ def _json(path: Path) -> Numbered:
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as e:
-        yield data.count(b"\n", 0, e.start) + 1, RowProblem(_not_utf8(e))
+        yield e.object.count(b"\n", 0, e.start) + 1, RowProblem(_not_utf8(e))
         return
     except json.JSONDecodeError as e:
-        yield e.lineno, RowProblem(f"broken JSON: {e.msg} (column {e.colno})")
+        yield e.lineno, RowProblem(_broken_json(e))
         return
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if not isinstance(value, list):
         raise InputError(
             f'{path} holds neither a list of rows nor {{"data": [...]}}',
-            hint="one row a line goes into a file that ends in .jsonl",
+            hint="a file with one row a line must end in .jsonl",
         )
     for number, row in enumerate(value, start=1):
         yield number, _object(row)
@@ -93,8 +92,7 @@ def _parquet(path: Path) -> Numbered:
         raise _needs("pyarrow", path) from e
     try:
         with pq.ParquetFile(path) as file:
-            batches = (batch.to_pylist() for batch in file.iter_batches())
-            yield from enumerate(_flat(batches), start=1)
+            yield from _numbered(batch.to_pylist() for batch in file.iter_batches())
     except pa.ArrowInvalid as e:
         raise InputError(f"cannot read {path}: {e}", hint="is it a Parquet file?") from e
 
@@ -108,8 +106,7 @@ def _saved_dataset(path: Path) -> Numbered:
         saved = datasets.load_from_disk(str(path)).with_format("arrow")
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"cannot read the saved dataset {path}: {e}") from e
-    tables = (table.to_pylist() for table in saved.iter(batch_size=1000))
-    yield from enumerate(_flat(tables), start=1)
+    yield from _numbered(table.to_pylist() for table in saved.iter(batch_size=1000))
 
 
 def _tsv(path: Path) -> Numbered:
@@ -118,102 +115,6 @@ def _tsv(path: Path) -> Numbered:
     for number, line in _lines(path):
         try:
             cells = line.decode().rstrip("\r\n").split("\t")
-        except UnicodeDecodeError as e:
-            yield number, RowProblem(_not_utf8(e))
-            continue
-        if not header:
-            header = cells
-        elif not line.strip():
-            yield number, None
-        elif len(cells) != len(header):
-            yield number, RowProblem(f"{len(cells)} columns, and the header has {len(header)}")
-        else:
-            row: dict[str, Any] = dict(zip(header, cells, strict=True))
-            if row.get("label", "").isdecimal():
-                row["label"] = int(row["label"])
-            yield number, row
-
-
-READERS:
-        raise InputError(
-            f"cannot read {path}: its name does not end in {', '.join(READERS)}",
-            hint="a folder must hold train, valid and test files, or be a saved dataset",
-        )
-    return READERS[path.suffix]
-
-
-def _jsonl(path: Path) -> Numbered:
-    for number, line in _lines(path):
-        yield number, _json_line(line) if line.strip() else None
-
-
-def _json_line(line: bytes) -> dict[str, Any] | RowProblem:
-    try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError as e:
-        return RowProblem(_not_utf8(e))
-    except json.JSONDecodeError as e:
-        return RowProblem(f"broken JSON: {e.msg} (column {e.colno})")
-    except (ValueError, RecursionError) as e:
-        return RowProblem(f"broken JSON: {e}")
-    return _object(value)
-
-
-def _json(path: Path) -> Numbered:
-    data = path.read_bytes()
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as e:
-        yield data.count(b"\n", 0, e.start) + 1, RowProblem(_not_utf8(e))
-        return
-    except json.JSONDecodeError as e:
-        yield e.lineno, RowProblem(f"broken JSON: {e.msg} (column {e.colno})")
-        return
-    if isinstance(value, dict) and isinstance(value.get("data"), list):
-        value = value["data"]
-    if not isinstance(value, list):
-        raise InputError(
-            f'{path} holds neither a list of rows nor {{"data": [...]}}',
-            hint="one row a line goes into a file that ends in .jsonl",
-        )
-    for number, row in enumerate(value, start=1):
-        yield number, _object(row)
-
-
-def _parquet(path: Path) -> Numbered:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as e:
-        raise _needs("pyarrow", path) from e
-    try:
-        with pq.ParquetFile(path) as file:
-            batches = (batch.to_pylist() for batch in file.iter_batches())
-            yield from enumerate(_flat(batches), start=1)
-    except pa.ArrowInvalid as e:
-        raise InputError(f"cannot read {path}: {e}", hint="is it a Parquet file?") from e
-
-
-def _saved_dataset(path: Path) -> Numbered:
-    try:
-        import datasets
-    except ImportError as e:
-        raise _needs("datasets", path) from e
-    try:
-        saved = datasets.load_from_disk(str(path)).with_format("arrow")
-    except (ValueError, KeyError, TypeError) as e:
-        raise InputError(f"cannot read the saved dataset {path}: {e}") from e
-    tables = (table.to_pylist() for table in saved.iter(batch_size=1000))
-    yield from enumerate(_flat(tables), start=1)
-
-
-def _tsv(path: Path) -> Numbered:
-    """A header and tab-separated columns, as in GLUE; a `label` of digits is a number."""
-    lines = path.read_bytes().split(b"\n")
-    header: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            cells = next(csv.reader([line.decode()], delimiter="\t", quoting=csv.QUOTE_NONE), [])
         except UnicodeDecodeError as e:
             yield number, RowProblem(_not_utf8(e))
             continue
@@ -245,20 +146,23 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
 
+def _numbered(batches: Iterable[list[dict[str, Any]]]) -> Numbered:
+    yield from enumerate((row for batch in batches for row in batch), start=1)
+
+
 def _object(value: object) -> dict[str, Any] | RowProblem:
     if isinstance(value, dict):
         return value
     return RowProblem(f"a row must be a JSON object, is {json.dumps(value)[:40]}")
 
 
-def _flat(batches: Iterable[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    for batch in batches:
-        yield from batch
-
-
 def _not_utf8(error: UnicodeDecodeError) -> str:
     column = error.start - error.object.rfind(b"\n", 0, error.start)
     return f"not UTF-8: byte 0x{error.object[error.start]:02x} at column {column}"
+
+
+def _broken_json(error: json.JSONDecodeError) -> str:
+    return f"broken JSON: {error.msg} (column {error.colno})"
 
 
 def _needs(package: str, path: Path) -> InputError:

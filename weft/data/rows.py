@@ -37,8 +37,10 @@ class BadRow:
 
 @dataclass
 class Reading:
-    """All that was found in a file."""
+    """All that was found in a file, or the part of it that a split uses."""
 
+    origin: str
+    """The split that the file belongs to: it names the examples."""
     rows: list[Row] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     blank: int = 0

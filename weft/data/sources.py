@@ -34,9 +34,10 @@ def find_sources(config: DataConfig) -> dict[str, Path]:
                 hint="leave one of them out",
             )
         sources[split] = path
-    for path in sources.values():
+    for split, path in sources.items():
         if not path.exists():
-            raise InputError(f"no such file or folder: {path}", hint="see `data.path`")
+            key = "data.path" if split == "train" else f"data.{split}_path"
+            raise InputError(f"`{key}`: there is no file or folder {path}")
     return sources
 
 
@@ -51,7 +52,8 @@ def _in_folder(folder: Path) -> dict[str, Path]:
                 f"{folder} has several {split} files: {', '.join(p.name for p in found)}",
                 hint="keep one of them, or give `data.path` and `data.valid_path` as files",
             )
-        sources.update({split: path for path in found})
+        if found:
+            sources[split] = found[0]
     if not sources:
         present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else ""
         raise InputError(

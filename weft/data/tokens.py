@@ -9,10 +9,10 @@ Shapes: T tokens of one example, S supervised ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,8 +55,9 @@ class Encoder:
     """What the tokenizer puts before a text."""
     eos: int | None
     """What is put after a response; None for nothing."""
-    train_on_prompt: bool = False
-    chat_template: str | None = None
+    train_on_prompt: bool
+    chat_template: str | None
+    """Used instead of the tokenizer's own."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> Encoder:
@@ -72,25 +73,10 @@ class Encoder:
 
     def encode(self, rows: Sequence[Rendered | Chat | Tokens]) -> list[Encoded | RowProblem]:
         """Every row, in order; all are of one kind, as one format makes them."""
-        if not rows:
-            return []
-        return ENCODERS[type(rows[0])](self, rows)
-
-    def texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of the texts alone, without any that the tokenizer would put around them."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        return encoded["input_ids"]
-
-    def prompt(self, prompt: str) -> np.ndarray:
-        """The ids that generation starts from."""
-        return np.array([*self.head, *self.texts([prompt])[0]], dtype=np.int64)
+        return ENCODERS[type(rows[0])](self, rows) if rows else []
 
     def join(self, prompt: Sequence[int], completion: Sequence[int], texts: Rendered) -> Encoded:
-        """Prompt and response ids as one row, its end-of-sequence token and labels included."""
+        """One row of prompt and completion ids, with its labels."""
         ids_T = np.array([*prompt, *completion], dtype=np.int64)
         labels_T = ids_T.copy()
         if not self.train_on_prompt:
@@ -98,14 +84,30 @@ class Encoder:
         return Encoded(ids_T, labels_T, len(prompt), texts.prompt, texts.completion)
 
 
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of the texts alone: responses, candidates."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+    )
+    return encoded["input_ids"]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> np.ndarray:
+    """The ids that generation starts from."""
+    (ids,) = encode_texts(tokenizer, [prompt])
+    return np.array([*_head(tokenizer), *ids], dtype=np.int64)
+
+
 def prompt_ids(example: Example) -> np.ndarray:
-    """The ids before the first supervised token: the prompt, unless it was supervised as well."""
+    """The ids before the first supervised token: the prompt, unless it is supervised as well."""
     return example.ids_T[: _first_supervised(example.labels_T)]
 
 
 def _encode_rendered(encoder: Encoder, rows: Sequence[Rendered]) -> list[Encoded | RowProblem]:
-    prompts = encoder.texts([row.prompt for row in rows])
-    completions = encoder.texts([row.completion for row in rows])
+    prompts = encode_texts(encoder.tokenizer, [row.prompt for row in rows])
+    completions = encode_texts(encoder.tokenizer, [row.completion for row in rows])
     end = [] if encoder.eos is None else [encoder.eos]
     return [
         encoder.join(
@@ -118,43 +120,29 @@ def _encode_rendered(encoder: Encoder, rows: Sequence[Rendered]) -> list[Encoded
 
 
 def _encode_chats(encoder: Encoder, rows: Sequence[Chat]) -> list[Encoded | RowProblem]:
-    """The template's text as it is: it brings its own BOS, and usually its own EOS."""
+    """The ids of the template as they are: it brings its own BOS, and usually its own EOS."""
     if not (encoder.chat_template or encoder.tokenizer.chat_template):
         raise InputError(
             "format `messages` needs a chat template, and the tokenizer has none",
             hint="use a model with a chat template, or give a Jinja file: `data.chat_template`",
         )
-    rendered = [_apply_template(encoder, row) for row in rows]
-    good = [r for r in rendered if isinstance(r, Rendered)]
-    prompts = iter(encoder.texts([r.prompt for r in good]))
-    wholes = iter(encoder.texts([r.completion for r in good]))
-    encoded: list[Encoded | RowProblem] = []
-    for row, texts in zip(rows, rendered, strict=True):
-        if isinstance(texts, RowProblem):
-            encoded.append(texts)
-            continue
-        prompt, whole = next(prompts), next(wholes)
-        if whole[: len(prompt)] != prompt:
-            encoded.append(
-                RowProblem(
-                    "the chat template changes the earlier turns once the answer is there: the "
-                    "tokens of the prompt are not the beginning of the tokens of the whole"
-                )
-            )
-            continue
-        answer = whole[len(prompt) :]
-        if encoder.eos is not None and encoder.eos not in answer:
-            answer = [*answer, encoder.eos]
-        shown = Rendered(texts.prompt, row.messages[-1]["content"])
-        encoded.append(encoder.join(prompt, answer, shown))
-    return encoded
+    texts = [_apply_template(encoder, row) for row in rows]
+    good = [each for each in texts if not isinstance(each, RowProblem)]
+    prompts = iter(encode_texts(encoder.tokenizer, [prompt for prompt, _ in good]))
+    wholes = iter(encode_texts(encoder.tokenizer, [whole for _, whole in good]))
+    return [
+        each
+        if isinstance(each, RowProblem)
+        else _join_chat(encoder, row, each[0], next(prompts), next(wholes))
+        for row, each in zip(rows, texts, strict=True)
+    ]
 
 
-def _apply_template(encoder: Encoder, row: Chat) -> Rendered | RowProblem:
-    """The prompt, and the whole conversation in the place of the completion."""
+def _apply_template(encoder: Encoder, row: Chat) -> tuple[str, str] | RowProblem:
+    """The text up to the answer, and that of the whole conversation."""
     from jinja2 import TemplateError
 
-    def apply(messages: Sequence[dict[str, str]], ask: bool) -> str:
+    def apply(messages: Sequence[dict[str, str]], *, ask: bool) -> str:
         return encoder.tokenizer.apply_chat_template(
             list(messages),
             chat_template=encoder.chat_template,
@@ -163,9 +151,23 @@ def _apply_template(encoder: Encoder, row: Chat) -> Rendered | RowProblem:
         )
 
     try:
-        return Rendered(apply(row.messages[:-1], True), apply(row.messages, False))
+        return apply(row.messages[:-1], ask=True), apply(row.messages, ask=False)
     except TemplateError as e:
         return RowProblem(f"the chat template refuses the messages: {e}")
+
+
+def _join_chat(
+    encoder: Encoder, row: Chat, prompt_text: str, prompt: list[int], whole: list[int]
+) -> Encoded | RowProblem:
+    if whole[: len(prompt)] != prompt:
+        return RowProblem(
+            "the chat template does not fit training: the tokens of the prompt are not the "
+            "beginning of the tokens of the whole conversation"
+        )
+    answer = whole[len(prompt) :]
+    if encoder.eos is not None and encoder.eos not in answer:
+        answer = [*answer, encoder.eos]
+    return encoder.join(prompt, answer, Rendered(prompt_text, row.messages[-1]["content"]))
 
 
 def _encode_tokens(encoder: Encoder, rows: Sequence[Tokens]) -> list[Encoded | RowProblem]:
@@ -187,13 +189,18 @@ def _check_tokens(
     return Encoded(ids_T, labels_T, start, prompt, response)
 
 
-ENCODERS = {Rendered: _encode_rendered, Chat: _encode_chats, Tokens: _encode_tokens}
+ENCODERS: dict[type, Callable[[Encoder, Sequence[Any]], list[Encoded | RowProblem]]] = {
+    Rendered: _encode_rendered,
+    Chat: _encode_chats,
+    Tokens: _encode_tokens,
+}
 
 
 def _head(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    probe = tokenizer("a", return_special_tokens_mask=True)
-    mask = probe["special_tokens_mask"]
-    return tuple(probe["input_ids"][: mask.index(0)])
+    """The ids that the tokenizer puts before a text, found by trying."""
+    tried = tokenizer("a", return_special_tokens_mask=True)
+    added = tried["special_tokens_mask"]
+    return tuple(tried["input_ids"][: added.index(0) if 0 in added else 0])
 
 
 def _first_supervised(labels_T: np.ndarray) -> int:

@@ -22,11 +22,11 @@ from weft.data.templates import Format, Rendered, response
 ANSWER = "\nA: "
 
 _KEYWORDS = (
-    "select from where and or not in is null like between as distinct count sum avg min max "
-    "group order by having limit asc desc join left inner on"
-).split()
+    "select|distinct|count|sum|avg|min|max|as|from|join|left|inner|on|where|and|or|not|in|is|null|"
+    "like|between|group|order|by|having|asc|desc|limit"
+)
 _PIECES = re.compile(
-    rf"(?P<quoted>'[^']*'|\"[^\"]*\")|(?P<keyword>\b(?:{'|'.join(_KEYWORDS)})\b)|(?P<space>\s+)",
+    rf"(?P<quoted>'[^']*'|\"[^\"]*\")|(?P<keyword>\b(?:{_KEYWORDS})\b)|(?P<space>\s+)",
     re.IGNORECASE,
 )
 

@@ -1,0 +1,49 @@
+"""Examples token by token, so that a person can see what is supervised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from weft.core.batch import IGNORE
+from weft.data.split import Item, Split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MARK = "*"
+LEGEND = f"{MARK} supervised: the model is trained to predict this token from those before it"
+
+
+def show(split: Split, tokenizer: PreTrainedTokenizerBase, k: int) -> str:
+    """The first `k` examples of a split as plain text, one token a line."""
+    lines = [LEGEND]
+    for item in split.items[:k]:
+        lines += ["", *_lines(split, item, tokenizer)]
+    return "\n".join(lines)
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """A token as quoted text; part of a character is shown in the tokenizer's own notation."""
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if piece is None:
+        return "(not in the vocabulary)"
+    if piece.startswith("\u2581"):  # SentencePiece writes a space like this, and decode drops it
+        return repr(piece.replace("\u2581", " "))
+    text = tokenizer.decode([token])
+    return f"{piece} (part of a character)" if "\ufffd" in text else repr(text)
+
+
+def _lines(split: Split, item: Item, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    example = item.example
+    cut = f", cut to {split.max_length}" if item.truncated else ""
+    yield f"{example.id}: {example.tokens} tokens, {example.supervised} supervised{cut}"
+    rows = zip(example.ids_T.tolist(), example.labels_T.tolist(), strict=True)
+    for position, (token, label) in enumerate(rows):
+        if position == item.prompt_length and position > 0:
+            yield "        ---- response ----"
+        mark = " " if label == IGNORE or position == 0 else MARK
+        note = "  (end of sequence)" if token == tokenizer.eos_token_id else ""
+        if label not in (IGNORE, token):
+            note += f"  (label {label} {token_text(tokenizer, label)})"
+        yield f"{position:5} {mark} {token:7}  {token_text(tokenizer, token)}{note}"

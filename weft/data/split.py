@@ -1,0 +1,85 @@
+"""The rows of one split, ready to be scored, with the texts and the counts that go with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from weft.core.batch import Example
+from weft.data.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One example, and the row it was made of."""
+
+    example: Example
+    row: dict[str, Any]
+    prompt: str
+    reference: str
+    """The response, whole even where the example was cut."""
+    prompt_length: int
+    truncated: bool
+
+    @property
+    def prompt_ids(self) -> np.ndarray:
+        """The ids that generation starts from, also where the prompt is supervised."""
+        return self.example.ids_T[: self.prompt_length]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The usable rows of one split. `examples`, `rows`, `prompts` and `references` align."""
+
+    name: str
+    task: Task
+    items: tuple[Item, ...]
+    max_length: int
+    """Where examples were really cut: at most the model's context."""
+    counts: dict[str, int]
+    """read = bad + dropped_truncated + kept; also blank, truncated, tokens, supervised_tokens and
+    longest."""
+    notices: tuple[str, ...] = ()
+
+    @cached_property
+    def examples(self) -> tuple[Example, ...]:
+        """What is scored."""
+        return tuple(item.example for item in self.items)
+
+    @cached_property
+    def rows(self) -> tuple[dict[str, Any], ...]:
+        """The rows as they were read."""
+        return tuple(item.row for item in self.items)
+
+    @cached_property
+    def prompts(self) -> tuple[str, ...]:
+        """The texts before the responses."""
+        return tuple(item.prompt for item in self.items)
+
+    @cached_property
+    def references(self) -> tuple[str, ...]:
+        """The responses as text."""
+        return tuple(item.reference for item in self.items)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all ids and labels: equal when the same numbers are trained on."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(example.tokens.to_bytes(8, "little"))
+            digest.update(example.ids_T.astype("<i8").tobytes())
+            digest.update(example.labels_T.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def rows_fingerprint(self) -> str:
+        """SHA-256 of the rows as they were read: equal when the same data was given."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+        return digest.hexdigest()
