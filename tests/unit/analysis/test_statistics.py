@@ -58,7 +58,7 @@ def test_pairing_removes_what_both_models_find_hard(losses):
     paired = paired_bootstrap(*losses, KEY)
     each = [bootstrap(s, count, KEY) for s in (sum_a, sum_b)]
     assert paired.excludes_zero
-    assert paired.high - paired.low < min(i.high - i.low for i in each) / 3
+    assert paired.high - paired.low < min(i.high - i.low for i in each) / 2
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_law():
