@@ -5,10 +5,6 @@ BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 STAMP := .venv/.stamp
 
-# Models and data come from disk, and two runs of the same thing share the cores evenly.
-export HF_HUB_OFFLINE := 1
-export TOKENIZERS_PARALLELISM := false
-
 .PHONY: help setup demo test check format bench proofs clean
 
 help:  ## list these targets

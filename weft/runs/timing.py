@@ -15,7 +15,6 @@ class Stopwatch:
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Start with nothing measured."""
         self.seconds: dict[str, float] = {}
         self._clock = clock
 
@@ -30,10 +29,9 @@ class Stopwatch:
 
 
 class RateMeter:
-    """Amount per second, such as tokens: lately, for progress, and overall, for the record."""
+    """Amount per second, such as tokens: over the last `window` measurements, and overall."""
 
     def __init__(self, window: int = 20) -> None:
-        """Let `recent` look back on `window` measurements."""
         self.amount = 0.0
         self.seconds = 0.0
         self._recent: deque[tuple[float, float]] = deque(maxlen=window)

@@ -127,8 +127,9 @@ class RunWriter:
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Let `write` fill a directory; it becomes the checkpoint of `step`, whole or not at all.
 
-        The newest two are kept. Lines reach the disk before the checkpoint that relies on them.
-        Write with `weft.core.files`, or let `OSError` pass, so that a full disk is reported as one.
+        It is the last call of a step: who resumes here does not write that step again. The newest
+        two are kept. Lines reach the disk before the checkpoint that relies on them. Write with
+        `weft.core.files`, or let `OSError` pass, so that a full disk is reported as one.
         """
         for lines in self.layout.lines:
             if lines.exists():

@@ -1,0 +1,110 @@
+"""A run of a few steps that can be killed before, after and within each thing it does to the disk.
+
+toy_run.py complete DIR       one run in DIR, from the start or from what is there
+toy_run.py resume DIR         the same for every directory in DIR
+toy_run.py kill DIR           DIR/<n>: the run, killed at its n-th operation, for every n
+toy_run.py hold DIR           start a run, say so, and wait
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from weft.core.files import read_json, write_atomic, write_json
+from weft.core.table import ScoreTable
+from weft.runs.layout import RunLayout
+from weft.runs.manifest import Manifest
+from weft.runs.writer import RunWriter
+
+STEPS = 5
+OPERATIONS = ["open", "write", "close", "fsync", "replace", "mkdir", "unlink", "rmdir"]
+
+
+def complete(root: Path) -> None:
+    """The protocol as training follows it; `theta` depends on every step."""
+    if RunLayout(root).done.exists():
+        return
+    step, theta = 0, 1.0
+    if RunLayout(root).manifest.exists():
+        writer = RunWriter.reopen(root)
+        if found := writer.latest_checkpoint():
+            step, theta = found[0], read_json(found[1] / "state.json")["theta"]
+        writer.resume_at(step)
+    else:
+        writer = RunWriter.create(root, Manifest(name="toy"), "steps: 5\n", "")
+    with writer:
+        while step < STEPS:
+            step += 1
+            theta = theta * 1.1 + step
+            writer.step({"step": step, "theta": theta})
+            writer.evidence({"step": step, "scalar": -theta})
+            if step % 2 == 0:
+                writer.table(f"eval-{step}", ScoreTable(("toy",), ("v:1",), [[theta]], [[1]]))
+                writer.save_checkpoint(step, lambda path, theta=theta: save(path, theta))
+        writer.event("evaluated", step=step)
+        writer.result("eval", {"theta": theta})
+        writer.finish("finished")
+
+
+def save(path: Path, theta: float) -> None:
+    write_json(path / "state.json", {"theta": theta})
+    write_atomic(path / "padding.bin", b"x" * 100)
+
+
+def kill_everywhere(directory: Path) -> None:
+    count = 0
+    while True:
+        count += 1
+        child = os.fork()
+        if child == 0:
+            die_at(count)
+            complete(directory / f"{count}")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            assert os.waitstatus_to_exitcode(status) == 0
+            return  # there are fewer operations than this
+
+
+def die_at(count: int) -> None:
+    """Kill this process at its `count`-th operation; a write is torn in the middle."""
+    left = count
+
+    def dying(name, original):
+        def call(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                if name == "write":
+                    original(args[0], bytes(args[1])[: len(args[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            if name != "fsync":  # a killed process loses nothing that it wrote; a machine would
+                return original(*args, **kwargs)
+
+        return call
+
+    for name in OPERATIONS:
+        setattr(os, name, dying(name, getattr(os, name)))
+
+
+def main(verb: str, directory: Path) -> None:
+    if verb == "complete":
+        complete(directory)
+    elif verb == "resume":
+        for root in directory.iterdir():
+            complete(root)
+    elif verb == "kill":
+        kill_everywhere(directory)
+    elif verb == "hold":
+        with RunWriter.create(directory, Manifest(name="held")) as writer:
+            writer.step({"step": 1})
+            print("holding", flush=True)
+            time.sleep(60)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
