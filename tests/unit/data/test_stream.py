@@ -1,0 +1,56 @@
+"""Which rows a step sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from weft.core.batch import Example
+from weft.core.keys import Key
+from weft.data.stream import batch_at, order, steps_per_epoch
+
+KEY = Key.of(0)
+EXAMPLES = [Example(f"train:{i}", np.array([i, i]), np.array([-100, i])) for i in range(1, 11)]
+
+
+def ids(step: int, key: Key = KEY) -> tuple[str, ...]:
+    return batch_at(EXAMPLES, step, 4, key).ids
+
+
+@pytest.mark.parametrize(("n", "size", "steps"), [(8, 4, 2), (9, 4, 3), (3, 4, 1), (1, 1, 1)])
+def test_the_last_batch_of_an_epoch_counts_as_a_step(n: int, size: int, steps: int) -> None:
+    assert steps_per_epoch(n, size) == steps
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_every_epoch_sees_every_row_once(epoch: int) -> None:
+    seen = [i for step in range(3 * epoch, 3 * epoch + 3) for i in ids(step)]
+    assert sorted(seen) == sorted(e.id for e in EXAMPLES)
+    assert [len(ids(step)) for step in range(3)] == [4, 4, 2]
+
+
+def test_a_step_does_not_depend_on_which_were_asked_before() -> None:
+    forwards = [ids(step) for step in range(9)]
+    backwards = [ids(step) for step in reversed(range(9))]
+    assert forwards == backwards[::-1]
+
+
+def test_epochs_differ_in_order_and_so_do_seeds() -> None:
+    orders = {tuple(order(key, epoch, 10)) for key in (KEY, Key.of(1)) for epoch in range(3)}
+    assert len(orders) == 6
+
+
+def test_an_order_is_a_permutation_and_repeats() -> None:
+    first, second = order(KEY, 5, 100), order(KEY, 5, 100)
+    assert sorted(first) == list(range(100))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_batch_larger_than_the_data_is_the_data() -> None:
+    assert sorted(batch_at(EXAMPLES, 7, 64, KEY).ids) == sorted(e.id for e in EXAMPLES)
+
+
+def test_the_stream_leaves_numpys_global_generator_alone() -> None:
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    ids(3)
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
