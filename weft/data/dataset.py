@@ -200,11 +200,11 @@ def _notices(name: str, counts: dict[str, int], bad: list[BadRow], limit: int) -
     dropped, truncated = counts["dropped_truncated"], counts["truncated"]
     notices = []
     if bad:
-        notices.append(f"{name}: {len(bad)} bad rows skipped; the first: {min(bad)}")
+        notices.append(f"{name}: bad rows skipped: {len(bad)}, the first: {min(bad)}")
     if dropped:
-        notices.append(f"{name}: {dropped} rows dropped, with no response within {limit} tokens")
+        notices.append(f"{name}: rows dropped, with no response within {limit} tokens: {dropped}")
     if truncated:
-        notices.append(f"{name}: {truncated} rows cut to {limit} tokens")
+        notices.append(f"{name}: rows cut to {limit} tokens: {truncated}")
     return tuple(notices)
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 SENTENCES = [
-    "The movie was great. It was terrible. A warm and funny film.",
+    "It was great. The movie was terrible. A warm and funny film.",
     "Below is an instruction that describes a task. Write a response.",
     "### Instruction:\nName a colour.\n\n### Response: blue",
     "table: 1-10\ncolumns: Name, Age\nQ: How old is Ann?\nA: SELECT Age FROM 1-10",
@@ -28,12 +28,12 @@ def _byte_level() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320,
+        vocab_size=400,
         special_tokens=["<s>", "</s>", "<pad>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
     return tokenizer
 
 

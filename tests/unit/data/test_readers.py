@@ -103,10 +103,10 @@ def test_a_json_file_of_one_object_is_no_list_of_rows(tmp_path: Path) -> None:
 
 def test_glue_tables(tmp_path: Path) -> None:
     path = tmp_path / "dev.tsv"
-    path.write_text('sentence\tlabel\nit \'s "great\t1\nno\nbad\t0\n')
+    path.write_text("sentence\tlabel\nit 's \"great\t1\nno\nbad\t0\n")
     reading = read_rows(path)
     assert [row.value for row in reading.rows] == [
-        {"sentence": 'it \'s "great', "label": 1},
+        {"sentence": "it 's \"great", "label": 1},
         {"sentence": "bad", "label": 0},
     ]
     assert problems(path) == [":3: 1 columns, and the header has 2"]
@@ -170,5 +170,5 @@ def test_other_endings_are_refused_with_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_opened_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read .*gone.jsonl: No such file"):
+    with pytest.raises(InputError, match=r"cannot read .*gone\.jsonl: No such file"):
         read_rows(tmp_path / "gone.jsonl")

@@ -148,13 +148,13 @@ def test_tokenized_rows_that_cannot_be_used(row: dict[str, Any], reason: str) ->
     [
         ("alpaca", {"instruction": "x"}, "field `output` is missing (found: instruction)"),
         ("alpaca", {"instruction": "x", "output": "\n "}, "field `output` is empty"),
-        ("alpaca", {"instruction": 3, "output": "y"}, "field `instruction` must be text, is a number"),
+        ("alpaca", {"instruction": "x", "output": 3}, "field `output` must be text, is a number"),
         ("text", {"text": ""}, "field `text` is empty"),
         ("text", {}, "field `text` is missing (found: nothing)"),
-        ("prompt_completion", {"prompt": [], "completion": "y"}, "field `prompt` must be text, is a list"),
+        ("prompt_completion", {"prompt": []}, "field `prompt` must be text, is a list"),
         ("text", {"text": "ab\ud83d"}, "field `text` holds half a surrogate pair at character 3"),
     ],
-)  # fmt: skip
+)
 def test_reasons_name_the_field(name: str, row: dict[str, Any], reason: str) -> None:
     assert refusal(name, **row) == reason
 
