@@ -23,6 +23,7 @@ from weft.model.base import Base
 from weft.model.forward import make_rows, target_nll, target_scores
 from weft.model.noise import global_generator
 from weft.model.rows import Block
+from weft.model.sample import greedy
 from weft.model.weaving import Dropout, Weft
 
 
@@ -73,6 +74,16 @@ class LocalEngine:
             column += len(part.examples)
         count_E = np.array([example.supervised for example in batch.examples])
         return Scores(loss_NE, correct_NE, count_E)
+
+    def greedy(
+        self, bank: Bank, prompts: Sequence[np.ndarray], max_tokens: int
+    ) -> list[list[list[int]]]:
+        """The most likely continuation of every prompt under every member: [member][prompt]."""
+        texts = []
+        for start, stop in _spans(len(bank.members), self.members_per_forward):
+            weft = Weft(bank.part(start, stop).to(self.base.device), self.stack)
+            texts += greedy(self.base, weft, prompts, max_tokens)
+        return texts
 
     def gradient(
         self, theta_LP: torch.Tensor, batches: Sequence[Batch], keys: Sequence[Key]

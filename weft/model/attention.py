@@ -41,16 +41,24 @@ def packed_attention(
         asked.append("attention_mask")
     if asked or not getattr(module, "is_causal", True):
         raise NotPackable(f"{type(module).__name__} asks for {asked or 'non-causal attention'}")
+    cache, layer = weft_rows.cache, getattr(module, "layer_idx", 0)
+    if cache is not None and cache.filled:
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [B, H or G, D]
+        out = cache.attend(layer, q[:, :, None], k, v, scaling, sliding_window)
+        return out.transpose(1, 2).flatten(0, 1)[None], None
     sizes = [piece.tokens for piece in weft_rows.pieces]
-    parts = []
+    parts, row = [], 0
     for piece, q, k, v in zip(
         weft_rows.pieces, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True
     ):
         mask = _window_mask(piece.length, sliding_window, query.device)
+        keys, values = _rows(k, piece), _rows(v, piece)
+        if cache is not None:
+            cache.store(layer, row, keys, values)
         out = scaled_dot_product_attention(
             _rows(q, piece),
-            _rows(k, piece),
-            _rows(v, piece),
+            keys,
+            values,
             attn_mask=mask,
             is_causal=mask is None,
             dropout_p=dropout,
@@ -58,6 +66,7 @@ def packed_attention(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         parts.append(_stream(out, piece))
+        row += piece.count * piece.members
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 

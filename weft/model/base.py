@@ -10,7 +10,13 @@ from functools import cached_property
 import numpy as np
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from weft.core.batch import Batch, Example
 from weft.core.errors import InputError
@@ -26,6 +32,9 @@ DTYPES: dict[DType, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+HINT = "a base is `weft/tiny`, a directory with config.json and safetensors, or a hub id"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +83,13 @@ class Base:
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(i for i in ids if i is not None)
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a completion: the model's and the tokenizer's end of sequence."""
+        named = self.model.generation_config.eos_token_id
+        named = named if isinstance(named, list) else [named]
+        return frozenset(i for i in (*named, self.tokenizer.eos_token_id) if i is not None)
+
     @cached_property
     def sites(self) -> dict[str, Site]:
         """Every place that can carry an adapter."""
@@ -99,9 +115,29 @@ def load_base(ref: str, dtype: DType = "float32", device: str = "cpu") -> Base:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"base: cannot load a causal language model from {ref!r}: {first_line(error)}",
-            hint="a base is `weft/tiny`, a directory with config.json and safetensors, or a hub id",
+            hint=HINT,
         ) from error
     return prepare(ref, model.to(device), tokenizer)
+
+
+def context_of(ref: str) -> int | None:
+    """The longest sequence that a base was built for, from its configuration alone."""
+    return getattr(_config(ref), "max_position_embeddings", None)
+
+
+def skeleton(ref: str) -> dict[str, Site]:
+    """The sites of a base, from its configuration alone: no weights are read."""
+    with torch.device("meta"):
+        return find_sites(AutoModelForCausalLM.from_config(_config(ref)))
+
+
+def _config(ref: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(resolve_base(ref))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"base: cannot read the configuration of {ref!r}: {first_line(error)}", hint=HINT
+        ) from error
 
 
 def prepare(ref: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Base:

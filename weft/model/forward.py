@@ -51,6 +51,11 @@ def target_logits(base: Base, weft: Weft, rows: Rows) -> torch.Tensor:
 
 
 def _target_hidden(base: Base, weft: Weft, rows: PackedRows) -> torch.Tensor:
+    return packed_hidden(base, weft, rows).index_select(0, rows.targets.index_S)
+
+
+def packed_hidden(base: Base, weft: Weft, rows: PackedRows) -> torch.Tensor:
+    """The last hidden state [T, D] at every position of a packed row."""
     with woven(base.model, weft, rows):
         out = base.body(
             input_ids=rows.ids_1T,
@@ -58,4 +63,5 @@ def _target_hidden(base: Base, weft: Weft, rows: PackedRows) -> torch.Tensor:
             use_cache=False,
             weft_rows=rows,
         )
-    return out.last_hidden_state[0].index_select(0, rows.targets.index_S)
+    hidden_TD: torch.Tensor = out.last_hidden_state[0]
+    return hidden_TD

@@ -19,11 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from weft.core.batch import IGNORE, Batch
+from weft.model.cache import KVCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +79,15 @@ class PackedRows:
     positions_1T: torch.Tensor
     pieces: tuple[Piece, ...]
     targets: Targets
+    cache: KVCache | None = None
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [block.members * block.batch.tokens for block in self.blocks]
 
     def split(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Activations [..., I] of the forward as one [N, M, I] for each block."""
-        sizes = [block.members * block.batch.tokens for block in self.blocks]
-        parts = x.reshape(-1, x.shape[-1]).split(sizes)
+        parts = x.reshape(-1, x.shape[-1]).split(self._sizes)
         return [
             part.unflatten(0, (-1, block.members)).transpose(0, 1)
             for part, block in zip(parts, self.blocks, strict=True)

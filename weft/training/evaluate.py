@@ -1,0 +1,158 @@
+"""Scoring a split: loss, perplexity, and the task's own metric, for every member of a bank.
+
+Shapes: N members, E examples, C candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from weft.core.batch import IGNORE, Example, batches_of
+from weft.core.errors import NumericError
+from weft.core.table import ScoreTable
+from weft.data.split import Split
+from weft.engines.local import LocalEngine
+from weft.model.bank import Bank
+
+Watch = Callable[[int, int], None]
+"""Called with rows done and rows in all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What every member of a bank scored on one split."""
+
+    table: ScoreTable
+    metrics: dict[str, np.ndarray]  # name to [N]; the task's own metric comes last
+    split: str
+    batch_size: int
+    max_length: int
+
+    def record(self, member: str) -> dict[str, Any]:
+        """One member's line for `eval.json`."""
+        row = self.table.row(member)
+        index = self.table.members.index(member)
+        return {
+            "eval_loss": row.mean,
+            "perplexity": math.exp(row.mean) if row.mean < 700 else None,
+            "num_batches": math.ceil(len(row.ids) / self.batch_size),
+            "num_examples": len(row.ids),
+            "supervised_tokens": int(row.counts.sum()),
+            "split": self.split,
+            "batch_size": self.batch_size,
+            "max_length": self.max_length,
+            "metric": list(self.metrics)[-1],
+            **{name: float(values[index]) for name, values in self.metrics.items()},
+        }
+
+
+def evaluate(
+    engine: LocalEngine,
+    bank: Bank,
+    split: Split,
+    *,
+    batch_size: int,
+    rows: int | None = None,
+    task_metric: bool = True,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Score every member on the first `rows` rows of a split (default: all).
+
+    The loss is the sum of token losses over the sum of supervised tokens. A loss that is not
+    finite is a `NumericError` that names the member and the examples.
+    """
+    examples = split.examples[:rows]
+    loss_NE, correct_NE, count_E = score_all(engine, bank, examples, batch_size, watch)
+    _refuse_not_finite(bank.members, examples, loss_NE)
+    count_NE = np.broadcast_to(count_E, loss_NE.shape)
+    table = ScoreTable(bank.members, tuple(e.id for e in examples), loss_NE, count_NE)
+    metrics = {"token_accuracy": correct_NE.sum(axis=1) / count_E.sum()}
+    if task_metric and split.task.metric != "token_accuracy":
+        measure = METRICS[split.task.metric]
+        metrics[split.task.metric] = measure(engine, bank, split, len(examples), batch_size)
+    return Evaluation(table, metrics, split.name, batch_size, split.max_length)
+
+
+def score_all(
+    engine: LocalEngine,
+    bank: Bank,
+    examples: Sequence[Example],
+    batch_size: int,
+    watch: Watch | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(loss sums [N, E], correct [N, E], counts [E]) over all examples, batch by batch."""
+    parts = []
+    for number, batch in enumerate(batches_of(examples, batch_size)):
+        parts.append(engine.score(bank, batch))
+        if watch:
+            watch(min((number + 1) * batch_size, len(examples)), len(examples))
+    return (
+        np.concatenate([part.loss_NE for part in parts], axis=1),
+        np.concatenate([part.correct_NE for part in parts], axis=1),
+        np.concatenate([part.count_E for part in parts]),
+    )
+
+
+def choice_accuracy(
+    engine: LocalEngine, bank: Bank, split: Split, rows: int, batch_size: int
+) -> np.ndarray:
+    """Share of rows whose own response has the best mean log-probability of all candidates, [N]."""
+    tokenizer = engine.base.tokenizer
+    candidates = split.task.candidates
+    endings = [
+        np.array(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in candidates
+    ]
+    items = split.items[:rows]
+    examples = [_ending(item.prompt_ids, ids) for item in items for ids in endings]
+    loss_NX, _, count_X = score_all(engine, bank, examples, batch_size * len(candidates))
+    mean_NEC = (loss_NX / count_X).reshape(len(bank.members), len(items), len(candidates))
+    chosen_NE = mean_NEC.argmin(axis=2)
+    right_E = np.array([candidates.index(item.reference) for item in items])
+    return (chosen_NE == right_E).mean(axis=1)
+
+
+def exact_match(
+    engine: LocalEngine, bank: Bank, split: Split, rows: int, batch_size: int
+) -> np.ndarray:
+    """Share of rows whose greedy completion equals the response after normalising, [N]."""
+    tokenizer = engine.base.tokenizer
+    items = split.items[:rows]
+    longest = max(len(i.example.ids_T) - i.prompt_length for i in items)
+    right = np.zeros(len(bank.members))
+    for start in range(0, len(items), batch_size):
+        part = items[start : start + batch_size]
+        texts = engine.greedy(bank, [item.prompt_ids for item in part], longest + 8)
+        for index, row in enumerate(texts):
+            for item, ids in zip(part, row, strict=True):
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                wanted = split.task.normalise(item.reference)
+                right[index] += split.task.normalise(text) == wanted
+    return right / len(items)
+
+
+METRICS = {"choice": choice_accuracy, "exact_match": exact_match}
+"""Metrics that need more than the loss, by the name a task gives them."""
+
+
+def _ending(prompt_ids: np.ndarray, ids: np.ndarray) -> Example:
+    labels = np.concatenate([np.full(len(prompt_ids), IGNORE), ids])
+    return Example("", np.concatenate([prompt_ids, ids]), labels)
+
+
+def _refuse_not_finite(
+    members: Sequence[str], examples: Sequence[Example], loss_NE: np.ndarray
+) -> None:
+    if np.isfinite(loss_NE).all():
+        return
+    member, example = np.argwhere(~np.isfinite(loss_NE))[0]
+    count = int((~np.isfinite(loss_NE)).sum())
+    raise NumericError(
+        f"{members[member]} has loss {loss_NE[member, example]} on {examples[example].id} "
+        f"({count} of {loss_NE.size} scores are not finite)",
+        hint="`weft inspect` says whether the adapter's weights are finite; try dtype=float32",
+    )
