@@ -1,0 +1,1 @@
+"""How the bundled base model and the bundled task data are made."""

@@ -1,0 +1,1 @@
+"""Generators of the pretraining corpus: one small file per genre, all seeded."""

@@ -1,0 +1,191 @@
+"""Pretrain the bundled base model on the packed corpus: `python -m tools.pretrain`.
+
+bf16 autocast over fp32 master weights, AdamW, cosine schedule with warm-up. A run can be stopped
+and started again with the same command: it goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tools.attention import block_attention
+from tools.pack import EOS_ID, PAD_ID, ROW
+
+ARCHITECTURE = {
+    "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    "max_position_embeddings": ROW, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "bos_token_id": None, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID,
+}
+WARMUP = 0.03
+FLOOR = 0.03
+
+
+def build(seed: int) -> LlamaForCausalLM:
+    """A fresh model; the draw of the weights does not touch the caller's random state."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(LlamaConfig(**ARCHITECTURE))
+
+
+def rate(step: int, steps: int, peak: float) -> float:
+    """Learning rate of a step: linear warm-up, then cosine down to a small share."""
+    warm = max(1, int(steps * WARMUP))
+    if step < warm:
+        return peak * (step + 1) / warm
+    share = min(1.0, (step - warm) / max(1, steps - warm))
+    return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def order(rows: int, epoch: int, seed: int) -> np.ndarray:
+    """Row order of an epoch."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
+
+
+def batch_rows(data: np.ndarray, step: int, size: int, seed: int) -> torch.Tensor:
+    """The rows of a step: a function of (seed, step) only."""
+    per_epoch = len(data) // size
+    epoch, place = divmod(step, per_epoch)
+    picked = order(len(data), epoch, seed)[place * size : (place + 1) * size]
+    return torch.from_numpy(data[picked].astype(np.int64))
+
+
+class Loss(torch.nn.Module):
+    """Mean next-token loss over the real tokens of rows."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch of rows."""
+        positions = torch.arange(ROW)[None].expand(rows.shape[0], ROW)
+        logits = self.model(input_ids=rows, position_ids=positions, use_cache=False).logits
+        targets = rows[:, 1:].masked_fill(rows[:, 1:] == PAD_ID, -100)
+        flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+        return F.cross_entropy(flat, targets.reshape(-1))
+
+
+@torch.no_grad()
+def held_out_loss(loss: torch.nn.Module, data: np.ndarray, size: int, limit: int) -> float:
+    """Loss on held-out rows, weighted by tokens."""
+    total = count = 0.0
+    for start in range(0, min(limit, len(data) // size * size), size):
+        rows = torch.from_numpy(data[start : start + size].astype(np.int64))
+        tokens = float((rows[:, 1:] != PAD_ID).sum())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            total += float(loss(rows)) * tokens
+        count += tokens
+    return total / count
+
+
+def export(model: LlamaForCausalLM, out: Path) -> None:
+    """Write config, generation config and bf16 weights."""
+    out.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", **ARCHITECTURE,
+        "rope_theta": ARCHITECTURE["rope_parameters"]["rope_theta"], "hidden_act": "silu",
+        "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+        "initializer_range": 0.02, "use_cache": True, "torch_dtype": "bfloat16",
+    }
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    generation = {"eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
+    weights = {name: value.detach().to(torch.bfloat16).contiguous()
+               for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
+
+
+def save(path: Path, state: dict[str, object]) -> None:
+    """Write a checkpoint under a temporary name, then rename it."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    """Train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder made by tools.pack")
+    parser.add_argument("--run", type=Path, required=True, help="checkpoints and log")
+    parser.add_argument("--out", type=Path, help="model folder to export to at the end")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--export-only", action="store_true", help="export the last checkpoint")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.run.mkdir(parents=True, exist_ok=True)
+    checkpoint = args.run / "checkpoint.pt"
+    ALL_ATTENTION_FUNCTIONS.register("blocks", block_attention)
+    model = build(args.seed)
+    model.set_attn_implementation("blocks")
+    plain = [p for p in model.parameters() if p.dim() < 2]
+    decayed = [p for p in model.parameters() if p.dim() >= 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+        lr=args.lr, betas=(0.9, 0.95), fused=True)
+    start, seen, clock = 0, 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        start, seen, clock = state["step"], state["tokens"], state["seconds"]
+    if args.export_only:
+        export(model, args.out)
+        return
+    data = np.load(args.data / "train.npy", mmap_mode="r")
+    held = np.load(args.data / "held_out.npy")
+    loss_of = torch.compile(Loss(model))
+    log = (args.run / "training_log.jsonl").open("a", encoding="utf-8")
+    running: list[float] = []
+    since = time.perf_counter()
+    for step in range(start, args.steps):
+        rows = batch_rows(data, step, args.batch, args.seed)
+        lr = rate(step, args.steps, args.lr)
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(rows)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        running.append(float(loss.detach()))
+        seen += int((rows != PAD_ID).sum())
+        done = step + 1
+        if done % 25 == 0 or done == args.steps:
+            now = clock + time.perf_counter() - since
+            entry = {"step": done, "loss": round(sum(running) / len(running), 4),
+                     "lr": round(lr, 7), "grad_norm": round(float(norm), 3), "tokens": seen,
+                     "seconds": round(now, 1)}
+            running = []
+            if done % args.save_every == 0 or done == args.steps:
+                limit = len(held) if done == args.steps else 64
+                entry["held_out_loss"] = round(held_out_loss(loss_of, held, args.batch, limit), 4)
+                save(checkpoint, {"model": model.state_dict(), "optimiser": optimiser.state_dict(),
+                                  "step": done, "tokens": seen, "seconds": now})
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+    if args.out:
+        export(model, args.out)
+
+
+if __name__ == "__main__":
+    main()

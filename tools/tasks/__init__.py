@@ -1,0 +1,1 @@
+"""Generators of the bundled task data: `instruct`, `tables` and `reviews`."""
