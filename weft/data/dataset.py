@@ -17,7 +17,7 @@ from weft.core.keys import Key
 from weft.data.config import DataConfig
 from weft.data.readers import read_rows
 from weft.data.rows import BadRow, Reading, Row, RowProblem
-from weft.data.sources import find_sources
+from weft.data.sources import SPLITS, find_sources
 from weft.data.split import Item, Split
 from weft.data.task import Task, task_of_format
 from weft.data.tasks import TASKS
@@ -45,6 +45,8 @@ def load_splits(
     readings, notices = _read(config, splits)
     task, how = _task(config, readings)
     notices += how
+    if config.train_on_prompt and task.format.name == "tokenized":
+        notices.append("`data.train_on_prompt` has no effect: `labels` are used as they are")
     max_length = config.max_length
     if limit_context is not None and limit_context < max_length:
         max_length = limit_context
@@ -67,7 +69,8 @@ def load_splits(
 def available_splits(config: DataConfig) -> tuple[str, ...]:
     """The splits that can be asked for, a held-out validation split included."""
     sources = find_sources(config)
-    return tuple(sources) + (("valid",) if _holds_out(config, sources) else ())
+    held = ("valid",) if _holds_out(config, sources) else ()
+    return tuple(name for name in SPLITS if name in (*sources, *held))
 
 
 def held_out(key: Key, n: int, fraction: float) -> frozenset[int]:
@@ -80,7 +83,7 @@ def _read(config: DataConfig, splits: tuple[str, ...]) -> tuple[dict[str, Readin
     """The rows of every asked split, before any is looked at."""
     sources = find_sources(config)
     holds_out = _holds_out(config, sources)
-    known = (*sources, "valid") if holds_out else tuple(sources)
+    known = available_splits(config)
     for name in splits:
         if name not in known:
             raise InputError(
@@ -127,6 +130,8 @@ def _task(config: DataConfig, readings: dict[str, Reading]) -> tuple[Task, list[
         raise _bad_rows(bad) if bad else InputError(f"{config.path} has no rows")
     found = detect(rows[0])
     notice = f"format {found.name}, by the fields of {rows[0].file}:{rows[0].line}"
+    if config.chat_template is not None and found.name != "messages":
+        raise InputError(f"`data.chat_template` applies to `messages`, and this is {notice}")
     return task_of_format(found), [notice]
 
 
@@ -171,7 +176,7 @@ def _split(
             whole.prompt,
             whole.response,
             whole.prompt_length,
-            truncated=len(short.ids_T) < len(whole.ids_T),
+            truncated=short is not whole,
         )
         for row, whole, short in cut
         if short.supervised

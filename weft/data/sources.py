@@ -9,7 +9,7 @@ from weft.data.config import DataConfig
 from weft.data.readers import READERS, is_saved_dataset
 from weft.data.tasks import TASKS
 
-NAMES = {
+SPLITS = {
     "train": ("train",),
     "valid": ("valid", "validation", "dev"),
     "test": ("test",),
@@ -45,7 +45,7 @@ def _in_folder(folder: Path) -> dict[str, Path]:
     if is_saved_dataset(folder):
         return {"train": folder}
     sources = {}
-    for split, names in NAMES.items():
+    for split, names in SPLITS.items():
         found = [path for name in names for path in _candidates(folder, name)]
         if len(found) > 1:
             raise InputError(

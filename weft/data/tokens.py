@@ -42,7 +42,9 @@ class Encoded:
         return int((self.labels_T[1:] != IGNORE).sum())
 
     def cut(self, length: int) -> Encoded:
-        """The first `length` tokens."""
+        """The first `length` tokens; itself where it is no longer."""
+        if len(self.ids_T) <= length:
+            return self
         return replace(self, ids_T=self.ids_T[:length], labels_T=self.labels_T[:length])
 
 

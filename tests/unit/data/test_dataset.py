@@ -77,6 +77,16 @@ def test_a_given_format_is_not_guessed(write_rows: Write, gpt2: Tokenizer) -> No
     assert (split.task.name, split.prompts, split.notices) == ("text", ("",), ())
 
 
+def test_settings_that_a_format_has_no_use_for_are_not_ignored_in_silence(
+    write_rows: Write, gpt2: Tokenizer, tmp_path: Path
+) -> None:
+    path = write_rows({"input_ids": [70, 71]})
+    said = train(path, gpt2, train_on_prompt=True).notices
+    assert "`data.train_on_prompt` has no effect: `labels` are used as they are" in said
+    with pytest.raises(InputError, match=r"`data\.chat_template` applies to `messages`"):
+        train(path, gpt2, chat_template=tmp_path / "chat.jinja")
+
+
 def test_a_row_of_another_format_is_a_bad_row(write_rows: Write, gpt2: Tokenizer) -> None:
     path = write_rows({"text": "a film"}, *pairs(1))
     with pytest.raises(InputError) as caught:
