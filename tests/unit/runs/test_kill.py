@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,27 @@ def test_killed_at_every_operation_then_resumed_is_the_whole_run(tmp_path, whole
         evaluated = [e for e in reader.manifest.events if e["kind"] == "evaluated"]
         assert len(evaluated) == 1
         assert not list(root.rglob("*.tmp")), "leftovers of the kill"
+
+
+@pytest.mark.slow
+def test_killed_from_outside_again_and_again_still_ends_as_the_whole_run(tmp_path, whole):
+    """Real kills around the steps of a slow run, each resumed from where the last one died."""
+    root = tmp_path / "run"
+    kills = 0
+    for attempt in range(100):
+        with subprocess.Popen([*TOY, "slowly", root], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            steps = [process.stdout.readline() for _ in range(1 + attempt % 4)]
+            if b"" in steps:  # it ended by itself
+                break
+            time.sleep(0.002 * (attempt % 10))
+            process.kill()
+            kills += 1
+    assert process.returncode == 0
+    assert kills >= 3
+    assert RunReader(root).done
+    assert RunReader(root).steps() == whole.steps()
+    assert RunReader(root).results("eval") == whole.results("eval")
 
 
 def test_two_processes_cannot_write_one_run_and_a_kill_frees_it(tmp_path):
