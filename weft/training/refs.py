@@ -1,0 +1,174 @@
+"""What people point at (a base, an adapter, a run) to an engine and a bank.
+
+A reference is `base` or the name of a base, an adapter directory, a run, or a member of a run
+(`RUN/members/seed-1`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from weft.core.errors import InputError
+from weft.core.files import read_json
+from weft.data.config import DataConfig
+from weft.data.split import Split
+from weft.data.dataset import load_splits
+from weft.data.tokenizer import BUNDLED, resolve_base
+from weft.engines.local import LocalEngine
+from weft.formats.peft import CONFIG, is_adapter, read_adapter
+from weft.model.adapter import Adapter
+from weft.model.bank import Bank
+from weft.model.base import load_base
+from weft.model.config import DType
+from weft.runs.layout import RunLayout
+from weft.runs.reader import RunReader
+from weft.training.config import RunConfig
+
+DEFAULT_BASE = "weft/tiny"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A reference, found: which adapters it means (none for a base), and the run they are from."""
+
+    ref: str
+    base: str | None
+    adapters: dict[str, Path]
+    run: Path | None = None
+    config: RunConfig | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """References over one base, ready to be scored: one member for each adapter or bare base."""
+
+    engine: LocalEngine
+    adapters: dict[str, Adapter | None]
+    places: tuple[Place, ...]
+
+    @property
+    def bank(self) -> Bank:
+        """All members side by side."""
+        return Bank.of(self.adapters)
+
+
+def locate(ref: str) -> Place:
+    """Find out what `ref` is, without loading anything.
+
+    Raises `InputError` for what is none of these, and for a run that has no adapter yet.
+    """
+    path = Path(ref)
+    if ref == "base":
+        return Place(ref, None, {})
+    if ref in BUNDLED or (path / "config.json").is_file():
+        return Place(ref, ref, {})
+    if RunLayout(path).manifest.is_file():
+        return _locate_run(ref, path)
+    if is_adapter(path):
+        return _locate_adapter(ref, path, path)
+    if is_adapter(RunLayout(path).adapter):
+        return _locate_adapter(ref, path, RunLayout(path).adapter)
+    if path.exists():
+        raise InputError(
+            f"{ref} is not an adapter, a run or a base",
+            hint=f"an adapter directory holds {CONFIG}, a run manifest.json, a base config.json",
+        )
+    raise InputError(
+        f"there is no {ref}",
+        hint="give `base`, an adapter directory, or the run directory that `weft train` printed",
+    )
+
+
+def open_subject(
+    refs: Sequence[str],
+    *,
+    base: str | None = None,
+    dtype: DType | None = None,
+    device: str | None = None,
+    rows_per_forward: int | None = None,
+) -> Subject:
+    """Load one base and every adapter that the references mean, as members named after them.
+
+    The base is `base` if given, else the one that the references name; they must name the same.
+    """
+    places = tuple(locate(ref) for ref in refs)
+    config = next((place.config for place in places if place.config), None)
+    loaded = load_base(
+        base or _common_base(places),
+        dtype or (config.dtype if config else "float32"),
+        device or (config.device if config else "cpu"),
+    )
+    adapters: dict[str, Adapter | None] = {}
+    for place in places:
+        found = place.adapters or {place.ref: None}
+        for name, path in found.items():
+            label = name if name not in adapters else f"{name} (2)"
+            adapters[label] = read_adapter(path, loaded.sites).adapter if path else None
+    return Subject(LocalEngine(loaded, rows_per_forward=rows_per_forward), adapters, places)
+
+
+def data_for(
+    places: Sequence[Place], *, task: str | None = None, path: Path | None = None
+) -> DataConfig:
+    """The data to score on: as asked, or else what the run behind a reference was trained on."""
+    if task is not None or path is not None:
+        return data_config(task, path)
+    for place in places:
+        if place.config:
+            return place.config.data
+    raise InputError(
+        f"nothing says on which data to score {', '.join(place.ref for place in places)}",
+        hint="give --task instruct (or tables, reviews), or --data FILE",
+    )
+
+
+def data_config(task: str | None, path: Path | None) -> DataConfig:
+    """A data section with defaults; raises `InputError` for an unknown task or both given."""
+    try:
+        return DataConfig(task=task, path=path)
+    except ValueError as error:
+        message = str(error).split("Value error, ")[-1].split(" [type=")[0]
+        raise InputError(message) from None
+
+
+def load_split(subject: Subject, data: DataConfig, name: str) -> Split:
+    """One split, tokenised for the subject's base."""
+    base = subject.engine.base
+    return load_splits(data, base.tokenizer, (name,), base.context)[name]
+
+
+def _locate_run(ref: str, path: Path) -> Place:
+    reader = RunReader(path)
+    config = RunConfig.model_validate(reader.manifest.config)
+    layout = reader.layout
+    members = {name: layout.member(name).adapter for name in reader.member_names()}
+    adapters = members or {ref: layout.adapter}
+    if not all(is_adapter(adapter) for adapter in adapters.values()):
+        raise InputError(
+            f"the run {ref} has no adapter yet: it is {reader.manifest.status}",
+            hint=f"finish it with `weft train --resume {ref}`",
+        )
+    return Place(ref, config.base, adapters, path, config)
+
+
+def _locate_adapter(ref: str, path: Path, adapter: Path) -> Place:
+    """An adapter directory; if it lies in a run, the run says the base and the data."""
+    for parent in (path.parent, *path.parent.parents[:2]):
+        if RunLayout(parent).manifest.is_file():
+            config = RunConfig.model_validate(RunReader(parent).manifest.config)
+            return Place(ref, config.base, {ref: adapter}, None, config)
+    base = read_json(adapter / CONFIG).get("base_model_name_or_path")
+    return Place(ref, base or None, {ref: adapter})
+
+
+def _common_base(places: Sequence[Place]) -> str:
+    named = {place.base: place.ref for place in places if place.base}
+    if len({resolve_base(base) for base in named}) > 1:
+        facts = "; ".join(f"{ref} is on {base}" for base, ref in named.items())
+        raise InputError(
+            f"these are on different bases: {facts}",
+            hint="if they are the same weights under two names, say which with --base",
+        )
+    return next(iter(named), DEFAULT_BASE)
