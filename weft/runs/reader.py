@@ -33,11 +33,11 @@ class RunReader:
 
     def config_text(self) -> str:
         """The configuration as it was given; empty when the run was killed before it was kept."""
-        return self.layout.config.read_text() if self.layout.config.exists() else ""
+        return self.layout.config.read_text("utf-8") if self.layout.config.exists() else ""
 
     def code_diff(self) -> str:
         """What the code had that its commit has not."""
-        return self.layout.code_diff.read_text() if self.layout.code_diff.exists() else ""
+        return self.layout.code_diff.read_text("utf-8") if self.layout.code_diff.exists() else ""
 
     def steps(self) -> list[Record]:
         """One record a step."""
