@@ -45,9 +45,15 @@ def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(resolve_base(ref))
+        tokenizer = AutoTokenizer.from_pretrained(resolve_base(ref))
     except (OSError, ValueError) as error:
         raise InputError(
             f"base: cannot load the tokenizer of {ref!r}: {str(error).strip().splitlines()[0]}",
             hint="give a directory, or a hub id that this machine can reach or has cached",
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty one
+        raise InputError(
+            f"base: {ref!r} has no tokenizer files",
+            hint="copy tokenizer.json and tokenizer_config.json of the base into its directory",
+        )
+    return tokenizer
