@@ -131,7 +131,7 @@ def test_source_keeps_the_rule(rule: Callable[[str, str], Iterator[str]]) -> Non
     problems = [
         problem
         for path in MODULES
-        for problem in rule(path.read_text(), path.relative_to(PACKAGE.parent).as_posix())
+        for problem in rule(path.read_text("utf-8"), path.relative_to(PACKAGE.parent).as_posix())
     ]
     assert not problems, "\n" + "\n".join(problems)
 

@@ -80,9 +80,9 @@ def test_json_is_sorted_readable_and_exact(tmp_path):
     path = tmp_path / "x.json"
     value = {"b": 0.1 + 0.2, "a": [np.float32(0.1), np.int64(3)], "path": Path("p"), "text": "é"}
     write_json(path, value)
-    assert path.read_text().startswith('{\n  "a": [\n')
-    assert path.read_text().endswith("}\n")
-    assert "é" in path.read_text()
+    assert path.read_text("utf-8").startswith('{\n  "a": [\n')
+    assert path.read_text("utf-8").endswith("}\n")
+    assert "é" in path.read_text("utf-8")
     assert read_json(path) == {
         "a": [float(np.float32(0.1)), 3],
         "b": 0.30000000000000004,
