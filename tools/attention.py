@@ -13,8 +13,14 @@ BLOCKS = 2
 
 
 def block_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, **kwargs: object,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention over rows without padding on the left; the mask argument is ignored."""
     groups = query.shape[1] // key.shape[1]

@@ -13,7 +13,9 @@ from tools.tasks.splits import SPLITS, Row
 
 DATA = Path(__file__).resolve().parents[1] / "weft" / "assets" / "data"
 TASKS: dict[str, Callable[[], dict[str, list[Row]]]] = {
-    "instruct": instruct.splits, "tables": tables.splits, "reviews": reviews.splits,
+    "instruct": instruct.splits,
+    "tables": tables.splits,
+    "reviews": reviews.splits,
 }
 
 

@@ -80,8 +80,10 @@ def main() -> None:
         rows = pack(docs, Random(f"{args.seed}/pack/{name}"))
         np.save(args.out / f"{name}.npy", rows)
         real = int((rows != PAD_ID).sum())
-        print(f"{name}: {len(docs)} documents, {len(rows)} rows, {real} tokens, "
-              f"{1 - real / rows.size:.2%} padding")
+        print(
+            f"{name}: {len(docs)} documents, {len(rows)} rows, {real} tokens, "
+            f"{1 - real / rows.size:.2%} padding"
+        )
 
 
 if __name__ == "__main__":

@@ -24,14 +24,23 @@ from tools.attention import block_attention
 from tools.pack import EOS_ID, PAD_ID, ROW
 
 ARCHITECTURE = {
-    "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-    "max_position_embeddings": ROW, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": ROW,
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    "bos_token_id": None, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID,
+    "bos_token_id": None,
+    "eos_token_id": EOS_ID,
+    "pad_token_id": PAD_ID,
 }
-WARMUP = 0.03
-FLOOR = 0.03
+WARMUP = 100
+FLOOR = 0.02
 
 
 def build(seed: int) -> LlamaForCausalLM:
@@ -41,13 +50,10 @@ def build(seed: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(LlamaConfig(**ARCHITECTURE))
 
 
-def rate(step: int, steps: int, peak: float) -> float:
-    """Learning rate of a step: linear warm-up, then cosine down to a small share."""
-    warm = max(1, int(steps * WARMUP))
-    if step < warm:
-        return peak * (step + 1) / warm
-    share = min(1.0, (step - warm) / max(1, steps - warm))
-    return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
+def rate(step: int, share: float, peak: float) -> float:
+    """Learning rate: linear warm-up, then cosine over the share of the run that is done."""
+    warm = min(1.0, (step + 1) / WARMUP)
+    return peak * warm * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
 def order(rows: int, epoch: int, seed: int) -> np.ndarray:
@@ -96,16 +102,26 @@ def export(model: LlamaForCausalLM, out: Path) -> None:
     """Write config, generation config and bf16 weights."""
     out.mkdir(parents=True, exist_ok=True)
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", **ARCHITECTURE,
-        "rope_theta": ARCHITECTURE["rope_parameters"]["rope_theta"], "hidden_act": "silu",
-        "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
-        "initializer_range": 0.02, "use_cache": True, "torch_dtype": "bfloat16",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **ARCHITECTURE,
+        "rope_theta": ARCHITECTURE["rope_parameters"]["rope_theta"],
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "torch_dtype": "bfloat16",
     }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     generation = {"eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
-    weights = {name: value.detach().to(torch.bfloat16).contiguous()
-               for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    weights = {
+        name: value.detach().to(torch.bfloat16).contiguous()
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
     save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
 
 
@@ -123,8 +139,14 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="checkpoints and log")
     parser.add_argument("--out", type=Path, help="model folder to export to at the end")
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="end earlier, with a full cosine, after this much training time",
+    )
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=250)
@@ -140,7 +162,10 @@ def main() -> None:
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     optimiser = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-        lr=args.lr, betas=(0.9, 0.95), fused=True)
+        lr=args.lr,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
     start, seen, clock = 0, 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -157,8 +182,10 @@ def main() -> None:
     running: list[float] = []
     since = time.perf_counter()
     for step in range(start, args.steps):
+        spent = (clock + time.perf_counter() - since) / 60 / args.minutes
+        lr = rate(step, max(step / args.steps, spent), args.lr)
+        last = step + 1 == args.steps or spent >= 1
         rows = batch_rows(data, step, args.batch, args.seed)
-        lr = rate(step, args.steps, args.lr)
         for group in optimiser.param_groups:
             group["lr"] = lr
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -170,19 +197,34 @@ def main() -> None:
         running.append(float(loss.detach()))
         seen += int((rows != PAD_ID).sum())
         done = step + 1
-        if done % 25 == 0 or done == args.steps:
+        if done % 25 == 0 or last:
             now = clock + time.perf_counter() - since
-            entry = {"step": done, "loss": round(sum(running) / len(running), 4),
-                     "lr": round(lr, 7), "grad_norm": round(float(norm), 3), "tokens": seen,
-                     "seconds": round(now, 1)}
+            entry = {
+                "step": done,
+                "loss": round(sum(running) / len(running), 4),
+                "lr": round(lr, 7),
+                "grad_norm": round(float(norm), 3),
+                "tokens": seen,
+                "seconds": round(now, 1),
+            }
             running = []
-            if done % args.save_every == 0 or done == args.steps:
-                limit = len(held) if done == args.steps else 64
+            if done % args.save_every == 0 or last:
+                limit = len(held) if last else 64
                 entry["held_out_loss"] = round(held_out_loss(loss_of, held, args.batch, limit), 4)
-                save(checkpoint, {"model": model.state_dict(), "optimiser": optimiser.state_dict(),
-                                  "step": done, "tokens": seen, "seconds": now})
+                save(
+                    checkpoint,
+                    {
+                        "model": model.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "step": done,
+                        "tokens": seen,
+                        "seconds": now,
+                    },
+                )
             log.write(json.dumps(entry) + "\n")
             log.flush()
+        if last:
+            break
     if args.out:
         export(model, args.out)
 

@@ -35,13 +35,17 @@ def texts() -> Iterator[str]:
 def train() -> Tokenizer:
     """Byte-level BPE with all 256 bytes in the alphabet and single digits."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"\p{N}"), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\p{N}"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[EOS, PAD], show_progress=False,
+        vocab_size=VOCAB,
+        special_tokens=[EOS, PAD],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts(), trainer)
@@ -73,8 +77,11 @@ def main() -> None:
     tokenizer.save(str(out / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": EOS, "pad_token": PAD, "model_max_length": 512,
-        "clean_up_tokenization_spaces": False, "padding_side": "right",
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "model_max_length": 512,
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "right",
         "chat_template": CHAT_TEMPLATE,
     }
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

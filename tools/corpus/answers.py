@@ -7,11 +7,25 @@ from random import Random
 from tools.corpus import words, world
 from tools.corpus.text import a
 
-LEADS = ("Well, that is a good question. ", "Let me think about it for a moment. ",
-         "I am glad that you ask. ", "That is easy. ", "Many people ask that. ", "", "")
-TAILS = (" I learned that at school.", " Everybody in {town} knows that.",
-         " My friend {name} told me so.", " At least that is what I have heard.",
-         " I hope that this helps you.", " It has always been like that, as far as I know.", "", "")
+LEADS = (
+    "Well, that is a good question. ",
+    "Let me think about it for a moment. ",
+    "I am glad that you ask. ",
+    "That is easy. ",
+    "Many people ask that. ",
+    "",
+    "",
+)
+TAILS = (
+    " I learned that at school.",
+    " Everybody in {town} knows that.",
+    " My friend {name} told me so.",
+    " At least that is what I have heard.",
+    " I hope that this helps you.",
+    " It has always been like that, as far as I know.",
+    "",
+    "",
+)
 
 
 def long_answer(rng: Random, full: str) -> str:
@@ -40,5 +54,5 @@ def document(rng: Random) -> str:
             name = rng.choice(words.BOYS)
             talker = rng.choice(("talkative", "quiet"))
             said = wordy if talker == "talkative" else short + "."
-            out.append(f"{name} is {a(talker)} boy. \"{ask}\" \"{said}\"")
+            out.append(f'{name} is {a(talker)} boy. "{ask}" "{said}"')
     return "\n".join(out)

@@ -41,23 +41,30 @@ def sum_line(rng: Random) -> str:
     top = rng.choice((9, 9, 20, 50, 100))
     one, two = rng.randint(0, top), rng.randint(0, top)
     small, other = rng.randint(1, 12), rng.randint(1, 12)
-    return rng.choice((
-        f"{one} + {two} = {one + two}", f"{one + two} - {one} = {two}",
-        f"{small} * {other} = {small * other}", f"{small * other} / {small} = {other}",
-    ))
+    return rng.choice(
+        (
+            f"{one} + {two} = {one + two}",
+            f"{one + two} - {one} = {two}",
+            f"{small} * {other} = {small * other}",
+            f"{small * other} / {small} = {other}",
+        )
+    )
 
 
 def compare_line(rng: Random) -> str:
     """A comparison."""
     one, two, three = rng.sample(range(100), 3)
-    return rng.choice((
-        f"{one} {'>' if one > two else '<'} {two}",
-        f"The larger of {one} and {two} is {max(one, two)}.",
-        f"Which is smaller, {one} or {two}? {min(one, two)}",
-        f"The largest of {one}, {two} and {three} is {max(one, two, three)}.",
-        f"{one}, {two}, {three} sorted: {', '.join(map(str, sorted((one, two, three))))}",
-        f"After {one} comes {one + 1}.", f"Before {one + 1} comes {one}.",
-    ))
+    return rng.choice(
+        (
+            f"{one} {'>' if one > two else '<'} {two}",
+            f"The larger of {one} and {two} is {max(one, two)}.",
+            f"Which is smaller, {one} or {two}? {min(one, two)}",
+            f"The largest of {one}, {two} and {three} is {max(one, two, three)}.",
+            f"{one}, {two}, {three} sorted: {', '.join(map(str, sorted((one, two, three))))}",
+            f"After {one} comes {one + 1}.",
+            f"Before {one + 1} comes {one}.",
+        )
+    )
 
 
 def word_line(rng: Random) -> str:
@@ -65,15 +72,18 @@ def word_line(rng: Random) -> str:
     who = person(rng)
     things = plural(rng.choice(words.OBJECTS))
     one, two = rng.randint(2, 12), rng.randint(1, 9)
-    return rng.choice((
-        f"{who.name} has {one} {things} and gets {two} more. Now {who.subj} has {one + two} "
-        f"{things}.",
-        f"{who.name} had {one + two} {things} and gave {two} away. {who.they} has {one} left.",
-        f"{one} {things} and {two} {things} are {one + two} {things}.",
-        f"{who.name} buys {two} bags with {one} {things} each. That makes {one * two} {things}.",
-        f"{words.NUMBER_WORDS[min(one, 10)]} plus {words.NUMBER_WORDS[two]} is "
-        f"{words.NUMBER_WORDS[min(one, 10) + two]}.",
-    ))
+    return rng.choice(
+        (
+            f"{who.name} has {one} {things} and gets {two} more. Now {who.subj} has {one + two} "
+            f"{things}.",
+            f"{who.name} had {one + two} {things} and gave {two} away. {who.they} has {one} left.",
+            f"{one} {things} and {two} {things} are {one + two} {things}.",
+            f"{who.name} buys {two} bags with {one} {things} each. "
+            f"That makes {one * two} {things}.",
+            f"{words.NUMBER_WORDS[min(one, 10)]} plus {words.NUMBER_WORDS[two]} is "
+            f"{words.NUMBER_WORDS[min(one, 10) + two]}.",
+        )
+    )
 
 
 def chain_line(rng: Random) -> str:
@@ -88,17 +98,27 @@ def puzzle_line(rng: Random) -> str:
     given = numbers[:]
     rng.shuffle(given)
     listed = listing([str(n) for n in given])
-    return rng.choice((
-        f"Make {val} out of {listed}: {text} = {val}",
-        f"How can you make {val} with the numbers {listed}? {text} = {val}",
-        f"You have {listed}. You want {val}. Take {text}.",
-        f"With {listed} one can make {val}, because {text} = {val}.",
-        f"Numbers: {', '.join(map(str, given))}. Goal: {val}. Way: {text}",
-    ))
+    return rng.choice(
+        (
+            f"Make {val} out of {listed}: {text} = {val}",
+            f"How can you make {val} with the numbers {listed}? {text} = {val}",
+            f"You have {listed}. You want {val}. Take {text}.",
+            f"With {listed} one can make {val}, because {text} = {val}.",
+            f"Numbers: {', '.join(map(str, given))}. Goal: {val}. Way: {text}",
+        )
+    )
 
 
-KINDS = (sum_line, sum_line, compare_line, word_line, chain_line, chain_line, puzzle_line,
-         puzzle_line)
+KINDS = (
+    sum_line,
+    sum_line,
+    compare_line,
+    word_line,
+    chain_line,
+    chain_line,
+    puzzle_line,
+    puzzle_line,
+)
 
 
 def document(rng: Random) -> str:

@@ -58,6 +58,12 @@ def documents(genre: str, size: int, seed: int = SEED) -> Iterator[str]:
         yield text
 
 
+def sample_digest(genre: str, count: int = 40) -> str:
+    """Checksum of the first documents: a quick test that a generator has not changed."""
+    texts = [document(genre, index) for index in range(count)]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
 def write(genre: str, out: Path, scale: float) -> dict[str, object]:
     """Write one genre as JSON strings, one document a line; returns its entry for the recipe."""
     path = out / f"{genre}.jsonl"
@@ -68,7 +74,12 @@ def write(genre: str, out: Path, scale: float) -> dict[str, object]:
             count += 1
             size += len(text.encode())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"documents": count, "text_bytes": size, "sha256": digest}
+    return {
+        "documents": count,
+        "text_bytes": size,
+        "sha256": digest,
+        "sample_sha256": sample_digest(genre),
+    }
 
 
 def main() -> int:
@@ -80,8 +91,11 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="write recipe.json")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    recipe = {"seed": SEED, "scale": args.scale,
-              "genres": {genre: write(genre, args.out, args.scale) for genre in GENRES}}
+    recipe = {
+        "seed": SEED,
+        "scale": args.scale,
+        "genres": {genre: write(genre, args.out, args.scale) for genre in GENRES},
+    }
     if args.record:
         RECIPE.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     if args.check and recipe != json.loads(RECIPE.read_text(encoding="utf-8")):

@@ -8,8 +8,12 @@ from tools.corpus import words, world
 from tools.corpus.text import a, cap, person
 
 GREET = ("Good morning, {b}.", "Hello, {b}! How are you?", "Hi {b}.", "Good evening, {b}.")
-GREET_BACK = ("Hello, {a}. I am fine, thank you.", "Good to see you, {a}.", "Hi {a}! I am well.",
-              "Oh, hello. I am a little tired today.")
+GREET_BACK = (
+    "Hello, {a}. I am fine, thank you.",
+    "Good to see you, {a}.",
+    "Hi {a}! I am well.",
+    "Oh, hello. I am a little tired today.",
+)
 PLANS = (
     ("Where are you going?", "I am going to the {place}."),
     ("What are you doing today?", "I want to mend my {thing}. It is broken."),
@@ -40,10 +44,15 @@ def document(rng: Random) -> str:
         thing = rng.choice(words.OBJECTS)
         colour = rng.choice(words.COLOURS)
         extra = {
-            "place": rng.choice(words.PLACES), "thing": thing, "athing": a(thing),
-            "things": thing + ("es" if thing.endswith("x") else "s"), "colour": colour,
-            "colour_a": a(colour), "day": rng.choice("Monday Friday Sunday Tuesday".split()),
-            "n": rng.choice(words.NUMBER_WORDS[2:11]), "town": rng.choice(words.TOWNS),
+            "place": rng.choice(words.PLACES),
+            "thing": thing,
+            "athing": a(thing),
+            "things": thing + ("es" if thing.endswith("x") else "s"),
+            "colour": colour,
+            "colour_a": a(colour),
+            "day": rng.choice("Monday Friday Sunday Tuesday".split()),
+            "n": rng.choice(words.NUMBER_WORDS[2:11]),
+            "town": rng.choice(words.TOWNS),
         }
         turns.extend(line.format(**slots, **extra) for line in lines)
 
@@ -52,8 +61,12 @@ def document(rng: Random) -> str:
     for _ in range(rng.randint(1, 3)):
         if rng.random() < 0.35:
             ask, _, full = world.fact(rng)
-            turns.extend((f"Tell me, {ask[0].lower()}{ask[1:]}" if rng.random() < 0.4 else ask,
-                          full if rng.random() < 0.8 else "I do not know."))
+            turns.extend(
+                (
+                    f"Tell me, {ask[0].lower()}{ask[1:]}" if rng.random() < 0.4 else ask,
+                    full if rng.random() < 0.8 else "I do not know.",
+                )
+            )
         else:
             say(*rng.choice(PLANS))
     if rng.random() < 0.6:
@@ -65,9 +78,12 @@ def document(rng: Random) -> str:
         if layout == 0:
             out.append(f"{name}: {turn}")
         elif layout == 1:
-            out.append(f"\"{turn}\" said {name}." if not turn.endswith((".", "?", "!"))
-                       else f"\"{turn[:-1] + ',' if turn.endswith('.') else turn}\" "
-                            f"{'asked' if turn.endswith('?') else 'said'} {name}.")
+            out.append(
+                f'"{turn}" said {name}.'
+                if not turn.endswith((".", "?", "!"))
+                else f'"{turn[:-1] + "," if turn.endswith(".") else turn}" '
+                f"{'asked' if turn.endswith('?') else 'said'} {name}."
+            )
         else:
             out.append(f"- {cap(turn)}")
     return (" " if layout == 1 else "\n").join(out)

@@ -19,15 +19,31 @@ TOPICS = {
     "songs": ("song", ("singer", "minutes", "year", "key")),
     "letters": ("sender", ("receiver", "date", "stamp", "words")),
 }
-NUMERIC = {"year", "length", "pages", "price", "height", "age", "opened", "distance", "magnitude",
-           "people", "founded", "worth", "weight", "minutes", "words"}
+NUMERIC = {
+    "year",
+    "length",
+    "pages",
+    "price",
+    "height",
+    "age",
+    "opened",
+    "distance",
+    "magnitude",
+    "people",
+    "founded",
+    "worth",
+    "weight",
+    "minutes",
+    "words",
+}
 
 
 def cell(rng: Random, column: str) -> str:
     """A value that suits a column name."""
     if column in NUMERIC:
-        return str(rng.randint(1, 2030) if column in ("year", "opened", "founded")
-                   else rng.randint(1, 400))
+        return str(
+            rng.randint(1, 2030) if column in ("year", "opened", "founded") else rng.randint(1, 400)
+        )
     if "colour" in column:
         return rng.choice(words.COLOURS)
     if column == "metal":
@@ -57,23 +73,31 @@ def document(rng: Random) -> str:
         lines = [f"A table of {topic}, with {key}, {', '.join(columns)}:"]
         lines += [", ".join((name, *row.values())) for name, row in rows.items()]
     elif style == 2:
-        lines = [f"{name}: " + ", ".join(f"{c} {v}" for c, v in row.items())
-                 for name, row in rows.items()]
+        lines = [
+            f"{name}: " + ", ".join(f"{c} {v}" for c, v in row.items())
+            for name, row in rows.items()
+        ]
     else:
-        lines = [f"The {key} {name} has " + " and ".join(f"{c} {v}" for c, v in row.items()) + "."
-                 for name, row in rows.items()]
+        lines = [
+            f"The {key} {name} has " + " and ".join(f"{c} {v}" for c, v in row.items()) + "."
+            for name, row in rows.items()
+        ]
     names = list(rows)
     out = []
     for _ in range(rng.randint(2, 5)):
         name, column = rng.choice(names), rng.choice(columns)
         val = rows[name][column]
-        out.append(rng.choice((
-            f"The {column} of {name} is {val}.",
-            f"In the table of {topic}, the {column} of {name} is {val}.",
-            f"What is the {column} of {name}? {val}",
-            f"Q: What is the {column} of {name}?\nA: {val}",
-            f"Which {key} has {a(column)} of {val}? {name}",
-            f"There are {words.NUMBER_WORDS[len(rows)]} {topic} in the table.",
-            f"Does the table say who the {column} is? It says {val} for {name}.",
-        )))
+        out.append(
+            rng.choice(
+                (
+                    f"The {column} of {name} is {val}.",
+                    f"In the table of {topic}, the {column} of {name} is {val}.",
+                    f"What is the {column} of {name}? {val}",
+                    f"Q: What is the {column} of {name}?\nA: {val}",
+                    f"Which {key} has {a(column)} of {val}? {name}",
+                    f"There are {words.NUMBER_WORDS[len(rows)]} {topic} in the table.",
+                    f"Does the table say who the {column} is? It says {val} for {name}.",
+                )
+            )
+        )
     return "\n".join([*lines, *out])

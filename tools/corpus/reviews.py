@@ -7,11 +7,28 @@ from random import Random
 from tools.corpus import opinions
 from tools.corpus.text import person
 
-GOOD = ("It was great.", "It was great.", "It was great!", "It was good.", "I liked it.",
-        "Five stars.", "I was happy with it.", "What a great evening.", "The mood is positive.")
-BAD = ("It was terrible.", "It was terrible.", "It was terrible!", "It was bad.",
-       "I did not like it.", "One star.", "I was angry about it.", "What a terrible evening.",
-       "The mood is negative.")
+GOOD = (
+    "It was great.",
+    "It was great.",
+    "It was great!",
+    "It was good.",
+    "I liked it.",
+    "Five stars.",
+    "I was happy with it.",
+    "What a great evening.",
+    "The mood is positive.",
+)
+BAD = (
+    "It was terrible.",
+    "It was terrible.",
+    "It was terrible!",
+    "It was bad.",
+    "I did not like it.",
+    "One star.",
+    "I was angry about it.",
+    "What a terrible evening.",
+    "The mood is negative.",
+)
 
 
 def review(rng: Random) -> str:
@@ -20,8 +37,10 @@ def review(rng: Random) -> str:
     hard = rng.random() < 0.3
     shapes = opinions.ALL_SHAPES if hard else opinions.PLAIN_SHAPES
     end = rng.choice((" .", "."))
-    lines = [opinions.opinion(rng, good, opinions.COMMON, shapes) + end
-             for _ in range(rng.choice((1, 1, 1, 2)))]
+    lines = [
+        opinions.opinion(rng, good, opinions.COMMON, shapes) + end
+        for _ in range(rng.choice((1, 1, 1, 2)))
+    ]
     text = " ".join(lines)
     if rng.random() < 0.65:
         off = rng.random() < (0.4 if hard else 0.12)

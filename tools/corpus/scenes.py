@@ -9,12 +9,40 @@ from tools.corpus.text import Person, a, animal, cap, listing, person, plural
 
 PREPS = ("in", "near", "behind", "next to", "in front of", "on the way to")
 VERBS = (
-    "sat", "slept", "waited", "stood", "sang", "played", "worked", "was walking", "was reading",
-    "was sleeping", "was looking for {thing}", "found {thing}", "carried {thing}", "lost {thing}",
-    "painted {thing}", "talked to {friend}", "met {friend}", "waved to {friend}", "saw {friend}",
+    "sat",
+    "slept",
+    "waited",
+    "stood",
+    "sang",
+    "played",
+    "worked",
+    "was walking",
+    "was reading",
+    "was sleeping",
+    "was looking for {thing}",
+    "found {thing}",
+    "carried {thing}",
+    "lost {thing}",
+    "painted {thing}",
+    "talked to {friend}",
+    "met {friend}",
+    "waved to {friend}",
+    "saw {friend}",
 )
-MANNERS = ("slowly", "quietly", "happily", "with a smile", "all day", "for an hour", "every morning",
-           "until the evening", "again and again", "without a word")
+MANNERS = (
+    "slowly",
+    "quietly",
+    "happily",
+    "with a smile",
+    "all day",
+    "for an hour",
+    "every morning",
+    "until the evening",
+    "again and again",
+    "without a word",
+)
+
+FEELINGS = "happy sad tired proud lonely calm angry glad".split()
 
 
 def phrase(rng: Random) -> str:
@@ -47,31 +75,37 @@ def action(rng: Random, who: Person) -> str:
 
 def follow(rng: Random, who: Person) -> str:
     """A sentence that goes on about the same somebody with a pronoun."""
-    return rng.choice((
-        f"{who.they} had {phrase(rng)} in {who.poss} hand.",
-        f"{who.they} was thinking of {who.poss} {rng.choice(('mother', 'brother', 'friend'))}.",
-        f"{who.they} wanted to go to the {rng.choice(words.PLACES)}.",
-        f"Nobody had told {who.obj} the way.",
-        f"{who.they} liked {plural(rng.choice(words.OBJECTS))} more than anything else.",
-        f"{who.they} felt {rng.choice('happy sad tired proud lonely calm angry glad'.split())}.",
-        f"In the evening {who.subj} went home.",
-    ))
+    return rng.choice(
+        (
+            f"{who.they} had {phrase(rng)} in {who.poss} hand.",
+            f"{who.they} was thinking of {who.poss} {rng.choice(('mother', 'brother', 'friend'))}.",
+            f"{who.they} wanted to go to the {rng.choice(words.PLACES)}.",
+            f"Nobody had told {who.obj} the way.",
+            f"{who.they} liked {plural(rng.choice(words.OBJECTS))} more than anything else.",
+            f"{who.they} felt {rng.choice(FEELINGS)}.",
+            f"In the evening {who.subj} went home.",
+        )
+    )
 
 
 def thing_place(rng: Random) -> str:
     """A sentence that describes a thing or a place."""
     place = rng.choice(words.PLACES)
     things = [phrase(rng) for _ in range(3)]
-    return rng.choice((
-        f"There was {things[0]} {rng.choice(PREPS)} the {place}.",
-        f"The {place} was full of {plural(rng.choice(words.OBJECTS))}.",
-        f"On the table there were {listing(things)}.",
-        f"{cap(things[0])} is bigger than {things[1]}." if rng.random() < 0.3
-        else f"The {place} of {rng.choice(words.TOWNS)} is very {rng.choice(('old', 'quiet'))}.",
-        f"The {rng.choice(words.OBJECTS)} was {rng.choice(words.LOOKS[:6])} and "
-        f"{rng.choice(words.COLOURS)}.",
-        f"{rng.choice(words.WEATHER)}, and the {place} was {rng.choice(('empty', 'quiet'))}.",
-    ))
+    return rng.choice(
+        (
+            f"There was {things[0]} {rng.choice(PREPS)} the {place}.",
+            f"The {place} was full of {plural(rng.choice(words.OBJECTS))}.",
+            f"On the table there were {listing(things)}.",
+            f"{cap(things[0])} is bigger than {things[1]}."
+            if rng.random() < 0.3
+            else f"The {place} of {rng.choice(words.TOWNS)} is very "
+            f"{rng.choice(('old', 'quiet'))}.",
+            f"The {rng.choice(words.OBJECTS)} was {rng.choice(words.LOOKS[:6])} and "
+            f"{rng.choice(words.COLOURS)}.",
+            f"{rng.choice(words.WEATHER)}, and the {place} was {rng.choice(('empty', 'quiet'))}.",
+        )
+    )
 
 
 def document(rng: Random) -> str:

@@ -16,25 +16,36 @@ AGGREGATES = {
     "SUM": ("the sum of {c}", "all {c} added up", "the total of {c}"),
     "AVG": ("the average {c}", "the mean of {c}", "the average of {c}"),
 }
-COLUMN_POOL = sorted({c for _, cs in lookups.TOPICS.values() for c in cs}
-                     | {k for k, _ in lookups.TOPICS.values()}
-                     | {"city", "size", "owner", "team", "day", "room", "grade", "kind", "number"})
+COLUMN_POOL = sorted(
+    {c for _, cs in lookups.TOPICS.values() for c in cs}
+    | {k for k, _ in lookups.TOPICS.values()}
+    | {"city", "size", "owner", "team", "day", "room", "grade", "kind", "number"}
+)
 
 
 def column(rng: Random) -> str:
     """A column name: a word, two words, or made up; sometimes with capitals."""
-    name = rng.choice((rng.choice(COLUMN_POOL), rng.choice(COLUMN_POOL),
-                       f"{rng.choice(COLUMN_POOL)} {rng.choice(COLUMN_POOL)}",
-                       copying.nonce(rng)))
+    name = rng.choice(
+        (
+            rng.choice(COLUMN_POOL),
+            rng.choice(COLUMN_POOL),
+            f"{rng.choice(COLUMN_POOL)} {rng.choice(COLUMN_POOL)}",
+            copying.nonce(rng),
+        )
+    )
     return name.capitalize() if rng.random() < 0.4 else name
 
 
 def table_name(rng: Random) -> str:
     """A table name: a topic, a made-up word, or a number with dashes."""
-    return rng.choice((
-        rng.choice(list(lookups.TOPICS)), f"{rng.choice(list(lookups.TOPICS))}_{rng.randint(1, 99)}",
-        copying.nonce(rng), f"{rng.randint(2, 9)}-{rng.randint(1000, 99999999)}-{rng.randint(1, 40)}",
-    ))
+    return rng.choice(
+        (
+            rng.choice(list(lookups.TOPICS)),
+            f"{rng.choice(list(lookups.TOPICS))}_{rng.randint(1, 99)}",
+            copying.nonce(rng),
+            f"{rng.randint(2, 9)}-{rng.randint(1000, 99999999)}-{rng.randint(1, 40)}",
+        )
+    )
 
 
 def condition(rng: Random, name: str) -> tuple[str, str]:
@@ -74,9 +85,15 @@ def asked(rng: Random, said: str) -> str:
         return f"{said[0].upper()}{said[1:]}?"
     if " where the " in said and rng.random() < 0.7:
         want, rest = said.split(" where the ", 1)
-        return rng.choice((f"What is {want} if the {rest}?", f"What is {want} when the {rest}?",
-                           f"Tell me {want} with {rest.replace(' is ', ' ')}.",
-                           f"Which is {want} whose {rest}?", f"When the {rest}, what is {want}?"))
+        return rng.choice(
+            (
+                f"What is {want} if the {rest}?",
+                f"What is {want} when the {rest}?",
+                f"Tell me {want} with {rest.replace(' is ', ' ')}.",
+                f"Which is {want} whose {rest}?",
+                f"When the {rest}, what is {want}?",
+            )
+        )
     return rng.choice((f"What is {said}?", f"Show {said}.", f"Find {said}."))
 
 
@@ -89,18 +106,21 @@ def document(rng: Random) -> str:
         if style == 0:
             out.append(f"-- {said}\n{statement};")
         elif style == 1:
-            out.append(f"The columns of {table} are {', '.join(columns)}. To find {said}, write "
-                       f"{statement};")
+            out.append(
+                f"The columns of {table} are {', '.join(columns)}. To find {said}, write "
+                f"{statement};"
+            )
         elif style == 2:
             out.append(f"{statement};\nThis gives {said}, from {table}.")
         elif style == 3:
             name = rng.choice(words.GIRLS)
-            out.append(f"\"I need {said},\" said {name}. So she typed: {statement}")
+            out.append(f'"I need {said}," said {name}. So she typed: {statement}')
         elif style == 4:
             out.append(f"{table} ({', '.join(columns)})\n> {statement}\n-- {said}")
         elif style == 5:
-            out.append(f"In {table} we keep {', '.join(columns)}. "
-                       f"{asked(rng, said)} Use {statement}.")
+            out.append(
+                f"In {table} we keep {', '.join(columns)}. {asked(rng, said)} Use {statement}."
+            )
         elif style == 6:
             out.append(f"[{table}] [{', '.join(columns)}]\n[{asked(rng, said)}]\n[{statement}]")
         else:

@@ -21,17 +21,40 @@ def draw_state(rng: Random) -> dict[str, str]:
     colour = rng.choice(words.COLOURS)
     look = rng.choice([colour, colour, rng.choice(words.LOOKS), rng.choice(words.SIZES)])
     return {
-        "Hero": hero.name, "he": hero.subj, "him": hero.obj, "his": hero.poss, "He": hero.they,
-        "kind": hero.kind, "akind": a(hero.kind), "His": cap(hero.poss),
-        "Friend": friend.name, "fhe": friend.subj, "fhim": friend.obj, "fhis": friend.poss,
-        "fHe": friend.they, "fkind": friend.kind, "afkind": a(friend.kind),
-        "place": place, "other": other, "thing": thing, "gift": gift, "look": look,
-        "alook": a(look), "agift": a(gift), "athing": a(thing), "colour": colour,
-        "trait": rng.choice(words.TRAITS), "ftrait": rng.choice(words.TRAITS),
+        "Hero": hero.name,
+        "he": hero.subj,
+        "him": hero.obj,
+        "his": hero.poss,
+        "He": hero.they,
+        "kind": hero.kind,
+        "akind": a(hero.kind),
+        "His": cap(hero.poss),
+        "Friend": friend.name,
+        "fhe": friend.subj,
+        "fhim": friend.obj,
+        "fhis": friend.poss,
+        "fHe": friend.they,
+        "fkind": friend.kind,
+        "afkind": a(friend.kind),
+        "place": place,
+        "other": other,
+        "thing": thing,
+        "gift": gift,
+        "look": look,
+        "alook": a(look),
+        "agift": a(gift),
+        "athing": a(thing),
+        "colour": colour,
+        "trait": rng.choice(words.TRAITS),
+        "ftrait": rng.choice(words.TRAITS),
         "food": rng.choice("bread soup apples cheese cake nuts berries pancakes honey pie".split()),
-        "weather": rng.choice(words.WEATHER), "time": rng.choice(words.TIMES),
-        "town": rng.choice(words.TOWNS), "n": rng.choice(words.NUMBER_WORDS[2:9]),
-        "atrait": "", "time_l": "one day", "day": rng.choice("Monday Tuesday Friday Saturday Sunday".split()),
+        "weather": rng.choice(words.WEATHER),
+        "time": rng.choice(words.TIMES),
+        "town": rng.choice(words.TOWNS),
+        "n": rng.choice(words.NUMBER_WORDS[2:9]),
+        "atrait": "",
+        "time_l": "one day",
+        "day": rng.choice("Monday Tuesday Friday Saturday Sunday".split()),
     }
 
 
@@ -49,7 +72,7 @@ ENDINGS = (
     "From that day on, {Hero} and {Friend} were the best of friends.",
     "That night {Hero} slept well and dreamed of the {place}.",
     "{Hero} never forgot that day.",
-    "\"Thank you,\" said {Hero}. \"I could not have done it alone.\"",
+    '"Thank you," said {Hero}. "I could not have done it alone."',
     "And so {Hero} learned that it is good to ask for help.",
     "{Hero} went home, tired but happy.",
     "After that, {Hero} was not so {trait} any more, but {he} was just as happy.",
@@ -77,18 +100,30 @@ def tell(rng: Random, state: dict[str, str]) -> tuple[str, list[tuple[str, str, 
     text += " ".join(sentences[cut:])
     asks = [
         ("Who is the story about?", state["Hero"], f"The story is about {state['Hero']}."),
-        (f"What kind of creature is {state['Hero']}?" if state["kind"] not in ("girl", "boy")
-         else f"Is {state['Hero']} a girl or a boy?", a(state["kind"]),
-         f"{state['Hero']} is {a(state['kind'])}."),
-        (f"Who is {state['Hero']}'s friend?", state["Friend"],
-         f"{state['Hero']}'s friend is {state['Friend']}."),
+        (
+            f"What kind of creature is {state['Hero']}?"
+            if state["kind"] not in ("girl", "boy")
+            else f"Is {state['Hero']} a girl or a boy?",
+            a(state["kind"]),
+            f"{state['Hero']} is {a(state['kind'])}.",
+        ),
+        (
+            f"Who is {state['Hero']}'s friend?",
+            state["Friend"],
+            f"{state['Hero']}'s friend is {state['Friend']}.",
+        ),
     ]
     asks += [tuple(part.format(**state) for part in ask) for ask in plot.asks]
     return text, asks
 
 
-TITLES = ("The {look} {thing}", "{Hero} and {Friend}", "A day at the {place}", "{Hero}'s {thing}",
-          "The {kind} and the {fkind}")
+TITLES = (
+    "The {look} {thing}",
+    "{Hero} and {Friend}",
+    "A day at the {place}",
+    "{Hero}'s {thing}",
+    "The {kind} and the {fkind}",
+)
 
 
 def document(rng: Random) -> str:

@@ -16,26 +16,30 @@ def villager(rng: Random) -> Fact:
     name = rng.choice(list(words.VILLAGERS))
     sex, job, town, pet, colour, food = words.VILLAGERS[name]
     they = "she" if sex == "f" else "he"
-    return rng.choice((
-        (f"What is the job of {name}?", job, f"{name} is {a(job)}."),
-        (f"Who is the {job} of {town}?", name, f"The {job} of {town} is {name}."),
-        (f"Where does {name} live?", town, f"{name} lives in {town}."),
-        (f"What pet does {name} the {job} have?", a(pet), f"{name} has {a(pet)}."),
-        (f"Who has {a(pet)} as a pet?", name, f"{name} has {a(pet)}."),
-        (f"What is the favourite colour of {name}?", colour, f"{name} likes {colour} best."),
-        (f"What does {name} like to eat?", food, f"{cap(they)} likes to eat {food}."),
-    ))
+    return rng.choice(
+        (
+            (f"What is the job of {name}?", job, f"{name} is {a(job)}."),
+            (f"Who is the {job} of {town}?", name, f"The {job} of {town} is {name}."),
+            (f"Where does {name} live?", town, f"{name} lives in {town}."),
+            (f"What pet does {name} the {job} have?", a(pet), f"{name} has {a(pet)}."),
+            (f"Who has {a(pet)} as a pet?", name, f"{name} has {a(pet)}."),
+            (f"What is the favourite colour of {name}?", colour, f"{name} likes {colour} best."),
+            (f"What does {name} like to eat?", food, f"{cap(they)} likes to eat {food}."),
+        )
+    )
 
 
 def creature(rng: Random) -> Fact:
     """What an animal says, where it lives, what it eats."""
     kind = rng.choice(list(words.ANIMALS))
     sound, home, food = words.ANIMALS[kind]
-    return rng.choice((
-        (f"What sound does {a(kind)} make?", f"it {sound}", f"{cap(a(kind))} {sound}."),
-        (f"Where does {a(kind)} live?", f"in {home}", f"{cap(a(kind))} lives in {home}."),
-        (f"What does {a(kind)} eat?", food, f"{cap(a(kind))} eats {food}."),
-    ))
+    return rng.choice(
+        (
+            (f"What sound does {a(kind)} make?", f"it {sound}", f"{cap(a(kind))} {sound}."),
+            (f"Where does {a(kind)} live?", f"in {home}", f"{cap(a(kind))} lives in {home}."),
+            (f"What does {a(kind)} eat?", food, f"{cap(a(kind))} eats {food}."),
+        )
+    )
 
 
 def opposite(rng: Random) -> Fact:
@@ -43,24 +47,39 @@ def opposite(rng: Random) -> Fact:
     one, two = rng.choice(list(words.OPPOSITES.items()))
     if rng.random() < 0.5:
         one, two = two, one
-    ask = rng.choice((f"What is the opposite of {one}?", f"What is the opposite of \"{one}\"?",
-                      f"Which word means the opposite of {one}?"))
+    ask = rng.choice(
+        (
+            f"What is the opposite of {one}?",
+            f'What is the opposite of "{one}"?',
+            f"Which word means the opposite of {one}?",
+        )
+    )
     return ask, two, f"The opposite of {one} is {two}."
 
 
 def number_of(rng: Random) -> Fact:
     """Plurals."""
     one, many = rng.choice(list(words.PLURALS.items()))
-    ask = rng.choice((f"What is the plural of {one}?", f"One {one}, two what?",
-                      f"How do you say more than one {one}?"))
+    ask = rng.choice(
+        (
+            f"What is the plural of {one}?",
+            f"One {one}, two what?",
+            f"How do you say more than one {one}?",
+        )
+    )
     return ask, many, f"The plural of {one} is {many}."
 
 
 def tense(rng: Random) -> Fact:
     """Past tense."""
     now, then = rng.choice(list(words.PAST.items()))
-    ask = rng.choice((f"What is the past tense of {now}?", f"What is the past of \"{now}\"?",
-                      f"Today they {now}. What did they do yesterday?"))
+    ask = rng.choice(
+        (
+            f"What is the past tense of {now}?",
+            f'What is the past of "{now}"?',
+            f"Today they {now}. What did they do yesterday?",
+        )
+    )
     return ask, then, f"The past tense of {now} is {then}."
 
 
@@ -68,14 +87,19 @@ def category(rng: Random) -> Fact:
     """Which group a word belongs to, or members of a group."""
     kind = rng.choice(list(words.CATEGORIES))
     members = rng.sample(words.CATEGORIES[kind], 3)
-    return rng.choice((
-        (f"What is {a(members[0])}?", a(kind), f"{cap(a(members[0]))} is {a(kind)}."),
-        (f"Name three {plural(kind)}.", listing(members),
-         f"Three {plural(kind)} are {listing(members)}."),
-        (f"Name {a(kind)}.", members[0], f"{cap(members[0])} is {a(kind)}."),
-        (f"Is {a(members[0])} {a(kind)}?", "Yes", f"Yes, {a(members[0])} is {a(kind)}."),
-        not_member(rng, kind),
-    ))
+    return rng.choice(
+        (
+            (f"What is {a(members[0])}?", a(kind), f"{cap(a(members[0]))} is {a(kind)}."),
+            (
+                f"Name three {plural(kind)}.",
+                listing(members),
+                f"Three {plural(kind)} are {listing(members)}.",
+            ),
+            (f"Name {a(kind)}.", members[0], f"{cap(members[0])} is {a(kind)}."),
+            (f"Is {a(members[0])} {a(kind)}?", "Yes", f"Yes, {a(members[0])} is {a(kind)}."),
+            not_member(rng, kind),
+        )
+    )
 
 
 def not_member(rng: Random, kind: str) -> Fact:
@@ -89,11 +113,13 @@ def trade(rng: Random) -> Fact:
     """What people with a job do and where."""
     job = rng.choice(list(words.JOBS))
     does, where = words.JOBS[job]
-    return rng.choice((
-        (f"What does {a(job)} do?", does, f"{cap(a(job))} {does}."),
-        (f"Where does {a(job)} work?", f"in {where}", f"{cap(a(job))} works in {where}."),
-        (f"Who {does}?", a(job), f"{cap(a(job))} {does}."),
-    ))
+    return rng.choice(
+        (
+            (f"What does {a(job)} do?", does, f"{cap(a(job))} {does}."),
+            (f"Where does {a(job)} work?", f"in {where}", f"{cap(a(job))} works in {where}."),
+            (f"Who {does}?", a(job), f"{cap(a(job))} {does}."),
+        )
+    )
 
 
 KINDS = (villager, villager, creature, opposite, opposite, number_of, tense, category, trade)
@@ -110,12 +136,22 @@ def portrait(rng: Random) -> str:
     sex, job, town, pet, colour, food = words.VILLAGERS[name]
     they, their = ("She", "Her") if sex == "f" else ("He", "His")
     does, where = words.JOBS[job]
-    rest = [f"{they} {does} and works in {where}.", f"{they} has {a(pet)}.",
-            f"{their} pet is {a(pet)}, and it {words.ANIMALS[pet][0]}.",
-            f"{their} favourite colour is {colour}.", f"{they} likes {colour} best.",
-            f"{they} likes to eat {food}.", f"{they} lives in {town}."]
-    first = rng.choice((f"{name} is the {job} of {town}.", f"{name} lives in {town}.",
-                        f"The {job} of {town} is called {name}."))
+    rest = [
+        f"{they} {does} and works in {where}.",
+        f"{they} has {a(pet)}.",
+        f"{their} pet is {a(pet)}, and it {words.ANIMALS[pet][0]}.",
+        f"{their} favourite colour is {colour}.",
+        f"{they} likes {colour} best.",
+        f"{they} likes to eat {food}.",
+        f"{they} lives in {town}.",
+    ]
+    first = rng.choice(
+        (
+            f"{name} is the {job} of {town}.",
+            f"{name} lives in {town}.",
+            f"The {job} of {town} is called {name}.",
+        )
+    )
     return " ".join([first, *rng.sample(rest, rng.randint(3, 5))])
 
 

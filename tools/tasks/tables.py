@@ -15,29 +15,49 @@ SIZES = {"train": 2400, "valid": 200, "test": 200}
 SEED = 32
 
 LOOKUPS = (
-    "What is the {t} when the {c} is {v}?", "What is the {t} with {c} {v}?",
-    "Which {t} has {c} {v}?", "Name the {t} for {c} {v}", "Tell me the {t} for {c} of {v}.",
-    "What {t} is listed for {c} {v}?", "When the {c} is {v}, what is the {t}?",
-    "what's the {t} with {c} being {v}", "Find the {t} whose {c} is {v}.",
-    "What was the {t} for the {c} {v}?", "For {c} {v}, what is the {t}?",
+    "What is the {t} when the {c} is {v}?",
+    "What is the {t} with {c} {v}?",
+    "Which {t} has {c} {v}?",
+    "Name the {t} for {c} {v}",
+    "Tell me the {t} for {c} of {v}.",
+    "What {t} is listed for {c} {v}?",
+    "When the {c} is {v}, what is the {t}?",
+    "what's the {t} with {c} being {v}",
+    "Find the {t} whose {c} is {v}.",
+    "What was the {t} for the {c} {v}?",
+    "For {c} {v}, what is the {t}?",
 )
-WHO = ("Who is the {t} when the {c} is {v}?", "Who was the {t} for {c} {v}?",
-       "Who is the {t} with {c} {v}?")
+WHO = (
+    "Who is the {t} when the {c} is {v}?",
+    "Who was the {t} for {c} {v}?",
+    "Who is the {t} with {c} {v}?",
+)
 PAIRS = (
     "What is the {t} when the {c} is {v} and the {d} is {w}?",
-    "Which {t} has {c} {v} and {d} {w}?", "Name the {t} for {c} {v} and {d} {w}",
+    "Which {t} has {c} {v} and {d} {w}?",
+    "Name the {t} for {c} {v} and {d} {w}",
     "Tell me the {t} with {c} of {v} and {d} of {w}.",
 )
 COUNTS = (
     "How many different values of {t} are there for {c} {v}?",
-    "How many entries for {t} have {c} {v}?", "Name the number of {t} for {c} {v}",
-    "what's the total number of {t} with {c} {v}", "When the {c} is {v}, how many {t} are there?",
+    "How many entries for {t} have {c} {v}?",
+    "Name the number of {t} for {c} {v}",
+    "what's the total number of {t} with {c} {v}",
+    "When the {c} is {v}, how many {t} are there?",
 )
 EXTREMES = {
-    "MAX": ("What is the highest {t}", "What is the largest {t}", "Name the most {t}",
-            "what's the maximum {t}"),
-    "MIN": ("What is the lowest {t}", "What is the smallest {t}", "Name the least {t}",
-            "what's the minimum {t}"),
+    "MAX": (
+        "What is the highest {t}",
+        "What is the largest {t}",
+        "Name the most {t}",
+        "what's the maximum {t}",
+    ),
+    "MIN": (
+        "What is the lowest {t}",
+        "What is the smallest {t}",
+        "Name the least {t}",
+        "what's the minimum {t}",
+    ),
     "SUM": ("What is the sum of {t}", "What do all the {t} add up to", "Name the total of {t}"),
     "AVG": ("What is the average {t}", "Name the average {t}", "what's the mean {t}"),
 }
@@ -95,8 +115,10 @@ def rows(seed: int = SEED) -> Iterator[Row]:
                 question, statement = ask(rng, columns)
                 target, where = statement.split("|")
                 names = ", ".join(name for name, _ in columns)
-                yield {"text": f"table: {ident}\ncolumns: {names}\nQ: {question}\n"
-                               f"A: SELECT {target} FROM {ident}{where}"}
+                yield {
+                    "text": f"table: {ident}\ncolumns: {names}\nQ: {question}\n"
+                    f"A: SELECT {target} FROM {ident}{where}"
+                }
 
     yield from distinct(draw(), lambda row: str(row["text"]))
 

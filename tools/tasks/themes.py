@@ -9,42 +9,152 @@ from tools.corpus import copying, words
 # (column, type); the types are the keys of VALUES below.
 Columns = tuple[tuple[str, str], ...]
 THEMES: tuple[Columns, ...] = (
-    (("Player", "person"), ("Team", "team"), ("Position", "role"), ("Goals", "number"),
-     ("Nationality", "land"), ("Height", "measure"), ("Debut", "year")),
-    (("Title", "title"), ("Author", "person"), ("Pages", "number"), ("Publisher", "firm"),
-     ("Year", "year"), ("Language", "land")),
-    (("Ship", "title"), ("Captain", "person"), ("Shipyard", "town"), ("Laid down", "date"),
-     ("Launched", "date"), ("Crew", "number"), ("Status", "state")),
-    (("Episode", "number"), ("Title", "title"), ("Directed by", "person"),
-     ("Written by", "person"), ("Original air date", "date"), ("Viewers (millions)", "decimal")),
-    (("County", "town"), ("Population", "number"), ("Area (km)", "decimal"), ("Mayor", "person"),
-     ("Founded", "year"), ("Region", "side")),
-    (("Round", "number"), ("Circuit", "town"), ("Date", "date"), ("Pole position", "person"),
-     ("Race winner", "person"), ("Winning team", "team")),
-    (("Station", "code"), ("Frequency", "decimal"), ("City", "town"), ("Format", "genre"),
-     ("Owner", "firm"), ("On air since", "year")),
-    (("Season", "year"), ("Champion", "team"), ("Runner-up", "team"), ("Score", "score"),
-     ("Stadium", "title"), ("Attendance", "number")),
-    (("School", "title"), ("Location", "town"), ("Mascot", "beast"), ("Enrollment", "number"),
-     ("Colours", "colour"), ("Head coach", "person")),
-    (("Mountain", "word"), ("Elevation (m)", "number"), ("Range", "word"), ("First climbed", "year"),
-     ("Climber", "person"), ("Side", "side")),
-    (("Train", "code"), ("From", "town"), ("To", "town"), ("Departs", "clock"),
-     ("Platform", "number"), ("Driver", "person")),
-    (("Song", "title"), ("Singer", "person"), ("Label", "firm"), ("Length", "clock"),
-     ("Weeks on chart", "number"), ("Genre", "genre")),
-    (("Horse", "word"), ("Jockey", "person"), ("Trainer", "person"), ("Odds", "score"),
-     ("Weight", "measure"), ("Stable", "town")),
-    (("Model", "code"), ("Maker", "firm"), ("Engine", "word"), ("Power (hp)", "number"),
-     ("Built", "year"), ("Colour", "colour")),
-    (("Bird", "beast"), ("Scientific name", "word"), ("Habitat", "place"), ("Wingspan", "measure"),
-     ("Eggs", "number"), ("Seen by", "person")),
-    (("Course", "title"), ("Teacher", "person"), ("Room", "code"), ("Day", "day"),
-     ("Credits", "number"), ("Students", "number")),
-    (("Star", "word"), ("Constellation", "beast"), ("Magnitude", "decimal"),
-     ("Distance", "number"), ("Discovered by", "person"), ("Spectral type", "code")),
-    (("Mayor", "person"), ("Party", "firm"), ("Elected", "date"), ("Votes", "number"),
-     ("% of votes", "percent"), ("District", "town")),
+    (
+        ("Player", "person"),
+        ("Team", "team"),
+        ("Position", "role"),
+        ("Goals", "number"),
+        ("Nationality", "land"),
+        ("Height", "measure"),
+        ("Debut", "year"),
+    ),
+    (
+        ("Title", "title"),
+        ("Author", "person"),
+        ("Pages", "number"),
+        ("Publisher", "firm"),
+        ("Year", "year"),
+        ("Language", "land"),
+    ),
+    (
+        ("Ship", "title"),
+        ("Captain", "person"),
+        ("Shipyard", "town"),
+        ("Laid down", "date"),
+        ("Launched", "date"),
+        ("Crew", "number"),
+        ("Status", "state"),
+    ),
+    (
+        ("Episode", "number"),
+        ("Title", "title"),
+        ("Directed by", "person"),
+        ("Written by", "person"),
+        ("Original air date", "date"),
+        ("Viewers (millions)", "decimal"),
+    ),
+    (
+        ("County", "town"),
+        ("Population", "number"),
+        ("Area (km)", "decimal"),
+        ("Mayor", "person"),
+        ("Founded", "year"),
+        ("Region", "side"),
+    ),
+    (
+        ("Round", "number"),
+        ("Circuit", "town"),
+        ("Date", "date"),
+        ("Pole position", "person"),
+        ("Race winner", "person"),
+        ("Winning team", "team"),
+    ),
+    (
+        ("Station", "code"),
+        ("Frequency", "decimal"),
+        ("City", "town"),
+        ("Format", "genre"),
+        ("Owner", "firm"),
+        ("On air since", "year"),
+    ),
+    (
+        ("Season", "year"),
+        ("Champion", "team"),
+        ("Runner-up", "team"),
+        ("Score", "score"),
+        ("Stadium", "title"),
+        ("Attendance", "number"),
+    ),
+    (
+        ("School", "title"),
+        ("Location", "town"),
+        ("Mascot", "beast"),
+        ("Enrollment", "number"),
+        ("Colours", "colour"),
+        ("Head coach", "person"),
+    ),
+    (
+        ("Mountain", "word"),
+        ("Elevation (m)", "number"),
+        ("Range", "word"),
+        ("First climbed", "year"),
+        ("Climber", "person"),
+        ("Side", "side"),
+    ),
+    (
+        ("Train", "code"),
+        ("From", "town"),
+        ("To", "town"),
+        ("Departs", "clock"),
+        ("Platform", "number"),
+        ("Driver", "person"),
+    ),
+    (
+        ("Song", "title"),
+        ("Singer", "person"),
+        ("Label", "firm"),
+        ("Length", "clock"),
+        ("Weeks on chart", "number"),
+        ("Genre", "genre"),
+    ),
+    (
+        ("Horse", "word"),
+        ("Jockey", "person"),
+        ("Trainer", "person"),
+        ("Odds", "score"),
+        ("Weight", "measure"),
+        ("Stable", "town"),
+    ),
+    (
+        ("Model", "code"),
+        ("Maker", "firm"),
+        ("Engine", "word"),
+        ("Power (hp)", "number"),
+        ("Built", "year"),
+        ("Colour", "colour"),
+    ),
+    (
+        ("Bird", "beast"),
+        ("Scientific name", "word"),
+        ("Habitat", "place"),
+        ("Wingspan", "measure"),
+        ("Eggs", "number"),
+        ("Seen by", "person"),
+    ),
+    (
+        ("Course", "title"),
+        ("Teacher", "person"),
+        ("Room", "code"),
+        ("Day", "day"),
+        ("Credits", "number"),
+        ("Students", "number"),
+    ),
+    (
+        ("Star", "word"),
+        ("Constellation", "beast"),
+        ("Magnitude", "decimal"),
+        ("Distance", "number"),
+        ("Discovered by", "person"),
+        ("Spectral type", "code"),
+    ),
+    (
+        ("Mayor", "person"),
+        ("Party", "firm"),
+        ("Elected", "date"),
+        ("Votes", "number"),
+        ("% of votes", "percent"),
+        ("District", "town"),
+    ),
 )
 NUMERIC = ("number", "year", "decimal")
 
@@ -61,15 +171,24 @@ def _date(rng: Random) -> str:
 def _title(rng: Random) -> str:
     thing, place = rng.choice(words.OBJECTS).capitalize(), rng.choice(words.PLACES).capitalize()
     look = rng.choice(words.LOOKS + words.SIZES).capitalize()
-    return rng.choice((f"The {look} {thing}", f"{place} of {_word(rng)}", f"{look} {place}",
-                       f"{_word(rng)} {place}"))
+    return rng.choice(
+        (
+            f"The {look} {thing}",
+            f"{place} of {_word(rng)}",
+            f"{look} {place}",
+            f"{_word(rng)} {place}",
+        )
+    )
 
 
 VALUES = {
-    "person": lambda r: f"{r.choice(words.GIRLS + words.BOYS)} "
-                        f"{r.choice((r.choice(words.SURNAMES), _word(r)))}",
-    "team": lambda r: f"{r.choice(words.TOWNS)} "
-                      f"{r.choice(('Lions', 'Owls', 'United', 'Rovers', 'Bears', 'Eagles'))}",
+    "person": lambda r: (
+        f"{r.choice(words.GIRLS + words.BOYS)} {r.choice((r.choice(words.SURNAMES), _word(r)))}"
+    ),
+    "team": lambda r: (
+        f"{r.choice(words.TOWNS)} "
+        f"{r.choice(('Lions', 'Owls', 'United', 'Rovers', 'Bears', 'Eagles'))}"
+    ),
     "role": lambda r: r.choice(("Goalkeeper", "Defender", "Midfielder", "Forward", "Guard")),
     "land": lambda r: _word(r) + "ia",
     "measure": lambda r: f"{r.randint(1, 240)} {r.choice(('cm', 'kg', 'm'))}",
