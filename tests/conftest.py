@@ -1,5 +1,7 @@
 """Tests see no network, and are told nothing about the machine they run on."""
 
+from __future__ import annotations
+
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -7,3 +9,136 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
 for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR"):
     os.environ.pop(name, None)
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from weft.core.batch import IGNORE, Batch, Example
+
+VOCABULARY = 97
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", SMALL),
+    "mistral": ("MistralConfig", SMALL | {"sliding_window": 5}),
+    "qwen2": ("Qwen2Config", SMALL),
+    "gemma": ("GemmaConfig", SMALL | {"num_key_value_heads": 1, "head_dim": 8}),
+    "mixtral": ("MixtralConfig", SMALL | {"num_local_experts": 4}),
+    "gpt2": (
+        "GPT2Config",
+        {
+            "n_embd": 32,
+            "n_layer": 3,
+            "n_head": 4,
+            "vocab_size": VOCABULARY,
+            "n_positions": 64,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+        },
+    ),
+    "opt": (
+        "OPTConfig",
+        {
+            "hidden_size": 32,
+            "ffn_dim": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 64,
+            "word_embed_proj_dim": 16,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+        },
+    ),
+    "bloom": (
+        "BloomConfig",
+        {
+            "hidden_size": 32,
+            "n_layer": 3,
+            "n_head": 4,
+            "vocab_size": VOCABULARY,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+        },
+    ),
+}
+"""Tiny models of each architecture; bloom is one that cannot run without padding."""
+
+
+class NoTokenizer:
+    """For tests that speak in token ids."""
+
+    pad_token_id = None
+    eos_token_id = 1
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Any]:
+    """A random model of an architecture: always the same weights, and large enough to matter."""
+    import torch
+    import transformers
+
+    def make(architecture: str, **changes: Any) -> Any:
+        kind, settings = ARCHITECTURES[architecture]
+        config = getattr(transformers, kind)(**settings | changes)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.copy_(torch.randn(parameter.shape) * 0.15)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_base(make_model: Callable[..., Any]) -> Callable[..., Any]:
+    """The same model, as Weft's base."""
+    from weft.model.base import prepare
+
+    def make(architecture: str, **changes: Any) -> Any:
+        return prepare(architecture, make_model(architecture, **changes), NoTokenizer())
+
+    return make
+
+
+def example(number: int, length: int, prompt: int, seed: int = 0) -> Example:
+    """Random token ids, of which the first `prompt` are not supervised."""
+    ids_T = np.random.default_rng([seed, number]).integers(2, VOCABULARY, length)
+    labels_T = ids_T.copy()
+    labels_T[:prompt] = IGNORE
+    return Example(f"row:{number}", ids_T, labels_T)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Rows of different and of equal lengths, not in order of length."""
+    shapes = [(9, 4), (5, 2), (9, 1), (7, 3), (3, 1)]
+    return Batch(tuple(example(i, *shape) for i, shape in enumerate(shapes)))
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """Batches of `rows` rows, different for each seed."""
+
+    def make(seed: int, rows: int = 4) -> Batch:
+        lengths = np.random.default_rng([7, seed]).integers(4, 20, rows)
+        return Batch(tuple(example(i, int(n), int(n) // 3, seed) for i, n in enumerate(lengths)))
+
+    return make

@@ -1,0 +1,151 @@
+"""One forward of many adapters gives what plain transformers gives, adapter by adapter."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from weft.core.keys import Key
+from weft.engines.local import LocalEngine
+from weft.model.adapter import Adapter, Layout
+from weft.model.bank import Bank
+from weft.model.config import AdapterConfig
+from weft.model.sites import choose_sites
+
+ALL = ["llama", "mistral", "qwen2", "gemma", "mixtral", "gpt2", "opt", "bloom"]
+
+
+def random_adapters(layout: Layout, count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(count, layout.size, generator=generator) * 0.1
+
+
+def layout_of(base, **changes) -> Layout:
+    targets = ("q_proj", "block_sparse_moe.gate") if base.ref == "mixtral" else "all-linear"
+    return choose_sites(base.sites, AdapterConfig(**{"rank": 3, "targets": targets} | changes))
+
+
+def merged(model, layout: Layout, flat_P: torch.Tensor):
+    """The obvious and independent way: add scale * B @ A to the weights."""
+    model = copy.deepcopy(model)
+    for name, (a_rI, b_Or) in layout.factors(flat_P).items():
+        slot = layout.by_name[name]
+        delta = slot.scale * (b_Or @ a_rI)
+        weight = model.get_submodule(name).weight
+        weight.data += delta.T if slot.site.kind == "conv1d" else delta
+    return model
+
+
+def reference_losses(model, batch) -> np.ndarray:
+    """transformers' own loss, summed over the tokens of each row on its own."""
+    losses = []
+    for example in batch.examples:
+        ids, labels = torch.tensor(example.ids_T)[None], torch.tensor(example.labels_T)[None]
+        with torch.no_grad():
+            mean = model(input_ids=ids, labels=labels).loss
+        losses.append(mean.item() * example.supervised)
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_every_member_matches_transformers_with_merged_weights(
+    architecture, make_base, make_model, batch
+):
+    base = make_base(architecture)
+    layout = layout_of(base)
+    flat_NP = random_adapters(layout, 3)
+    scores = LocalEngine(base).score(Bank.from_flat("abc", layout, flat_NP), batch)
+    for row, flat_P in zip(scores.loss_NE, flat_NP, strict=True):
+        expected = reference_losses(merged(make_model(architecture), layout, flat_P), batch)
+        np.testing.assert_allclose(row, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_the_null_member_is_the_base_exactly(architecture, make_base, batch):
+    base = make_base(architecture)
+    layout = layout_of(base)
+    engine = LocalEngine(base)
+    adapter = Adapter(layout, random_adapters(layout, 1)[0])
+    with_null = engine.score(Bank.of({"a": adapter, "null": None}), batch)
+    both_null = engine.score(Bank.of({"x": None, "y": None}), batch)
+    np.testing.assert_array_equal(with_null.loss_NE[1], both_null.loss_NE[1])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("members_per_forward", [1, 3])
+def test_members_do_not_depend_on_who_shares_their_forward(
+    architecture, members_per_forward, make_base, batch
+):
+    base = make_base(architecture)
+    layout = layout_of(base)
+    bank = Bank.from_flat("abcdefgh", layout, random_adapters(layout, 8))
+    together = LocalEngine(base).score(bank, batch)
+    apart = LocalEngine(base, members_per_forward=members_per_forward).score(bank, batch)
+    np.testing.assert_allclose(together.loss_NE, apart.loss_NE, rtol=1e-6)
+    np.testing.assert_array_equal(together.correct_NE, apart.correct_NE)
+
+
+def test_rows_do_not_depend_on_who_shares_their_forward(make_base, batch):
+    base = make_base("llama")
+    layout = layout_of(base)
+    bank = Bank.from_flat("ab", layout, random_adapters(layout, 2))
+    together = LocalEngine(base).score(bank, batch)
+    apart = LocalEngine(base, rows_per_forward=2).score(bank, batch)
+    np.testing.assert_allclose(together.loss_NE, apart.loss_NE, rtol=1e-6)
+
+
+def test_adapters_of_different_layouts_share_a_bank(make_base, batch):
+    base = make_base("llama")
+    one = layout_of(base, rank=2, alpha=6, targets=("q_proj",), layers="last 1")
+    other = layout_of(base, rank=5, scale=0.7, targets=("q_proj", "down_proj"))
+    adapters = {
+        "one": Adapter(one, random_adapters(one, 1)[0]),
+        "other": Adapter(other, random_adapters(other, 1)[0]),
+    }
+    engine = LocalEngine(base)
+    together = engine.score(Bank.of(adapters | {"base": None}), batch)
+    for index, (name, adapter) in enumerate(adapters.items()):
+        alone = engine.score(Bank.of({name: adapter}), batch)
+        np.testing.assert_allclose(together.loss_NE[index], alone.loss_NE[0], rtol=1e-6)
+
+
+def test_a_stack_below_the_members_adds_its_own_update(make_base, make_model, batch):
+    base = make_base("gpt2")
+    layout = layout_of(base)
+    below_P, member_P = random_adapters(layout, 2)
+    engine = LocalEngine(base, stack=Adapter(layout, below_P))
+    scores = engine.score(Bank.of({"m": Adapter(layout, member_P), "null": None}), batch)
+    both = merged(merged(make_model("gpt2"), layout, below_P), layout, member_P)
+    np.testing.assert_allclose(scores.loss_NE[0], reference_losses(both, batch), rtol=2e-6)
+    only = merged(make_model("gpt2"), layout, below_P)
+    np.testing.assert_allclose(scores.loss_NE[1], reference_losses(only, batch), rtol=2e-6)
+
+
+def test_nothing_stays_on_the_base(make_base, batch):
+    base = make_base("mixtral")
+    before = base.fingerprint()
+    layout = layout_of(base)
+    LocalEngine(base).score(Bank.from_flat("a", layout, random_adapters(layout, 1)), batch)
+    assert base.fingerprint() == before
+    assert not any(module._forward_hooks for module in base.model.modules())
+    assert not any("forward" in vars(module) for module in base.model.modules())
+
+
+def test_a_base_in_bfloat16_keeps_adapters_and_losses_in_fp32(make_model, batch):
+    from weft.model.base import prepare
+
+    class NoTokenizer:
+        pad_token_id = None
+        eos_token_id = 1
+
+    base = prepare("llama", make_model("llama").to(torch.bfloat16), NoTokenizer())
+    assert base.packs
+    layout = layout_of(base)
+    engine = LocalEngine(base, layout)
+    theta_LP = random_adapters(layout, 1)
+    gradient = engine.gradient(theta_LP, [batch], [Key.of(0)])
+    assert gradient.gradient_LP.dtype == torch.float32
+    exact = LocalEngine(prepare("llama", make_model("llama"), NoTokenizer()), layout)
+    loss = exact.gradient(theta_LP, [batch], [Key.of(0)]).loss_L[0]
+    assert gradient.loss_L[0] == pytest.approx(loss, rel=0.02)
