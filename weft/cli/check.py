@@ -1,0 +1,91 @@
+"""`weft check`: everything that can be wrong with a configuration, without loading weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from json import dumps
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weft.cli import screen
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from weft.data.split import Split
+
+COUNTS = ("read", "kept", "truncated", "dropped_truncated", "bad", "tokens", "supervised_tokens")
+
+
+def check(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="What to check.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="key=value", help="Override settings.")
+    ] = None,
+    show: Annotated[
+        int, typer.Option("--show", min=0, help="Print this many examples token by token.")
+    ] = 0,
+    origins: Annotated[
+        bool, typer.Option("--origins", help="Print every value and where it came from.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a configuration and its data without loading weights."""
+    from weft.data.show import show as show_split
+    from weft.data.tokenizer import load_tokenizer
+    from weft.model.base import skeleton
+    from weft.model.sites import choose_sites
+    from weft.training.block import configuration_block
+    from weft.training.job import load_data
+    from weft.training.resolve import resolve
+
+    resolved = resolve(recipe, settings or ())
+    splits = load_data(resolved.config)
+    layout = choose_sites(skeleton(resolved.config.base), resolved.config.adapter)
+    block = configuration_block(resolved.config, layout, splits)
+    notices = [*resolved.notices, *(text for s in splits.values() for text in s.notices)]
+    if json:
+        screen.put_json(
+            {
+                "config": resolved.config.model_dump(mode="json"),
+                "origins": resolved.origins,
+                "block": block,
+                "data": {name: split.counts for name, split in splits.items()},
+                "notices": notices,
+            }
+        )
+        return
+    screen.put(screen.pairs(block))
+    screen.put()
+    screen.put(_counts(splits))
+    if origins:
+        values = _leaves(resolved.config.model_dump(mode="json"))
+        rows = [(key, value, resolved.origins[key]) for key, value in values.items()]
+        screen.put()
+        screen.put(screen.table(("key", "value", "from"), rows, numbers=False))
+    if show:
+        tokenizer = load_tokenizer(resolved.config.base)
+        screen.put()
+        screen.put(show_split(splits["train"], tokenizer, show))
+    screen.notices(notices)
+    screen.say()
+    screen.say(f"next: {screen.command('weft', 'train', recipe, *(settings or ()))}")
+
+
+def _counts(splits: Mapping[str, Split]) -> RenderableType:
+    """Rows and tokens of each split; a column where nothing was counted is left out."""
+    used = [name for name in COUNTS if any(split.counts[name] for split in splits.values())]
+    rows = [(name, *(f"{s.counts[key]:,}" for key in used)) for name, s in splits.items()]
+    return screen.table(("split", *(key.replace("_", " ") for key in used)), rows)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted keys and their values as JSON."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = dumps(value, ensure_ascii=False)
+    return found

@@ -1,0 +1,85 @@
+"""The `weft` command: one verb per file, and one place where errors become words and exit codes.
+
+The modules of this package load nothing heavy. A verb imports what it needs when it runs, so that
+`weft --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from weft import __version__
+from weft.cli import screen
+from weft.cli.check import check
+from weft.cli.recipes import recipes
+from weft.cli.train import train
+from weft.core.errors import WeftError
+
+VERBS = (train, check, recipes)
+
+UsageError = typer.BadParameter.__mro__[1]
+"""What the parser of the command line raises; typer exports only this subclass of it."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+for verb in VERBS:
+    app.command()(verb)
+
+
+@app.callback(invoke_without_command=True)
+def weft(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Train, evaluate, compare and explain LoRA adapters over one frozen base model."""
+    if version:
+        screen.put(f"weft {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 fine, 1 the answer is no, 2 the input is wrong."""
+    _settle()
+    try:
+        code = app(args=arguments, prog_name="weft", standalone_mode=False)
+    except WeftError as error:
+        screen.complain(error.problem, error.hint)
+        return error.exit_code
+    except UsageError as error:
+        screen.complain(*_usage(error))
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: Any) -> tuple[str, str]:
+    """Problem and hint of a command line that could not be understood."""
+    message = error.format_message().rstrip(".")
+    problem = message[0].lower() + message[1:]
+    context = error.ctx
+    path = context.command_path if context else "weft"
+    hint = f"see `{path} --help`"
+    settings = any(parameter.name == "settings" for parameter in context.command.params)
+    if settings and hasattr(error, "option_name"):
+        hint = f"settings are given as key=value, such as steps=100; {hint}"
+    return problem, hint
+
+
+def _settle() -> None:
+    """Keep other people's warnings and progress bars off the screen, unless somebody asks."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):  # a character the terminal lacks ends no command
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")

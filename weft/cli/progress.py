@@ -1,0 +1,88 @@
+"""Training as it goes: a live line in a terminal, a line now and then everywhere else."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from weft.cli import screen
+from weft.runs.timing import RateMeter
+
+if TYPE_CHECKING:
+    from weft.training.fit import Progress
+
+QUIET_SECONDS = 20.0
+"""Longest silence between two lines where there is no terminal."""
+
+
+class TrainingProgress:
+    """Call it with each `Progress`; a context manager, so that the line is taken down."""
+
+    def __init__(self, start: int, steps: int) -> None:
+        """A run that is at step `start` of `steps`."""
+        self._rate = RateMeter()
+        self._valid_loss: float | None = None
+        self._line = _LiveLine(start, steps) if screen.console().is_terminal else None
+        self._spoken = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show a step."""
+        self._rate.add(progress.tokens, progress.seconds)
+        if progress.valid_loss is not None:
+            self._valid_loss = progress.valid_loss
+        if self._line:
+            self._line.show(progress.step, self._words(progress, self._valid_loss))
+        elif self._is_worth_a_line(progress):
+            self._spoken = time.monotonic()
+            words = self._words(progress, progress.valid_loss)
+            screen.say(f"step {progress.step:,}/{progress.steps:,}  {words}")
+
+    def __enter__(self) -> Self:
+        if self._line:
+            self._line.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._line:
+            self._line.stop()
+
+    def _words(self, progress: Progress, valid_loss: float | None) -> str:
+        valid = "" if valid_loss is None else f"  valid {screen.number(valid_loss)}"
+        return f"loss {screen.number(progress.loss)}{valid}  {self._rate.recent:,.0f} tok/s"
+
+    def _is_worth_a_line(self, progress: Progress) -> bool:
+        return (
+            progress.valid_loss is not None
+            or progress.step in (1, progress.steps)
+            or time.monotonic() - self._spoken > QUIET_SECONDS
+        )
+
+
+class _LiveLine:
+    """Bar, step, losses, speed, time so far and time to go, in one line of the terminal."""
+
+    def __init__(self, start: int, steps: int) -> None:
+        from rich import progress as rich
+
+        self._bar = rich.Progress(
+            rich.BarColumn(bar_width=16),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn("{task.description}"),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("left"),
+            rich.TimeRemainingColumn(),
+            console=screen.console(),
+        )
+        self._task = self._bar.add_task("first evaluation", total=steps, completed=start)
+        self.start = self._bar.start
+        self.stop = self._bar.stop
+
+    def show(self, step: int, words: str) -> None:
+        """Bring the line up to date."""
+        self._bar.update(self._task, completed=step, description=words)

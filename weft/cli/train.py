@@ -1,0 +1,125 @@
+"""`weft train`: one run from start to end, or the rest of one."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from weft.cli import screen
+from weft.cli.progress import TrainingProgress
+from weft.core.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from weft.runs.manifest import Manifest
+    from weft.training.fit import Progress
+    from weft.training.job import Job
+    from weft.training.train import Outcome
+
+INTERRUPTED = 130
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE|FILE", help="A recipe's name (`weft recipes`) or a file."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="key=value", help="Override settings, such as steps=100."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write [default: below runs/].")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.")
+    ] = None,
+) -> None:
+    """Train a LoRA adapter.
+
+    \b
+    weft train instruct
+    weft train instruct steps=100 adapter.rank=4 seeds=[0,1,2]
+    weft train my.yaml --run-dir runs/mine
+    weft train --resume runs/mine
+    """
+    outcome = run_training(recipe, settings or [], run_dir, resume)
+    if not outcome.finished:
+        screen.say(
+            f"interrupted at step {outcome.step:,} of {outcome.steps:,}; resume with: "
+            f"{screen.command('weft', 'train', '--resume', outcome.root)}"
+        )
+        raise typer.Exit(INTERRUPTED)
+    screen.say()
+    screen.put(results_table(outcome))
+    screen.put()
+    screen.put(screen.pairs(places(outcome.root)))
+    screen.say()
+    screen.say(f"next: {screen.command('weft', 'compare', 'base', outcome.root)}")
+
+
+def run_training(
+    recipe: str | None, settings: list[str], run_dir: Path | None, resume: Path | None
+) -> Outcome:
+    """Train or resume with everything shown on stderr."""
+    if (recipe is None) == (resume is None):
+        raise InputError(
+            "give a recipe or a file to train, or --resume with a run; one of the two",
+            hint="`weft recipes` lists the recipes; `weft train instruct` runs offline",
+        )
+    if resume is not None and run_dir is not None:
+        raise InputError("--resume goes on in the run's own directory: leave out --run-dir")
+
+    with screen.console().status("loading") as status, ExitStack() as display:
+        from weft.training import train as training
+        from weft.training.resolve import resolve
+
+        shown: list[TrainingProgress] = []
+
+        def announce(job: Job, manifest: Manifest) -> None:
+            status.stop()
+            screen.say(screen.pairs(manifest.block))
+            screen.say()
+            screen.notices(manifest.notices)
+            step = max((e["step"] for e in manifest.events if e["kind"] == "resumed"), default=0)
+            shown.append(display.enter_context(TrainingProgress(step, job.steps)))
+
+        def watch(progress: Progress) -> None:
+            shown[0](progress)
+
+        if resume is not None:
+            return training.resume(resume, announce=announce, watch=watch)
+        assert recipe is not None
+        return training.train(resolve(recipe, settings), run_dir, announce=announce, watch=watch)
+
+
+def results_table(outcome: Outcome) -> RenderableType:
+    """Before and after: held-out loss, perplexity and the task's metric of every adapter."""
+    from math import exp
+
+    rows = []
+    metric = "metric"
+    for name, result in outcome.results.items():
+        metric = result["metric"]
+        label = "" if len(outcome.results) == 1 else f"{name}, "
+        if (before := outcome.initial_loss.get(name)) is not None:
+            rows.append((f"{label}before", *map(screen.number, (before, exp(before))), "-"))
+        after = (result["eval_loss"], result["perplexity"], result[metric])
+        which = f"{label}{result['kept']} (step {result['step']:,})"
+        rows.append((which, *map(screen.number, after)))
+    return screen.table(("held-out", "loss", "perplexity", metric.replace("_", " ")), rows)
+
+
+def places(root: Path) -> dict[str, str]:
+    """Where a run and its adapters are."""
+    from weft.runs.reader import RunReader
+
+    reader = RunReader(root)
+    layout, members = reader.layout, reader.member_names()
+    adapters = {f"adapter {name}": layout.member(name).adapter for name in members}
+    found = {"run": root, **(adapters or {"adapter": layout.adapter})}
+    return {label: str(path) for label, path in found.items()}
