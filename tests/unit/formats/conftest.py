@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures that PEFT treats differently."""
+"""Random adapters, and the obvious reference for what they do."""
 
 from __future__ import annotations
 
@@ -7,76 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel
 
 from weft.core.keys import Key
-from weft.formats.peft_config import layer_index
-from weft.model.adapter import Adapter, Layout, Site, Slot
-from weft.model.noise import global_generator, uniform
-
-_COMMON = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-_MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_COMMON)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_COMMON)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=3, n_head=4)),
-    "mixtral": lambda: MixtralForCausalLM(
-        MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2)
-    ),
-}
-
-
-def _site(name: str, module: nn.Module) -> Site | None:
-    layer = layer_index(name)
-    if isinstance(module, nn.Linear):
-        return Site(name, "linear", module.in_features, module.out_features, layer)
-    if isinstance(module, Conv1D):
-        return Site(name, "conv1d", module.nx, module.nf, layer)
-    if name.endswith("mlp.gate"):
-        return Site(name, "router", module.weight.shape[1], module.weight.shape[0], layer)
-    return None
-
-
-@pytest.fixture(scope="session")
-def model_of() -> Callable[[str], PreTrainedModel]:
-    """A fresh model by name; the same name gives the same weights."""
-
-    def build(name: str) -> PreTrainedModel:
-        with global_generator(Key.of(1).fold(name)):
-            model = _MODELS[name]().eval()
-            for parameter in model.parameters():
-                nn.init.normal_(parameter, std=0.3)  # so that adapters show in the logits
-            return model
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def sites_of() -> Callable[[nn.Module], dict[str, Site]]:
-    """All places of a model that an adapter can change."""
-
-    def sites(model: nn.Module) -> dict[str, Site]:
-        found = (_site(name, module) for name, module in model.named_modules())
-        return {site.name: site for site in found if site}
-
-    return sites
+from weft.model.adapter import Adapter, Layout, Slot
+from weft.model.noise import uniform
 
 
 @pytest.fixture(scope="session")
