@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -41,6 +42,7 @@ ARCHITECTURE = {
 }
 WARMUP = 100
 FLOOR = 0.02
+LOG = "training_log.jsonl"
 
 
 def build(seed: int) -> LlamaForCausalLM:
@@ -98,8 +100,8 @@ def held_out_loss(loss: torch.nn.Module, data: np.ndarray, size: int, limit: int
     return total / count
 
 
-def export(model: LlamaForCausalLM, out: Path) -> None:
-    """Write config, generation config and bf16 weights."""
+def export(model: LlamaForCausalLM, out: Path, log: Path) -> None:
+    """Write config, generation config, bf16 weights and the training log."""
     out.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -123,6 +125,7 @@ def export(model: LlamaForCausalLM, out: Path) -> None:
         if name != "lm_head.weight"
     }
     save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
+    shutil.copyfile(log, out / LOG)
 
 
 def save(path: Path, state: dict[str, object]) -> None:
@@ -173,12 +176,12 @@ def main() -> None:
         optimiser.load_state_dict(state["optimiser"])
         start, seen, clock = state["step"], state["tokens"], state["seconds"]
     if args.export_only:
-        export(model, args.out)
+        export(model, args.out, args.run / LOG)
         return
     data = np.load(args.data / "train.npy", mmap_mode="r")
     held = np.load(args.data / "held_out.npy")
     loss_of = torch.compile(Loss(model))
-    log = (args.run / "training_log.jsonl").open("a", encoding="utf-8")
+    log = (args.run / LOG).open("a", encoding="utf-8")
     running: list[float] = []
     since = time.perf_counter()
     for step in range(start, args.steps):
@@ -226,7 +229,7 @@ def main() -> None:
         if last:
             break
     if args.out:
-        export(model, args.out)
+        export(model, args.out, args.run / LOG)
 
 
 if __name__ == "__main__":
