@@ -1,0 +1,87 @@
+"""Greedy decoding against transformers' own generate, prompt by prompt and member by member."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from weft.core.errors import InputError
+from weft.engines.local import LocalEngine
+from weft.model.bank import Bank
+from weft.model.config import AdapterConfig
+from weft.model.sites import choose_sites
+
+MEMBERS = "abc"
+
+
+def prompts(lengths=(7, 3, 5, 3)):
+    generator = np.random.default_rng(0)
+    return [generator.integers(6, 97, length) for length in lengths]
+
+
+def setup(make_base, architecture, **engine):
+    base = make_base(architecture)
+    targets = ("q_proj", "block_sparse_moe.gate") if architecture == "mixtral" else "all-linear"
+    layout = choose_sites(base.sites, AdapterConfig(rank=3, targets=targets))
+    flat_NP = torch.randn(3, layout.size, generator=torch.Generator().manual_seed(2)) * 0.2
+    return LocalEngine(base, layout, **engine), Bank.from_flat(MEMBERS, layout, flat_NP), flat_NP
+
+
+def generated(model, prompt, tokens, stops=()):
+    out = model.generate(
+        torch.tensor(prompt)[None], max_new_tokens=tokens, do_sample=False, eos_token_id=None
+    )
+    ids = out[0, len(prompt) :].tolist()
+    return next((ids[:i] for i, token in enumerate(ids) if token in stops), ids)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "mistral", "qwen2", "gemma", "mixtral", "gpt2", "opt", "bloom"]
+)
+@pytest.mark.filterwarnings("ignore:.*pad_token_id.*")
+def test_tokens_equal_transformers_generate(architecture, make_base, make_model):
+    engine, bank, flat_NP = setup(make_base, architecture)
+    found = engine.greedy(bank, prompts(), 20)
+    for texts, flat_P in zip(found, flat_NP, strict=True):
+        model = copy.deepcopy(make_model(architecture))
+        for name, (a_rI, b_Or) in engine.layout.factors(flat_P).items():
+            slot = engine.layout.by_name[name]
+            delta = slot.scale * (b_Or @ a_rI)
+            weight = model.get_submodule(name).weight
+            weight.data += delta.T if slot.site.kind == "conv1d" else delta
+        for prompt, ids in zip(prompts(), texts, strict=True):
+            assert ids == generated(model, prompt, 20, engine.base.stop_ids)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+def test_a_completion_ends_before_its_stop_token_and_the_others_go_on(architecture, make_base):
+    engine, bank, _ = setup(make_base, architecture)
+    free = engine.greedy(bank, prompts(), 12)
+    stop = free[1][2][4]  # what member b says fifth on the third prompt now ends texts
+    engine.base.model.generation_config.eos_token_id = [1, stop]
+    for texts, before in zip(engine.greedy(bank, prompts(), 12), free, strict=True):
+        for ids, longer in zip(texts, before, strict=True):
+            cut = longer.index(stop) if stop in longer else len(longer)
+            assert ids == longer[:cut]
+
+
+def test_texts_do_not_depend_on_batch_mates(make_base):
+    engine, bank, _ = setup(make_base, "llama")
+    together = engine.greedy(bank, prompts(), 12)
+    one_by_one, _, _ = setup(make_base, "llama", members_per_forward=1)
+    for number, prompt in enumerate(prompts()):
+        for member, texts in enumerate(one_by_one.greedy(bank, [prompt], 12)):
+            assert texts[0] == together[member][number]
+
+
+def test_a_text_ends_where_the_context_is_full(make_base):
+    engine, bank, _ = setup(make_base, "gpt2")
+    assert [len(texts[0]) for texts in engine.greedy(bank, prompts((60,)), 20)] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(("length", "problem"), [(0, "empty"), (64, "leaves no room")])
+def test_prompts_that_cannot_be_continued_are_refused(length, problem, make_base):
+    engine, bank, _ = setup(make_base, "gpt2")
+    with pytest.raises(InputError, match=problem):
+        engine.greedy(bank, [np.arange(length)], 5)
