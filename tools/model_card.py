@@ -104,10 +104,10 @@ def samples(model: Path) -> str:
     """Commands and what they print."""
     parts = []
     for prompt, temperature in SAMPLES:
-        text = prompt + sample(prompt, 0, temperature, 120, model)
+        text = prompt + sample(prompt, 0, temperature, 70, model)
         shown = prompt.replace("\n", "\\n")
         parts.append(
-            f'`python -m tools.sample --seed 0 --temperature {temperature} --prompt "{shown}"`\n\n'
+            f'`python -m tools.sample --seed 0 --length 70 --temperature {temperature} --prompt "{shown}"`\n\n'
             "```text\n" + text.rstrip() + "\n```\n"
         )
     return "\n".join(parts)

@@ -125,6 +125,7 @@ def export(model: LlamaForCausalLM, out: Path, log: Path) -> None:
         if name != "lm_head.weight"
     }
     save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     shutil.copyfile(log, out / LOG)
 
 

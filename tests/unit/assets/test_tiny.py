@@ -88,4 +88,4 @@ def test_log_tells_how_the_model_was_trained() -> None:
     text = (TINY / "training_log.jsonl").read_text(encoding="utf-8")
     log = [json.loads(line) for line in text.splitlines()]
     assert log[-1]["loss"] < log[0]["loss"] / 2
-    assert "held_out_loss" in log[-1]
+    assert any("held_out_loss" in entry for entry in log)
