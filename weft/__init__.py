@@ -3,22 +3,27 @@
     import weft
 
     run = weft.train("instruct", ["steps=100"], run_dir="runs/mine")
-    print(run.results)
+    comparison = weft.compare("base", run.root)
 
 Importing this module loads nothing else: a function brings what it needs when it is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weft.analysis.compare import Comparison
+    from weft.training.inspect import Inspection
     from weft.training.train import Outcome
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "train"]
+__all__ = ["__version__", "compare", "evaluate", "inspect", "train"]
+
+Watch = Callable[[int, int], None]
+"""Called with rows done and rows in all."""
 
 
 def train(
@@ -32,3 +37,75 @@ def train(
     from weft.training.train import train as start
 
     return start(resolve(str(config), overrides), None if run_dir is None else Path(run_dir))
+
+
+def evaluate(
+    subject: str | Path,
+    *,
+    base: str | None = None,
+    task: str | None = None,
+    data: str | Path | None = None,
+    split: str = "valid",
+    rows: int | None = None,
+    batch_size: int = 32,
+    watch: Watch | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Loss, perplexity and metric of every adapter that `subject` means, by its name.
+
+    `subject` is a run, an adapter directory, or `base`. Without `task` or `data` the rows are
+    those that the run was trained with.
+    """
+    from weft.training.evaluate import evaluate as score
+    from weft.training.refs import data_for, load_split, locate, open_subject
+
+    wanted = data_for([locate(str(subject))], task=task, path=None if data is None else Path(data))
+    opened = open_subject([str(subject)], base=base)
+    bank = opened.bank
+    scored = score(
+        opened.engine,
+        bank,
+        load_split(opened, wanted, split),
+        batch_size=batch_size,
+        rows=rows,
+        watch=watch,
+    )
+    return {member: scored.record(member) for member in bank.members}
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    base: str | None = None,
+    task: str | None = None,
+    data: str | Path | None = None,
+    split: str = "valid",
+    rows: int | None = None,
+    batch_size: int = 8,
+    prompts: int = 4,
+    max_tokens: int = 64,
+    watch: Watch | None = None,
+) -> Comparison:
+    """Losses, divergences on the same tokens, and texts of two runs, adapters or the base."""
+    from weft.analysis.compare import compare as compared
+
+    return compared(
+        str(a),
+        str(b),
+        base=base,
+        task=task,
+        data=None if data is None else Path(data),
+        split=split,
+        rows=rows,
+        batch_size=batch_size,
+        prompts=prompts,
+        max_tokens=max_tokens,
+        watch=watch,
+    )
+
+
+def inspect(subject: str | Path, *, base: str | None = None) -> Inspection:
+    """What an adapter is: its sites, scales and norms, whether it acts, and what is odd."""
+    from weft.training.inspect import inspect as look
+
+    return look(str(subject), base=base)

@@ -82,7 +82,7 @@ def _counts(splits: Mapping[str, Split]) -> RenderableType:
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Dotted keys and their values as JSON."""
-    found = {}
+    found: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
             found |= _leaves(value, f"{prefix}{key}.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -17,18 +17,28 @@ import typer
 from weft import __version__
 from weft.cli import screen
 from weft.cli.check import check
+from weft.cli.compare import compare
+from weft.cli.eval import evaluate
+from weft.cli.inspect import inspect
 from weft.cli.recipes import recipes
 from weft.cli.train import train
 from weft.core.errors import WeftError
 
-VERBS = (train, check, recipes)
+VERBS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "eval": evaluate,
+    "compare": compare,
+    "inspect": inspect,
+    "check": check,
+    "recipes": recipes,
+}
 
-UsageError = typer.BadParameter.__mro__[1]
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What the parser of the command line raises; typer exports only this subclass of it."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for verb in VERBS:
-    app.command()(verb)
+for name, verb in VERBS.items():
+    app.command(name)(verb)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,28 +11,30 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    Renderable: TypeAlias = RenderableType
 
 WIDE = 10_000
 """Columns of what is not a terminal."""
 
 
-def put(what: RenderableType = "") -> None:
-    """Print data to stdout: a line of text as it is, or a table."""
-    _print(_console(False), what)
+def put(what: Renderable = "", *, columns: int | None = None) -> None:
+    """Print data to stdout: a line of text as it is, or a table of at most so many columns."""
+    _print(_console(False), what, columns)
 
 
-def say(what: RenderableType = "") -> None:
+def say(what: Renderable = "") -> None:
     """Print something for the person at the terminal, to stderr."""
     _print(_console(True), what)
 
 
 def put_json(value: Any) -> None:
     """Print a value as JSON to stdout; a number that is not finite becomes null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+    print(json.dumps(finite(value), indent=2, ensure_ascii=False))
 
 
 def complain(problem: str, hint: str | None = None) -> None:
@@ -53,11 +55,11 @@ def notices(texts: Sequence[str]) -> None:
         say(Text.assemble(("note", "bold yellow"), ": ", text))
 
 
-def pairs(values: Mapping[str, str]) -> RenderableType:
+def pairs(values: Mapping[str, str]) -> Renderable:
     """Labels and values in two columns; long values go on below themselves."""
     from rich.table import Table
 
-    grid = Table.grid(padding=(0, 3, 0, 0))
+    grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
     for label, value in values.items():
@@ -67,11 +69,11 @@ def pairs(values: Mapping[str, str]) -> RenderableType:
 
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True
-) -> RenderableType:
+) -> Renderable:
     """Rows under a header; columns after the first hold numbers, on the right, or text."""
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, name in enumerate(header):
         right = numbers and index > 0
         made.add_column(name, justify="right" if right else "left", overflow="fold")
@@ -97,12 +99,12 @@ def console() -> Console:
     return _console(True)
 
 
-def _print(console: Console, what: RenderableType) -> None:
+def _print(console: Console, what: Renderable, columns: int | None = None) -> None:
     if isinstance(what, str) or type(what).__name__ == "Text":
         console.print(what, soft_wrap=True)
         return
     with console.capture() as captured:
-        console.print(what)
+        console.print(what, width=columns)
     for line in captured.get().splitlines():
         console.file.write(line.rstrip() + "\n")
 
@@ -117,11 +119,12 @@ def _console(stderr: bool) -> Console:
     return made
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: a number that is not finite becomes None."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

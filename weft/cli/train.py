@@ -46,7 +46,7 @@ def train(
     weft train instruct steps=100 adapter.rank=4 seeds=[0,1,2]
     weft train my.yaml --run-dir runs/mine
     weft train --resume runs/mine
-    """
+    """  # noqa: D301
     outcome = run_training(recipe, settings or [], run_dir, resume)
     if not outcome.finished:
         screen.say(

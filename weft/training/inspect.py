@@ -1,0 +1,368 @@
+"""What an adapter is: where it sits, how strong it is, whether it acts, and what is odd about it.
+
+Shapes: r rank, I inputs and O outputs of a site, S positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from weft.core.batch import Batch, Example
+from weft.core.errors import InputError
+from weft.formats.loaded import LoadedAdapter
+from weft.formats.peft import read_adapter
+from weft.model.adapter import Adapter, Layout, Site, Slot
+from weft.model.bank import Bank
+from weft.model.base import Base, load_base, skeleton
+from weft.model.divergence import divergence
+from weft.model.forward import make_rows, target_logits
+from weft.model.rows import Block
+from weft.model.weaving import Weft
+from weft.training.refs import DEFAULT_BASE, Place, locate
+
+USUAL_SCALES = (1e-3, 64.0)
+"""Scales outside are legal and rarely meant."""
+STANDS_OUT = 10.0
+"""An update this many times the median of the sites is worth a look."""
+TRIAL_TEXT = "The quick brown fox jumps over the lazy dog, and then asks: what is 12 + 30?"
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """One adapted weight matrix: dW = scale * B @ A, with Frobenius norms."""
+
+    name: str
+    kind: str
+    layer: int | None
+    inputs: int
+    outputs: int
+    rank: int
+    scale: float
+    norm_a: float
+    norm_b: float
+    norm_update: float
+    norm_weight: float | None  # None without a base
+
+    @property
+    def relative(self) -> float | None:
+        """The update's norm as a share of the weight's."""
+        return self.norm_update / self.norm_weight if self.norm_weight else None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the adapter does to the logits of a few tokens, against the base alone."""
+
+    positions: int
+    kl: float  # KL(base || adapter), mean over positions
+    largest_logit_change: float
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """Something that is rarely meant. `breaks`: the adapter cannot work like this."""
+
+    what: str
+    breaks: bool = False
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """Everything there is to say about one adapter."""
+
+    name: str
+    path: Path
+    parameters: int
+    trainable: int
+    why: str
+    alpha: float
+    rslora: bool
+    dropout: float
+    sites: tuple[SiteFacts, ...]
+    effect: Effect | None
+    oddities: tuple[Oddity, ...]
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """The places of a base that can carry an adapter."""
+
+    ref: str
+    sites: tuple[Site, ...]
+
+    @property
+    def suffixes(self) -> dict[str, tuple[Site, ...]]:
+        """Sites by the last part of their names: what `adapter.targets` may say."""
+        names = dict.fromkeys(site.name.rpartition(".")[2] for site in self.sites)
+        return {
+            name: tuple(s for s in self.sites if s.name.rpartition(".")[2] == name)
+            for name in names
+        }
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a reference means: a base's sites, or one or several adapters over a base."""
+
+    ref: str
+    base: BaseFacts | None  # only for a reference to a base
+    base_ref: str | None  # the base that was loaded; None when there was none
+    adapters: tuple[AdapterFacts, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def broken(self) -> bool:
+        """Whether an adapter cannot work as it is."""
+        return any(oddity.breaks for adapter in self.adapters for oddity in adapter.oddities)
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        record = asdict(self)
+        for plain, facts in zip(record["adapters"], self.adapters, strict=True):
+            plain["path"] = str(facts.path)
+            for site, known in zip(plain["sites"], facts.sites, strict=True):
+                site["relative"] = known.relative
+        return record
+
+
+def inspect(ref: str, *, base: str | None = None) -> Inspection:
+    """Look at a base, an adapter directory, or the adapters of a run; nothing is changed.
+
+    `base` defaults to the one that the adapter names. When that one cannot be loaded the files
+    alone are looked at, and a note says so.
+    """
+    place = locate(ref)
+    if not place.adapters:
+        name = base or place.base or DEFAULT_BASE
+        return Inspection(ref, BaseFacts(name, tuple(skeleton(name).values())), name, (), ())
+    loaded, notes = _load(base, place)
+    adapters = tuple(
+        adapter_facts(name, path, read_adapter(path), loaded, _recorded_scales(place))
+        for name, path in place.adapters.items()
+    )
+    return Inspection(ref, None, loaded.ref if loaded else None, adapters, notes)
+
+
+def adapter_facts(
+    name: str,
+    path: Path,
+    files: LoadedAdapter,
+    base: Base | None,
+    recorded: Mapping[str, float] = {},
+) -> AdapterFacts:
+    """The facts of one adapter, read without regard to the base, which it may not fit."""
+    adapter, config = files.adapter, files.config
+    misfits = list(_misfits(adapter.layout, base.sites)) if base else []
+    weights = {} if base is None or misfits else _weight_norms(adapter.layout, base)
+    sites = tuple(_site_facts(adapter, weights))
+    finite = bool(adapter.flat.isfinite().all())
+    effect = measure_effect(adapter, base) if base and finite and not misfits else None
+    oddities = [
+        *(Oddity(text, breaks=True) for text in misfits),
+        *_not_finite(adapter),
+        *_zeros(adapter),
+        *_scales(adapter.layout, recorded),
+        *_strengths(sites),
+        *_ineffective(adapter, effect),
+    ]
+    frozen = bool(config.get("inference_mode", False))
+    parameters = adapter.layout.size
+    return AdapterFacts(
+        name=name,
+        path=path,
+        parameters=parameters,
+        trainable=0 if frozen else parameters,
+        why=_why(frozen),
+        alpha=float(config["lora_alpha"]),
+        rslora=bool(config.get("use_rslora", False)),
+        dropout=float(config.get("lora_dropout") or 0.0),
+        sites=sites,
+        effect=effect,
+        oddities=tuple(oddities),
+    )
+
+
+def update_norm(a_rI: torch.Tensor, b_Or: torch.Tensor) -> float:
+    """|B @ A| without forming it: |BA|^2 = tr((B^T B)(A A^T)), in float64."""
+    a_rI, b_Or = a_rI.double(), b_Or.double()
+    squared = ((b_Or.T @ b_Or) * (a_rI @ a_rI.T)).sum()
+    return float(squared.clamp(min=0.0).sqrt())
+
+
+@torch.no_grad()
+def measure_effect(adapter: Adapter, base: Base) -> Effect:
+    """Compare the logits of a few tokens with and without the adapter, in one forward."""
+    ids_T = np.array(base.tokenizer(TRIAL_TEXT)["input_ids"][:32])
+    rows = make_rows(base, [Block(0, 2, Batch((Example("trial", ids_T, ids_T),)))])
+    bank = Bank.of({"base": None, "adapter": adapter}).to(base.device)
+    logits_SV = target_logits(base, Weft(bank), rows)
+    # one target after the other, and within a target the base before the adapter
+    without_SV, with_SV = logits_SV[0::2], logits_SV[1::2]
+    return Effect(
+        positions=len(without_SV),
+        kl=float(divergence(without_SV, with_SV).kl_ab.mean()),
+        largest_logit_change=float((with_SV - without_SV).abs().max()),
+    )
+
+
+def _load(base: str | None, place: Place) -> tuple[Base | None, tuple[str, ...]]:
+    """The base; when it was not asked for by name, its absence is a note and no error."""
+    if base is not None:
+        return load_base(base), ()
+    if place.base is None:
+        return None, ("the files name no base: give --base to compare with its weights",)
+    try:
+        return load_base(place.base), ()
+    except InputError as error:
+        return None, (f"only the files were looked at: {error.problem}",)
+
+
+def _recorded_scales(place: Place) -> dict[str, float]:
+    """What the run recorded when it made the adapter, by site."""
+    if place.run is None:
+        return {}
+    from weft.runs.reader import RunReader
+
+    sites = RunReader(place.run).manifest.sites
+    return {name: float(facts["scale"]) for name, facts in sites.items()}
+
+
+def _why(frozen: bool) -> str:
+    if frozen:
+        return (
+            "its files say `inference_mode: true`, saved for inference; it acts all the same "
+            "(PEFT trains it further with `from_pretrained(..., is_trainable=True)`)"
+        )
+    return "its files say `inference_mode: false`"
+
+
+def _site_facts(adapter: Adapter, weights: Mapping[str, float]) -> Iterator[SiteFacts]:
+    for slot in adapter.layout.slots:
+        a_rI, b_Or = adapter.sites[slot.site.name]
+        yield SiteFacts(
+            name=slot.site.name,
+            kind=slot.site.kind,
+            layer=slot.site.layer,
+            inputs=slot.site.inputs,
+            outputs=slot.site.outputs,
+            rank=slot.rank,
+            scale=slot.scale,
+            norm_a=float(a_rI.double().norm()),
+            norm_b=float(b_Or.double().norm()),
+            norm_update=abs(slot.scale) * update_norm(a_rI, b_Or),
+            norm_weight=weights.get(slot.site.name),
+        )
+
+
+def _weight_norms(layout: Layout, base: Base) -> dict[str, float]:
+    weights = {s.site.name: base.model.get_submodule(s.site.name).weight for s in layout.slots}
+    return {
+        name: float(torch.linalg.vector_norm(weight, dtype=torch.float32))
+        for name, weight in weights.items()
+    }
+
+
+def _misfits(layout: Layout, sites: Mapping[str, Site]) -> Iterator[str]:
+    for slot in layout.slots:
+        site = sites.get(slot.site.name)
+        if site is None:
+            yield f"{slot.site.name} is not a site of the base"
+        elif (site.outputs, site.inputs) != (slot.site.outputs, slot.site.inputs):
+            found, wanted = _shape(slot.site), _shape(site)
+            yield f"{slot.site.name} is made for a weight of {found}, and the base has {wanted}"
+
+
+def _shape(site: Site) -> str:
+    return f"[{site.outputs}, {site.inputs}]"
+
+
+def _not_finite(adapter: Adapter) -> Iterator[Oddity]:
+    for name, pair in adapter.sites.items():
+        for factor, tensor in zip("AB", pair, strict=True):
+            bad = ~tensor.isfinite()
+            if bad.any():
+                row, column = bad.nonzero()[0].tolist()
+                yield Oddity(
+                    f"{name}: {int(bad.sum())} of {tensor.numel()} numbers of {factor} are not "
+                    f"finite, the first is {tensor[row, column]} at [{row}, {column}]",
+                    breaks=True,
+                )
+
+
+def _zeros(adapter: Adapter) -> Iterator[Oddity]:
+    zero_a = [name for name, (a_rI, _) in adapter.sites.items() if not a_rI.any()]
+    zero_b = [name for name, (_, b_Or) in adapter.sites.items() if not b_Or.any()]
+    if len(zero_b) == len(adapter.sites):
+        yield Oddity("B is zero at every site: the adapter changes nothing yet")
+    elif zero_b:
+        yield Oddity(f"B is zero at {_some(zero_b)}: nothing is changed there")
+    if dead := sorted(set(zero_a) & set(zero_b)):
+        yield Oddity(f"A and B are both zero at {_some(dead)}: no gradient can ever move them")
+    elif zero_a:
+        yield Oddity(f"A is zero at {_some(zero_a)}: nothing is changed there")
+
+
+def _scales(layout: Layout, recorded: Mapping[str, float]) -> Iterator[Oddity]:
+    low, high = USUAL_SCALES
+    far = [slot for slot in layout.slots if not low <= slot.scale <= high]
+    for value, slots in _by_scale(far).items():
+        word = "is above" if value > high else "is below"
+        limit = high if value > high else low
+        yield Oddity(f"scale {value:g} at {_some(slots)} {word} {limit:g}, which is rarely meant")
+    values = sorted({slot.scale for slot in layout.slots})
+    if len(values) > 1:
+        parts = [f"{value:g} at {_some(names)}" for value, names in _by_scale(layout.slots).items()]
+        yield Oddity(
+            f"scales differ between sites ({'; '.join(parts)}): a rank of its own "
+            "(`rank_pattern`) keeps the common alpha unless `alpha_pattern` changes that, too"
+        )
+    for slot in layout.slots:
+        wanted = recorded.get(slot.site.name)
+        if wanted is not None and wanted != slot.scale:
+            yield Oddity(
+                f"{slot.site.name}: its run was trained at scale {wanted:g}, and the files give "
+                f"alpha / rank = {slot.scale:g}",
+                breaks=True,
+            )
+
+
+def _by_scale(slots: Sequence[Slot]) -> dict[float, list[str]]:
+    found: dict[float, list[str]] = {}
+    for slot in slots:
+        found.setdefault(slot.scale, []).append(slot.site.name)
+    return found
+
+
+def _strengths(sites: Sequence[SiteFacts]) -> Iterator[Oddity]:
+    known = {site.name: site.relative for site in sites if site.relative is not None}
+    for name, relative in known.items():
+        if relative > 1:
+            yield Oddity(f"{name}: the update is {relative:.3g} times as large as the weight")
+    middle = median(known.values()) if known else 0.0
+    if middle > 0:
+        strong = [n for n, r in known.items() if STANDS_OUT * middle < r <= 1]
+        if strong:
+            yield Oddity(
+                f"the update at {_some(strong)} is more than {STANDS_OUT:g} times the median "
+                f"({middle:.2%} of the weight)"
+            )
+
+
+def _ineffective(adapter: Adapter, effect: Effect | None) -> Iterator[Oddity]:
+    acts = any(a_rI.any() and b_Or.any() for a_rI, b_Or in adapter.sites.values())
+    if effect and acts and effect.largest_logit_change == 0:
+        yield Oddity("the logits are exactly the base's although B is not zero", breaks=True)
+
+
+def _some(names: Sequence[str]) -> str:
+    """A few names, and how many there are."""
+    if len(names) == 1:
+        return names[0]
+    return f"{len(names)} sites ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
