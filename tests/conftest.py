@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -142,3 +143,46 @@ def make_batch() -> Callable[..., Batch]:
         return Batch(tuple(example(i, int(n), int(n) // 3, seed) for i, n in enumerate(lengths)))
 
     return make
+
+
+WORDS = "the cat sat on the mat and the dog ran to the small red house".split()
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any]) -> str:
+    """A directory with a tiny random Llama and a byte-level tokenizer: what a base is on disk."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    directory = tmp_path_factory.mktemp("bases") / "small"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<pad>", "<eos>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS), "instruction response great terrible"], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>"
+    )
+    fast.save_pretrained(directory)
+    make_model("llama", vocab_size=320, max_position_embeddings=256).save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
+def rows_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with train and validation rows in the Alpaca schema."""
+    directory = tmp_path_factory.mktemp("rows")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 40), ("valid", 12)):
+        lines = []
+        for _ in range(count):
+            asked = " ".join(generator.choice(WORDS, 4))
+            answer = " ".join(generator.choice(WORDS, generator.integers(2, 8)))
+            lines.append(json.dumps({"instruction": asked, "input": "", "output": answer}))
+        (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return str(directory)

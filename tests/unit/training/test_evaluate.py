@@ -1,0 +1,149 @@
+"""Evaluation against transformers' own loss, and the tasks' metrics against their definitions."""
+
+import json
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from weft.data.config import DataConfig
+from weft.data.dataset import load_splits
+from weft.engines.local import LocalEngine
+from weft.model.bank import Bank
+from weft.model.base import load_base
+from weft.training.contrast import QUANTITIES, contrast
+from weft.training.evaluate import evaluate
+from weft.training.refs import load_split, open_subject
+from weft.training.train import train
+
+
+@pytest.fixture(scope="module")
+def base(small_base):
+    return load_base(small_base)
+
+
+@pytest.fixture
+def split(base, rows_dir):
+    return load_splits(DataConfig(path=rows_dir, max_length=128), base.tokenizer, ("valid",))[
+        "valid"
+    ]
+
+
+def test_eval_loss_equals_transformers_loss_summed_over_tokens(base, split, small_base):
+    model = transformers.AutoModelForCausalLM.from_pretrained(small_base)
+    total = tokens = 0
+    for example in split.examples:
+        ids, labels = torch.tensor(example.ids_T)[None], torch.tensor(example.labels_T)[None]
+        with torch.no_grad():
+            total += model(input_ids=ids, labels=labels).loss.double().item() * example.supervised
+        tokens += example.supervised
+    found = evaluate(LocalEngine(base), Bank.of({"base": None}), split, batch_size=5)
+    record = found.record("base")
+    assert record["eval_loss"] == pytest.approx(total / tokens, rel=1e-6)
+    assert record["supervised_tokens"] == tokens
+    assert record["num_batches"] == 3
+
+
+def test_loss_does_not_depend_on_batch_size(base, split):
+    engine, bank = LocalEngine(base), Bank.of({"base": None})
+    one, all_ = (evaluate(engine, bank, split, batch_size=n).table for n in (1, 100))
+    np.testing.assert_allclose(one.sums, all_.sums, rtol=1e-6)
+
+
+def test_an_adapter_of_weft_in_peft_and_back_gives_the_same_logits(
+    resolved, tmp_path, small_base, split
+):
+    train(resolved(), tmp_path / "run")
+    directory = tmp_path / "run" / "adapter"
+    model = transformers.AutoModelForCausalLM.from_pretrained(small_base)
+    theirs = peft.PeftModel.from_pretrained(model, directory).eval()
+    subject = open_subject([str(directory)])
+    ours = contrast_logits(subject, split)
+    for example, logits in zip(split.examples, ours, strict=True):
+        with torch.no_grad():
+            expected = theirs(torch.tensor(example.ids_T)[None]).logits[0, :-1]
+        wanted = expected[torch.tensor(example.labels_T[1:]) != -100]
+        assert (logits - wanted).abs().max() <= 1e-5
+    theirs.save_pretrained(tmp_path / "again")
+    again = contrast_logits(open_subject([str(tmp_path / "again")], base=small_base), split)
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+def contrast_logits(subject, split):
+    from weft.core.batch import Batch
+    from weft.model.forward import make_rows, target_logits
+    from weft.model.rows import Block
+    from weft.model.weaving import Weft
+
+    base = subject.engine.base
+    return [
+        target_logits(
+            base, Weft(subject.bank), make_rows(base, [Block(0, 1, Batch((example,)))])
+        )
+        for example in split.examples
+    ]
+
+
+def test_choice_accuracy_compares_mean_log_probabilities(base, small_base, tmp_path):
+    rows = [{"sentence": f"the cat {w}", "label": i % 2} for i, w in enumerate("sat ran on".split())]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = DataConfig(path=path, valid_path=path)
+    split = load_splits(config, base.tokenizer, ("valid",))["valid"]
+    found = evaluate(LocalEngine(base), Bank.of({"base": None}), split, batch_size=2)
+    model = transformers.AutoModelForCausalLM.from_pretrained(small_base)
+    tokenizer = base.tokenizer
+    right = 0
+    for row in rows:
+        prompt = tokenizer(f"{row['sentence']} It was")["input_ids"]
+        means = []
+        for word in (" terrible", " great"):
+            ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+            at = range(len(prompt) - 1, len(prompt) + len(ids) - 1)
+            means.append(np.mean([logits[i, t].item() for i, t in zip(at, ids, strict=True)]))
+        right += int(np.argmax(means)) == row["label"]
+    assert found.metrics["choice"][0] == right / 3
+
+
+def test_exact_match_is_of_normalised_greedy_text(base, tmp_path):
+    """References are what the base really says, so it scores 1; a changed one lowers it."""
+    engine, bank = LocalEngine(base), Bank.of({"base": None})
+    prompts = [f"table: {i}\ncolumns: a, b\nQ: what\nA: " for i in range(3)]
+    ids = [np.array(base.tokenizer(p)["input_ids"]) for p in prompts]
+    texts = [base.tokenizer.decode(t) for t in engine.greedy(bank, ids, 6)[0]]
+    from dataclasses import replace
+
+    from weft.data.tasks import TASKS
+
+    for changed, expected in ((0, 1.0), (1, 2 / 3)):
+        rows = [p + t for p, t in zip(prompts, texts, strict=True)]
+        rows[:changed] = [prompts[0] + "SELECT nothing"] * changed
+        path = tmp_path / f"rows-{changed}.jsonl"
+        path.write_text("\n".join(json.dumps({"text": row}) for row in rows))
+        config = DataConfig(path=path, valid_path=path)
+        # the base never stops by itself: what it says first is what the reference asks for
+        task = replace(TASKS["tables"], normalise=lambda s: s.strip()[:6])
+        split = load_splits(config, base.tokenizer, ("valid",))["valid"]
+        items = tuple(
+            replace(item, prompt_length=len(i), reference=t if k >= changed else "SELECT nothing")
+            for k, (item, i, t) in enumerate(zip(split.items, ids, texts, strict=True))
+        )
+        found = evaluate(engine, bank, replace(split, task=task, items=items), batch_size=2)
+        assert found.metrics["exact_match"][0] == pytest.approx(expected)
+
+
+def test_contrast_of_an_adapter_with_itself_is_zero(resolved, tmp_path, rows_dir):
+    train(resolved(), tmp_path / "run")
+    root = str(tmp_path / "run")
+    subject = open_subject([root, root, "base"])
+    split = load_split(subject, subject.places[0].config.data, "valid")
+    same = contrast(subject.engine, subject.bank.part(0, 2), split, rows=None, batch_size=4)
+    other = contrast(subject.engine, subject.bank.part(1, 3), split, rows=None, batch_size=4)
+    means = dict(zip(QUANTITIES, same.table.means(), strict=True))
+    assert means["kl_ab"] == means["kl_ba"] == means["l2"] == 0
+    assert means["agree"] == 1
+    assert dict(zip(QUANTITIES, other.table.means(), strict=True))["kl_ab"] > 1e-3
