@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from json import dumps
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -60,7 +59,7 @@ def check(
     screen.put()
     screen.put(_counts(splits))
     if origins:
-        values = _leaves(resolved.config.model_dump(mode="json"))
+        values = screen.leaves(resolved.config.model_dump(mode="json"))
         rows = [(key, value, resolved.origins[key]) for key, value in values.items()]
         screen.put()
         screen.put(screen.table(("key", "value", "from"), rows, numbers=False))
@@ -78,14 +77,3 @@ def _counts(splits: Mapping[str, Split]) -> RenderableType:
     used = [name for name in COUNTS if any(split.counts[name] for split in splits.values())]
     rows = [(name, *(f"{s.counts[key]:,}" for key in used)) for name, s in splits.items()]
     return screen.table(("split", *(key.replace("_", " ") for key in used)), rows)
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys and their values as JSON."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            found |= _leaves(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = dumps(value, ensure_ascii=False)
-    return found

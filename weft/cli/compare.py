@@ -82,7 +82,12 @@ def show(found: Comparison) -> None:
     screen.put(_scores(found))
     screen.put()
     screen.put(_divergence(found))
-    for sample in found.samples:
+    show_samples(found)
+
+
+def show_samples(found: Comparison, most: int | None = None) -> None:
+    """Print prompts and what both sides make of them."""
+    for sample in found.samples[:most]:
         screen.put()
         _show_sample(found, sample)
 

@@ -18,17 +18,21 @@ from weft import __version__
 from weft.cli import screen
 from weft.cli.check import check
 from weft.cli.compare import compare
+from weft.cli.demo import demo
 from weft.cli.eval import evaluate
 from weft.cli.inspect import inspect
 from weft.cli.recipes import recipes
+from weft.cli.report import report
 from weft.cli.train import train
 from weft.core.errors import WeftError
 
 VERBS: dict[str, Callable[..., None]] = {
+    "demo": demo,
     "train": train,
     "eval": evaluate,
     "compare": compare,
     "inspect": inspect,
+    "report": report,
     "check": check,
     "recipes": recipes,
 }

@@ -82,6 +82,17 @@ def table(
     return made
 
 
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as dotted keys and JSON."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = json.dumps(value, ensure_ascii=False)
+    return found
+
+
 def number(value: float | None) -> str:
     """A measured number with four digits, or a dash where there is none."""
     if value is None or not math.isfinite(value):

@@ -10,6 +10,7 @@ import typer
 
 from weft.cli import screen
 from weft.cli.progress import TrainingProgress
+from weft.cli.report import draw_losses
 from weft.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,13 +48,11 @@ def train(
     weft train my.yaml --run-dir runs/mine
     weft train --resume runs/mine
     """  # noqa: D301
+    from weft.runs.reader import RunReader
+
     outcome = run_training(recipe, settings or [], run_dir, resume)
-    if not outcome.finished:
-        screen.say(
-            f"interrupted at step {outcome.step:,} of {outcome.steps:,}; resume with: "
-            f"{screen.command('weft', 'train', '--resume', outcome.root)}"
-        )
-        raise typer.Exit(INTERRUPTED)
+    stop_if_interrupted(outcome)
+    draw_losses(RunReader(outcome.root))
     screen.say()
     screen.put(results_table(outcome))
     screen.put()
@@ -62,8 +61,22 @@ def train(
     screen.say(f"next: {screen.command('weft', 'compare', 'base', outcome.root)}")
 
 
+def stop_if_interrupted(outcome: Outcome) -> None:
+    """After Ctrl-C: say how to go on, and leave with the exit code of an interrupted program."""
+    if outcome.finished:
+        return
+    screen.say(
+        f"interrupted at step {outcome.step:,} of {outcome.steps:,}; resume with: "
+        f"{screen.command('weft', 'train', '--resume', outcome.root)}"
+    )
+    raise typer.Exit(INTERRUPTED)
+
+
 def run_training(
-    recipe: str | None, settings: list[str], run_dir: Path | None, resume: Path | None
+    recipe: str | None,
+    settings: list[str],
+    run_dir: Path | None = None,
+    resume: Path | None = None,
 ) -> Outcome:
     """Train or resume with everything shown on stderr."""
     if (recipe is None) == (resume is None):

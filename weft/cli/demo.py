@@ -1,0 +1,85 @@
+"""`weft demo`: the main job on the bundled base, offline, in minutes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weft.cli import screen
+from weft.cli.compare import show_samples
+from weft.cli.progress import rows_progress
+from weft.cli.report import COMPARISON, draw_losses, write_page
+from weft.cli.train import run_training, stop_if_interrupted
+
+RECIPE = "instruct"
+SHOWN = 2
+"""Prompts on the screen; the report has more."""
+
+
+def demo(
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write [default: below runs/].")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="key=value", help="Override settings, such as epochs=1."),
+    ] = None,
+) -> None:
+    """Train, evaluate and compare an adapter on the bundled base and data, offline."""
+    from weft import compare
+    from weft.core.files import write_json
+    from weft.runs.reader import RunReader
+    from weft.training.train import free_directory
+
+    started = time.monotonic()
+    root = run_dir or free_directory(Path("runs"), "demo")
+    outcome = run_training(RECIPE, settings or [], root)
+    stop_if_interrupted(outcome)
+    reader = RunReader(root)
+    with rows_progress("comparing on the test rows") as watch:
+        found = compare("base", root, split="test", prompts=8, watch=watch)
+    write_json(reader.layout.result(COMPARISON), screen.finite(found.record()))
+    figure, page = draw_losses(reader), write_page(reader)
+
+    change = found.loss_difference
+    screen.say()
+    screen.put(
+        screen.table(
+            (f"{found.examples} test rows", "base", "adapter", "change"),
+            [
+                _row(name, values[found.a], values[found.b])
+                for name, values in {
+                    "loss": found.loss,
+                    "perplexity": found.perplexity,
+                    **found.metrics,
+                }.items()
+            ],
+        )
+    )
+    screen.put(
+        f"\nloss changes by {change.estimate:.3f}, 95 % interval {change.low:.3f} to "
+        f"{change.high:.3f}; the base's weights did not change (sha256 "
+        f"{reader.manifest.fingerprints['base'][:12]})"
+    )
+    show_samples(found, SHOWN)
+    screen.put()
+    screen.put(
+        screen.pairs(
+            {
+                "adapter": str(reader.layout.adapter),
+                "loss curve": str(figure),
+                "report": str(page),
+                "time": f"{time.monotonic() - started:.0f} s",
+            }
+        )
+    )
+    screen.say()
+    screen.say(f"next: open {page} in a browser, or {screen.command('weft', 'inspect', root)}")
+
+
+def _row(name: str, base: float, adapter: float) -> tuple[str, ...]:
+    numbers = (base, adapter, adapter - base)
+    return (name.replace("_", " "), *map(screen.number, numbers))

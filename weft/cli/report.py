@@ -1,0 +1,200 @@
+"""`weft report`: a run as figures and one self-contained page."""
+
+from __future__ import annotations
+
+from math import exp
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weft.cli import screen
+
+if TYPE_CHECKING:
+    from weft.core.table import ScoreTable
+    from weft.report.html import Metric, Report, Sample
+    from weft.report.plots import Curve
+    from weft.runs.reader import RunReader
+
+COMPARISON = "compare"
+"""The result in a run that holds a comparison of the base with its adapter."""
+
+SUMMARY = ("base", "data", "method", "adapter", "length", "keeps")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+) -> None:
+    """Write figures/loss.png and report.html of a run; needs no model.
+
+    With `weft compare base RUN --out RUN/results/compare.json` before, the page also shows the
+    texts of base and adapter side by side.
+    """
+    from weft.runs.reader import RunReader
+
+    reader = RunReader(run)
+    written = [draw_losses(reader), write_page(reader)]
+    for path in written:
+        screen.put(str(path))
+
+
+def draw_losses(reader: RunReader) -> Path:
+    """Write the loss curves of a run."""
+    from weft.report.plots import loss_curve
+
+    path = reader.layout.figures / "loss.png"
+    loss_curve(curves(reader), path)
+    return path
+
+
+def write_page(reader: RunReader) -> Path:
+    """Write the report of a run."""
+    from weft.report.html import write_report
+
+    write_report(reader.layout.report, page(reader))
+    return reader.layout.report
+
+
+def curves(reader: RunReader) -> list[Curve]:
+    """Training and held-out losses of every member, by step."""
+    from weft.report.plots import Curve
+
+    train: dict[str, list[tuple[float, float]]] = {}
+    valid: dict[str, list[tuple[float, float]]] = {}
+    for record in reader.steps():
+        train.setdefault(record.get("member", "adapter"), []).append(
+            (record["step"], record["loss"])
+        )
+    for step, table in _evaluations(reader):
+        for member, loss in zip(table.members, table.means().tolist(), strict=True):
+            valid.setdefault(member, []).append((step, loss))
+    return [Curve(member, points, valid.get(member, ())) for member, points in train.items()]
+
+
+def page(reader: RunReader) -> Report:
+    """Everything that the page of a run shows, from its files alone."""
+    from weft.report.html import Figure, Report, Table
+
+    manifest, layout = reader.manifest, reader.layout
+    figure = layout.figures / "loss.png"
+    metrics, note = _metrics(reader)
+    return Report(
+        title=f"run {manifest.name}",
+        headline=_headline(reader, metrics),
+        summary=[(label, manifest.block[label]) for label in SUMMARY if label in manifest.block],
+        metrics=metrics,
+        metrics_note=note,
+        figures=[Figure("Loss over the steps.", figure.read_bytes())] if figure.exists() else [],
+        samples=_samples(reader),
+        notices=manifest.notices,
+        configuration=[
+            (key, f"{value}   ({manifest.origins.get(key, 'default')})")
+            for key, value in screen.leaves(manifest.config).items()
+        ],
+        sites=Table(
+            ("site", "rank", "scale"),
+            [(name, facts["rank"], facts["scale"]) for name, facts in manifest.sites.items()],
+        ),
+        provenance=_provenance(reader),
+        commands=[
+            manifest.command,
+            screen.command("weft", "compare", "base", layout.root),
+            screen.command("weft", "inspect", layout.root),
+        ],
+    )
+
+
+def _evaluations(reader: RunReader) -> list[tuple[int, ScoreTable]]:
+    prefix = "valid-step-"
+    names = [name for name in reader.table_names() if name.startswith(prefix)]
+    return sorted(
+        ((int(name.removeprefix(prefix)), reader.table(name)) for name in names),
+        key=lambda found: found[0],
+    )
+
+
+def _headline(reader: RunReader, metrics: list[Metric]) -> str:
+    from weft.report.html import change_headline
+
+    first = metrics[0] if metrics else None
+    if first and first.left is not None and first.right is not None:
+        return change_headline("Held-out loss", first.left, first.right)
+    losses = [record["loss"] for record in reader.steps()]
+    if not losses:
+        return f"No step was taken; the run is {reader.manifest.status}"
+    return change_headline("Training loss", losses[0], losses[-1])
+
+
+def _metrics(reader: RunReader) -> tuple[list[Metric], str]:
+    """Base against adapter: from the stored comparison, else from the run's own evaluations."""
+    if COMPARISON in reader.result_names():
+        return _compared(reader.results(COMPARISON))
+    if {"valid", "valid-step-0"} <= set(reader.table_names()):
+        return _before_and_after(reader.table("valid-step-0"), reader.table("valid"))
+    return [], ""
+
+
+def _compared(found: dict[str, Any]) -> tuple[list[Metric], str]:
+    from weft.report.html import Metric
+
+    a, b = found["a"], found["b"]
+    metrics = [
+        Metric(name, found[key][a], found[key][b], _interval(found[f"{key}_difference"]))
+        for name, key in (("held-out loss", "loss"), ("perplexity", "perplexity"))
+    ]
+    for name, values in found["metrics"].items():
+        label = name.replace("_", " ")
+        metrics.append(Metric(label, values[a], values[b], lower_is_better=False, style=".1%"))
+    apart = found["divergence"]["kl_ab"]["estimate"]
+    note = (
+        f"On {found['examples']:,} {found['split']} rows with {found['supervised_tokens']:,} "
+        f"supervised tokens; KL(base || adapter) {screen.number(apart)} nats a token."
+    )
+    return metrics, note
+
+
+def _before_and_after(before: ScoreTable, after: ScoreTable) -> tuple[list[Metric], str]:
+    import numpy as np
+
+    from weft.analysis.statistics import paired_bootstrap
+    from weft.core.keys import Key
+    from weft.core.table import pair
+    from weft.report.html import Metric
+
+    best = after.members[int(np.argmin(after.means()))]
+    a, b = pair(before.row(best), after.row(best))
+    scores = (a.sums, a.counts, b.sums, b.counts)
+    key = Key.of(0).fold("report")
+    metrics = [
+        Metric("held-out loss", a.mean, b.mean, paired_bootstrap(*scores, key)),
+        Metric("perplexity", exp(a.mean), exp(b.mean), paired_bootstrap(*scores, key, of=np.exp)),
+    ]
+    which = f" Of {len(after.members)} adapters this is {best}." if len(after.members) > 1 else ""
+    return metrics, f"On {len(a.ids):,} validation rows, before training and after.{which}"
+
+
+def _samples(reader: RunReader) -> list[Sample]:
+    from weft.report.html import Sample
+
+    if COMPARISON not in reader.result_names():
+        return []
+    found = reader.results(COMPARISON)["samples"]
+    return [Sample(s["prompt"], s["a"], s["b"], s["reference"]) for s in found]
+
+
+def _interval(ends: dict[str, float | None]) -> Any:
+    from math import nan
+
+    from weft.analysis.statistics import Interval
+
+    values = {name: nan if value is None else value for name, value in ends.items()}
+    return Interval(**values)
+
+
+def _provenance(reader: RunReader) -> list[tuple[str, str]]:
+    manifest = reader.manifest
+    facts = {"status": manifest.status, "created": manifest.created, "command": manifest.command}
+    facts |= {f"version of {name}": version for name, version in manifest.versions.items()}
+    facts |= {name: str(value) for name, value in manifest.hardware.items() if value}
+    facts |= {f"sha256 of {stage}": digest for stage, digest in manifest.fingerprints.items()}
+    return list(facts.items())
