@@ -106,10 +106,8 @@ def samples(model: Path) -> str:
     for prompt, temperature in SAMPLES:
         text = prompt + sample(prompt, 0, temperature, 70, model)
         shown = prompt.replace("\n", "\\n")
-        parts.append(
-            f'`python -m tools.sample --seed 0 --length 70 --temperature {temperature} --prompt "{shown}"`\n\n'
-            "```text\n" + text.rstrip() + "\n```\n"
-        )
+        command = f"python -m tools.sample --seed 0 --length 70 --temperature {temperature}"
+        parts.append(f'`{command} --prompt "{shown}"`\n\n```text\n{text.rstrip()}\n```\n')
     return "\n".join(parts)
 
 
