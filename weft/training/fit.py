@@ -79,9 +79,9 @@ def fit(
     lr_L1 = torch.tensor([[lane.lr] for lane in job.lanes], device=state.theta_LP.device)
     every = config.eval.every
     while state.step < steps and not stop.asked:
-        started = time.perf_counter()
         if state.step == 0 and every:
             state, _ = _judge(job, state, writer)
+        started = time.perf_counter()
         batches = job.batches(state.step)
         keys = job.noise(state.step)
         estimate = job.method(config.method, state.theta_LP, batches, keys, job.engine)
@@ -92,11 +92,11 @@ def fit(
             state.theta_LP, direction_LP, lr_L1 * factor, state.moments, config.optimiser
         )
         state = replace(state, step=state.step + 1, theta_LP=theta_LP, moments=moments)
+        seconds = time.perf_counter() - started  # of the step alone, so that tokens/s says so
         done = state.step == steps
         valid_loss_L = None
         if every and (state.step % every == 0 or done):
             state, valid_loss_L = _judge(job, state, writer)
-        seconds = time.perf_counter() - started
         for index, lane in enumerate(job.lanes):
             record = {
                 "step": state.step,
