@@ -41,9 +41,9 @@ def compare(
     out: options.Out = None,
     json: options.Json = False,
 ) -> None:
-    """Compare two models: losses, divergence on the same tokens, texts side by side.
+    """Compare two of base, adapters and runs.
 
-    Differences are B minus A, with 95 % intervals from a paired bootstrap over the rows.
+    Prints losses and divergences on the same tokens, and texts side by side. Differences are B minus A, with 95 % intervals from a paired bootstrap over the rows.
     """
     from weft import compare as compared
     from weft.core.files import write_json

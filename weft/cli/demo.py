@@ -28,7 +28,10 @@ def demo(
         typer.Argument(metavar="key=value", help="Override settings, such as epochs=1."),
     ] = None,
 ) -> None:
-    """Train, evaluate and compare an adapter on the bundled base and data, offline."""
+    """Train, evaluate and compare an adapter on the bundled base.
+
+    Needs no network. Writes a run with its adapter, loss curve and report.html.
+    """
     from weft import compare
     from weft.core.files import write_json
     from weft.runs.reader import RunReader

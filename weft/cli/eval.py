@@ -24,10 +24,10 @@ def evaluate(
     out: options.Out = None,
     json: options.Json = False,
 ) -> None:
-    """Score a run, an adapter or the base: loss, perplexity and the task's metric.
+    """Score a run, an adapter or the base.
 
-    Scored on the data that the run was trained on, unless --task or --data says otherwise. What
-    is measured of a run is also written to its results/.
+    Prints loss, perplexity and the task's own metric on the data that the run was trained with,
+    unless --task or --data says otherwise. What is measured of a run also goes to its results/.
     """
     from weft import evaluate as score
     from weft.core.files import write_json

@@ -23,7 +23,7 @@ def inspect(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Look into an adapter: sites, scales, norms, whether it acts, and what is odd.
+    """Look into an adapter: is it attached, how strong, what is odd.
 
     Of a base it lists the places that can carry an adapter. Exits with 1 when an adapter is
     broken: not finite, made for another base, or without effect.

@@ -25,9 +25,9 @@ SUMMARY = ("base", "data", "method", "adapter", "length", "keeps")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
 ) -> None:
-    """Write figures/loss.png and report.html of a run; needs no model.
+    """Write the loss curve and the report.html of a run.
 
-    With `weft compare base RUN --out RUN/results/compare.json` before, the page also shows the
+    Needs no model. With `weft compare base RUN --out RUN/results/compare.json` before, the page also shows the
     texts of base and adapter side by side.
     """
     from weft.runs.reader import RunReader
