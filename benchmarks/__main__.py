@@ -1,0 +1,101 @@
+"""`python -m benchmarks [name ...]`: measure Weft beside its peers, in one process."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+
+import torch
+import transformers
+from rich.console import Console
+
+from benchmarks import breakdown, report, sft_step
+from benchmarks.alpaca_lengths import describe, random_batches
+from benchmarks.harness import alternate
+from weft.core.errors import WeftError
+from weft.core.keys import Key
+
+
+def run_sft_step(options: argparse.Namespace, console: Console) -> None:
+    """Training steps of Weft and of PEFT with the Trainer on the same rows."""
+    steps = options.rounds * options.steps
+    batches = random_batches(steps, sft_step.BATCH_ROWS, sft_step.VOCABULARY, Key.of(sft_step.SEED))
+    lengths = [example.tokens for batch in batches for example in batch.examples]
+    workload = (
+        f"GPT-2-small shape, random fp32 weights; LoRA rank {sft_step.RANK} on "
+        f"{' and '.join(sft_step.TARGETS)}, dropout {sft_step.DROPOUT}; batches of "
+        f"{sft_step.BATCH_ROWS} rows, {steps} timed steps in {options.rounds} rounds; "
+        f"tokens per row: {describe(lengths)}"
+    )
+    load = report.load()
+    measurements = alternate(
+        sft_step.contenders(),
+        batches,
+        options.rounds,
+        progress=lambda text: print(text, file=sys.stderr),
+    )
+    sft_step.check_first_losses(measurements)
+    result = report.Report(
+        benchmark="sft_step",
+        command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
+        date=report.now(),
+        workload=workload,
+        hardware=report.hardware(),
+        versions=report.versions(),
+        load_at_start=load,
+        subject="weft",
+        measurements=tuple(measurements),
+    )
+    report.show(result, console)
+    if options.write:
+        console.print(f"written: {report.save(result)}, {report.PAGE}", highlight=False)
+        report.publish(result)
+    if options.profile:
+        columns = {
+            c.name: breakdown.seconds_by_kind(c, batches[0], sft_step.VOCABULARY)
+            for c in sft_step.contenders()
+        }
+        breakdown.show(columns, console)
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace, Console], None]] = {"sft_step": run_sft_step}
+
+
+def main() -> int:
+    """Run the named benchmarks, or all of them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(BENCHMARKS))
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of all contenders")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps a round")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: one a core)")
+    parser.add_argument("--quick", action="store_true", help="one round of one step: does it run?")
+    parser.add_argument("--profile", action="store_true", help="also: where the time goes")
+    parser.add_argument(
+        "--write", action="store_true", help="also: results/*.json and docs/benchmarks.md"
+    )
+    options = parser.parse_args()
+    names = options.names or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        parser.error(f"no benchmark {unknown[0]!r}; there is: {', '.join(BENCHMARKS)}")
+    if options.quick and options.write:
+        parser.error("--quick measures nothing worth writing down")
+    if options.quick:
+        options.rounds = options.steps = 1
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")  # the peers' deprecations are not ours to mend
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    try:
+        for name in names:
+            BENCHMARKS[name](options, console)
+    except WeftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

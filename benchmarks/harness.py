@@ -1,0 +1,184 @@
+"""Contenders measured side by side: alternating rounds, warm-up, medians, peak memory.
+
+A contender is built, runs the same batches as every other contender and is dropped, once a round,
+in one process. What disturbs the machine for longer than a round disturbs them all, and a ratio is
+taken within a round before the median over rounds.
+
+Peak memory. The operating system keeps one peak for the life of a process, which says nothing
+about the second contender. So a thread reads the resident set size every 5 ms: once the process
+has given its free memory back (`gc`, `malloc_trim`) the size is the *baseline*; the largest size
+seen while the contender is built and runs is its *peak*; `peak - baseline` is what it needs, model
+included. The absolute peak also counts the libraries, which are loaded before the first round.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+
+from weft.core.batch import Batch
+
+SAMPLE_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a contender reports of the batches it ran: one entry a step."""
+
+    seconds: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+Run = Callable[[Sequence[Batch]], Trace]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A name, a line that says what it is, and how to build it. Building is not timed."""
+
+    name: str
+    what: str
+    build: Callable[[], Run]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One contender's timed steps of one round."""
+
+    seconds: tuple[float, ...]
+    tokens: int
+    first_loss: float
+    baseline_bytes: int
+    peak_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens: padding is work, but nobody's goal."""
+        return self.tokens / sum(self.seconds)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All rounds of one contender."""
+
+    contender: str
+    what: str
+    rounds: tuple[Round, ...]
+
+    @property
+    def tokens_per_second(self) -> Spread:
+        """Real tokens a second, over rounds."""
+        return Spread.of([r.tokens_per_second for r in self.rounds])
+
+    @property
+    def step_seconds(self) -> Spread:
+        """Seconds of one step, over the steps of all rounds."""
+        return Spread.of([s for r in self.rounds for s in r.seconds])
+
+    @property
+    def peak_increase_bytes(self) -> Spread:
+        """Peak memory above what the process held before the contender was built."""
+        return Spread.of([r.peak_bytes - r.baseline_bytes for r in self.rounds])
+
+    @property
+    def peak_bytes(self) -> Spread:
+        """Peak memory of the whole process."""
+        return Spread.of([r.peak_bytes for r in self.rounds])
+
+    def times_faster_than(self, other: Measurement) -> Spread:
+        """Ratio of tokens a second, round by round."""
+        pairs = zip(self.rounds, other.rounds, strict=True)
+        return Spread.of([a.tokens_per_second / b.tokens_per_second for a, b in pairs])
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and interquartile range of repeated readings."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, readings: Sequence[float]) -> Spread:
+        """The quartiles of `readings`."""
+        low, median, high = np.percentile(readings, [25, 50, 75]).tolist()
+        return cls(median, low, high)
+
+
+def alternate(
+    contenders: Sequence[Contender],
+    batches: Sequence[Batch],
+    rounds: int,
+    warm_up: int = 1,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Measurement]:
+    """Run the batches through every contender, `rounds` times, in turn.
+
+    Each round times its own equal share of the batches, after `warm_up` steps on the first ones.
+    """
+    assert len(batches) % rounds == 0, "every round times the same number of steps"
+    share = len(batches) // rounds
+    seen: dict[str, list[Round]] = {c.name: [] for c in contenders}
+    for number in range(rounds):
+        timed = batches[number * share : (number + 1) * share]
+        for contender in contenders:
+            progress(f"round {number + 1}/{rounds}: {contender.name}")
+            seen[contender.name].append(_one_round(contender, batches[:warm_up], timed))
+    return [Measurement(c.name, c.what, tuple(seen[c.name])) for c in contenders]
+
+
+def _one_round(contender: Contender, warm_up: Sequence[Batch], timed: Sequence[Batch]) -> Round:
+    with sampled_memory() as memory:
+        trace = contender.build()([*warm_up, *timed])
+    return Round(
+        seconds=trace.seconds[len(warm_up) :],
+        tokens=sum(batch.tokens for batch in timed),
+        first_loss=trace.losses[0],
+        baseline_bytes=memory.baseline_bytes,
+        peak_bytes=memory.peak_bytes,
+    )
+
+
+@dataclass
+class Memory:
+    """Resident set size before a block and its largest value within the block."""
+
+    baseline_bytes: int
+    peak_bytes: int = field(default=0)
+
+
+@contextmanager
+def sampled_memory() -> Iterator[Memory]:
+    """Give free memory back, note the baseline, then watch the peak until the block ends."""
+    _give_free_memory_back()
+    process = psutil.Process()
+    memory = Memory(baseline_bytes=process.memory_info().rss)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            memory.peak_bytes = max(memory.peak_bytes, process.memory_info().rss)
+            done.wait(SAMPLE_SECONDS)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield memory
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _give_free_memory_back() -> None:
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
