@@ -43,7 +43,8 @@ def compare(
 ) -> None:
     """Compare two of base, adapters and runs.
 
-    Prints losses and divergences on the same tokens, and texts side by side. Differences are B minus A, with 95 % intervals from a paired bootstrap over the rows.
+    Prints losses and divergences on the same tokens, and texts side by side. Differences are B
+    minus A, with 95 % intervals from a paired bootstrap over the rows.
     """
     from weft import compare as compared
     from weft.core.files import write_json

@@ -52,7 +52,7 @@ def weft(
 ) -> None:
     """Train, evaluate, compare and explain LoRA adapters over one frozen base model."""
     if version:
-        screen.put(f"weft {__version__}")
+        print(f"weft {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())

@@ -27,8 +27,8 @@ def report(
 ) -> None:
     """Write the loss curve and the report.html of a run.
 
-    Needs no model. With `weft compare base RUN --out RUN/results/compare.json` before, the page also shows the
-    texts of base and adapter side by side.
+    Needs no model. With `weft compare base RUN --out RUN/results/compare.json` before, the page
+    also shows the texts of base and adapter side by side.
     """
     from weft.runs.reader import RunReader
 

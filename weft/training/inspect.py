@@ -142,10 +142,11 @@ def inspect(ref: str, *, base: str | None = None) -> Inspection:
     if not place.adapters:
         name = base or place.base or DEFAULT_BASE
         return Inspection(ref, BaseFacts(name, tuple(skeleton(name).values())), name, (), ())
+    files = {name: read_adapter(path) for name, path in place.adapters.items()}
     loaded, notes = _load(base, place)
     adapters = tuple(
-        adapter_facts(name, path, read_adapter(path), loaded, _recorded_scales(place))
-        for name, path in place.adapters.items()
+        adapter_facts(name, place.adapters[name], read, loaded, _recorded_scales(place))
+        for name, read in files.items()
     )
     return Inspection(ref, None, loaded.ref if loaded else None, adapters, notes)
 

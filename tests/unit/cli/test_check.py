@@ -1,0 +1,62 @@
+"""`weft check` and `weft recipes`: a configuration as it is understood, without weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from weft.training.resolve import recipe_paths
+
+
+def test_check_prints_what_would_be_used(cli, settings, tmp_path):
+    said = cli("check", "instruct", *settings)
+    assert said.code == 0
+    assert "adapter      rank 2, alpha 4, scale 2, dropout 0.1\n" not in said.out
+    assert "adapter     rank 2, alpha 4, scale 2, dropout 0.1\n" in said.out
+    counts = [line.split() for line in said.out.splitlines() if line.startswith(("train", "valid"))]
+    assert [row[:3] for row in counts] == [["train", "40", "40"], ["valid", "12", "12"]]
+    assert "note: data.path=" in said.err
+    assert "next: weft train instruct base=" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_loads_no_weights(cli, settings, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    assert cli("check", "instruct", *settings).code == 0
+
+
+def test_check_shows_origins(cli, settings):
+    lines = cli("check", "instruct", *settings, "--origins").out.splitlines()
+    found = {line.split()[0]: line for line in lines if line}
+    assert found["adapter.rank"].endswith("command line")
+    assert found["optimiser.lr"].endswith("file instruct.yaml")
+    assert found["optimiser.eps"].endswith("default")
+
+
+def test_check_shows_examples_token_by_token(cli, settings):
+    said = cli("check", "instruct", *settings, "--show", 2)
+    assert "* supervised" in said.out
+    assert said.out.count("---- response ----") == 2
+
+
+def test_check_as_json(cli, settings):
+    found = json.loads(cli("check", "instruct", *settings, "--json").out)
+    assert found["config"]["adapter"]["rank"] == 2
+    assert found["origins"]["adapter.rank"] == "command line"
+    assert found["data"]["train"]["kept"] == 40
+    assert any("clears data.task" in notice for notice in found["notices"])
+
+
+def test_recipes_are_listed_with_their_descriptions(cli):
+    said = cli("recipes")
+    assert [line.split()[0] for line in said.out.splitlines()] == sorted(recipe_paths())
+    assert json.loads(cli("recipes", "--json").out).keys() == recipe_paths().keys()
+
+
+@pytest.mark.parametrize("name", recipe_paths())
+def test_a_recipe_is_printed_as_it_is(cli, name):
+    assert cli("recipes", name).out.strip() == recipe_paths()[name].read_text().strip()

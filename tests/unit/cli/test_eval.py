@@ -1,0 +1,78 @@
+"""`weft eval` and `weft compare`: numbers for people, the same numbers as JSON, and files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def mine(run, tmp_path):
+    """A copy of the run, to write into."""
+    return shutil.copytree(run, tmp_path / "mine")
+
+
+def test_evaluating_a_run_repeats_its_own_evaluation(cli, mine):
+    before = json.loads((mine / "results" / "eval.json").read_text())
+    said = cli("eval", mine)
+    assert said.code == 0
+    assert said.out.splitlines()[0].split() == ["loss", "perplexity", "token", "accuracy"]
+    assert f"{before['eval_loss']:.4f}" in said.out
+    assert f"written: {mine}/results/eval.json" in said.err
+    after = json.loads((mine / "results" / "eval.json").read_text())
+    assert after.keys() == before.keys()
+    assert after["eval_loss"] == pytest.approx(before["eval_loss"], rel=1e-6)
+    assert after["kept"] == "best"
+
+
+def test_another_measurement_gets_another_file(cli, mine, rows_dir):
+    own = (mine / "results" / "eval.json").read_bytes()
+    assert cli("eval", mine, "--split", "train", "--rows", 5).code == 0
+    assert cli("eval", mine, "--data", f"{rows_dir}/valid.jsonl", "--split", "train").code == 0
+    assert (mine / "results" / "eval.json").read_bytes() == own
+    names = sorted(path.name for path in (mine / "results").iterdir())
+    assert names == ["eval-train-first-5.json", "eval-valid-train.json", "eval.json"]
+
+
+def test_json_is_the_record_and_what_is_written(cli, mine, run, small_base, rows_dir):
+    said = cli("eval", mine, "--json")
+    record = json.loads(said.out)
+    promised = {"eval_loss", "perplexity", "num_batches", "supervised_tokens", "split"}
+    assert promised | {"batch_size", "max_length", record["metric"]} <= record.keys()
+    data = ("--data", rows_dir, "--out", "base.json")
+    on_base = json.loads(cli("eval", small_base, *data, "--json").out)
+    assert json.loads((mine.parent / "base.json").read_text()) == on_base
+    assert on_base["eval_loss"] > record["eval_loss"]
+
+
+def test_an_adapter_in_a_run_has_the_runs_data(cli, mine):
+    of_run = json.loads(cli("eval", mine, "--json").out)
+    of_adapter = json.loads(cli("eval", mine / "adapter", "--json").out)
+    assert of_adapter["eval_loss"] == of_run["eval_loss"]
+
+
+def test_compare_shows_scores_divergences_and_texts(cli, run):
+    said = cli("compare", "base", run, "--prompts", 2, "--max-tokens", 5)
+    assert said.code == 0
+    assert said.out.startswith("A     base\nB     ")
+    for label in ("loss ", "perplexity ", "token accuracy ", "KL(A || B)", "KL(B || A)", "JS"):
+        assert f"\n{label}" in said.out
+    assert said.out.count("prompt  the ") == 2
+    assert said.out.count("A: base") == 2
+
+
+def test_compare_as_json(cli, run, tmp_path):
+    said = cli("compare", run / "adapter_last", run, "--prompts", 1, "--json", "--out", "c.json")
+    found = json.loads(said.out)
+    assert json.loads((tmp_path / "c.json").read_text()) == found
+    assert found["examples"] == 12 and len(found["samples"]) == 1
+    low, high = (found["loss_difference"][end] for end in ("low", "high"))
+    assert low <= found["loss_difference"]["estimate"] <= high
+
+
+def test_one_row_is_too_few_for_an_interval(cli, run):
+    said = cli("compare", "base", run, "--rows", 1, "--prompts", 0, "--json")
+    assert json.loads(said.out)["loss_difference"]["low"] is None
+    assert "nan" not in cli("compare", "base", run, "--rows", 1, "--prompts", 0).out
