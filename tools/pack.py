@@ -23,10 +23,20 @@ HELD_OUT_EVERY = 150
 POOL = 64
 
 
-def tokens(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[int, list[int]]]:
+STAGES: dict[str, dict[str, float]] = {
+    # share of a genre's documents in a stage, where it is not all of them
+    "one": {"echoes": 0.0},
+    "two": {"stories": 0.4},
+}
+
+
+def tokens(
+    folder: Path, tokenizer: Tokenizer, shares: dict[str, float]
+) -> Iterator[tuple[int, list[int]]]:
     """Documents as token ids with a running number inside their genre."""
     for genre in GENRES:
         lines = (folder / f"{genre}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = lines[: int(len(lines) * shares.get(genre, 1.0))]
         for start in range(0, len(lines), 5000):
             batch = [json.loads(line) for line in lines[start : start + 5000]]
             for index, encoding in enumerate(tokenizer.encode_batch_fast(batch), start):
@@ -68,13 +78,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, default=Path("weft/assets/tiny/tokenizer.json"))
+    parser.add_argument("--stage", choices=STAGES, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=20)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     train: list[list[int]] = []
     held: list[list[int]] = []
-    for index, ids in tokens(args.corpus, Tokenizer.from_file(str(args.tokenizer))):
+    tokenizer = Tokenizer.from_file(str(args.tokenizer))
+    for index, ids in tokens(args.corpus, tokenizer, STAGES[args.stage]):
         (held if index % HELD_OUT_EVERY == 0 else train).append(ids)
     for name, docs in (("train", train), ("held_out", held)):
         rows = pack(docs, Random(f"{args.seed}/pack/{name}"))

@@ -1,7 +1,8 @@
 """Pretrain the bundled base model on the packed corpus: `python -m tools.pretrain`.
 
-bf16 autocast over fp32 master weights, AdamW, cosine schedule with warm-up. A run can be stopped
-and started again with the same command: it goes on from its last checkpoint.
+bf16 autocast over fp32 master weights, cosine schedule with warm-up. A run can be stopped and
+started again with the same command: it goes on from its last checkpoint. A second stage takes the
+weights of the first (`--start`) and has its own rows, schedule and optimiser.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,7 @@ ARCHITECTURE = {
 WARMUP = 100
 FLOOR = 0.02
 LOG = "training_log.jsonl"
+CHECKPOINT = "checkpoint.pt"
 
 
 def build(seed: int) -> LlamaForCausalLM:
@@ -129,6 +132,40 @@ def export(model: LlamaForCausalLM, out: Path, log: Path) -> None:
     shutil.copyfile(log, out / LOG)
 
 
+def copy_log(source: Path, target: Path, steps: int) -> None:
+    """Begin a stage's log with the lines of the stage before."""
+    lines = source.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if json.loads(line)["step"] <= steps]
+    target.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def adamw(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, no weight decay on the norms."""
+    norms = [p for p in model.parameters() if p.dim() < 2]
+    rest = [p for p in model.parameters() if p.dim() >= 2]
+    groups = [{"params": rest, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
+    return [torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)]
+
+
+def muon(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
+    named = list(model.named_parameters())
+    inner = [p for name, p in named if p.dim() == 2 and "embed" not in name]
+    norms = [p for _, p in named if p.dim() < 2]
+    embedding = [p for name, p in named if "embed" in name]
+    groups = [{"params": embedding, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
+    return [
+        torch.optim.Muon(inner, lr=1e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True),
+    ]
+
+
+OPTIMISERS: dict[str, Callable[[LlamaForCausalLM], list[torch.optim.Optimizer]]] = {
+    "adamw": adamw,
+    "muon": muon,
+}
+
+
 def save(path: Path, state: dict[str, object]) -> None:
     """Write a checkpoint under a temporary name, then rename it."""
     temporary = path.with_suffix(".tmp")
@@ -149,6 +186,9 @@ def main() -> None:
         default=math.inf,
         help="end earlier, with a full cosine, after this much training time",
     )
+    parser.add_argument("--stop-at", type=int, help="end after this step, whatever the schedule")
+    parser.add_argument("--start", type=Path, help="run folder of an earlier stage")
+    parser.add_argument("--optimiser", choices=OPTIMISERS, default="adamw")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=20)
@@ -158,24 +198,25 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.run.mkdir(parents=True, exist_ok=True)
-    checkpoint = args.run / "checkpoint.pt"
+    checkpoint = args.run / CHECKPOINT
     ALL_ATTENTION_FUNCTIONS.register("blocks", block_attention)
     model = build(args.seed)
     model.set_attn_implementation("blocks")
-    plain = [p for p in model.parameters() if p.dim() < 2]
-    decayed = [p for p in model.parameters() if p.dim() >= 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-        lr=args.lr,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
-    start, seen, clock = 0, 0, 0.0
+    optimisers = OPTIMISERS[args.optimiser](model)
+    start, before, seen, clock, clock_before = 0, 0, 0, 0.0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        start, seen, clock = state["step"], state["tokens"], state["seconds"]
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        before, start = state["before"], state["step"] - state["before"]
+        seen, clock, clock_before = state["tokens"], state["seconds"], state["seconds_before"]
+    elif args.start:
+        state = torch.load(args.start / CHECKPOINT, weights_only=True)
+        model.load_state_dict(state["model"])
+        before, seen = state["step"], state["tokens"]
+        clock = clock_before = state["seconds"]
+        copy_log(args.start / LOG, args.run / LOG, before)
     if args.export_only:
         export(model, args.out, args.run / LOG)
         return
@@ -186,21 +227,23 @@ def main() -> None:
     running: list[float] = []
     since = time.perf_counter()
     for step in range(start, args.steps):
-        spent = (clock + time.perf_counter() - since) / 60 / args.minutes
+        spent = (clock - clock_before + time.perf_counter() - since) / 60 / args.minutes
         lr = rate(step, max(step / args.steps, spent), args.lr)
-        last = step + 1 == args.steps or spent >= 1
+        last = step + 1 in (args.steps, args.stop_at) or spent >= 1
         rows = batch_rows(data, step, args.batch, args.seed)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = lr
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = loss_of(rows)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         running.append(float(loss.detach()))
         seen += int((rows != PAD_ID).sum())
-        done = step + 1
+        done = before + step + 1
         if done % 25 == 0 or last:
             now = clock + time.perf_counter() - since
             entry = {
@@ -219,7 +262,9 @@ def main() -> None:
                     checkpoint,
                     {
                         "model": model.state_dict(),
-                        "optimiser": optimiser.state_dict(),
+                        "optimisers": [o.state_dict() for o in optimisers],
+                        "before": before,
+                        "seconds_before": clock_before,
                         "step": done,
                         "tokens": seen,
                         "seconds": now,

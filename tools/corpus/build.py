@@ -18,6 +18,7 @@ from tools.corpus import (
     arithmetic,
     copying,
     dialogues,
+    echoes,
     lookups,
     reviews,
     scenes,
@@ -40,6 +41,7 @@ GENRES: dict[str, tuple[Callable[[Random], str], float]] = {
     "sql": (sql.document, 9.0),
     "arithmetic": (arithmetic.document, 9.0),
     "reviews": (reviews.document, 6.0),
+    "echoes": (echoes.document, 24.0),
 }
 
 
