@@ -4,13 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["MPLBACKEND"] = "agg"
-for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR"):
-    os.environ.pop(name, None)
-
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +11,13 @@ import numpy as np
 import pytest
 
 from weft.core.batch import IGNORE, Batch, Example
+
+# before any test imports transformers, tokenizers or matplotlib
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "agg"
+for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR"):
+    os.environ.pop(name, None)
 
 VOCABULARY = 97
 SMALL = {
@@ -145,7 +145,7 @@ def make_batch() -> Callable[..., Batch]:
     return make
 
 
-WORDS = "the cat sat on the mat and the dog ran to the small red house".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "small", "red", "house"]
 
 
 @pytest.fixture(scope="session")
@@ -165,9 +165,7 @@ def small_base(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..
         show_progress=False,
     )
     tokenizer.train_from_iterator([" ".join(WORDS), "instruction response great terrible"], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
     fast.save_pretrained(directory)
     make_model("llama", vocab_size=320, max_position_embeddings=256).save_pretrained(directory)
     return str(directory)

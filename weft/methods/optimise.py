@@ -69,11 +69,11 @@ def sgd(
 OPTIMISERS: dict[str, Rule] = {"adamw": adamw, "sgd": sgd}
 
 
-def clip(
-    direction_LP: torch.Tensor, limit: float | None
-) -> tuple[torch.Tensor, tuple[float, ...]]:
-    """Each lane's direction, shortened to `limit` if longer (as `clip_grad_norm_`), and the norms
-    before that."""
+def clip(direction_LP: torch.Tensor, limit: float | None) -> tuple[torch.Tensor, tuple[float, ...]]:
+    """Each lane's direction, shortened to `limit` if longer, and the norms before that.
+
+    The arithmetic is that of `torch.nn.utils.clip_grad_norm_`.
+    """
     norm_L = direction_LP.norm(dim=1)
     if limit is not None:
         direction_LP = direction_LP * (limit / (norm_L + 1e-6)).clamp(max=1.0)[:, None]

@@ -1,6 +1,6 @@
 """Many adapters over one frozen base, in one forward.
 
-Shapes: N members, r rank, I and O the inputs and outputs of a site, M positions of one block.
+Shapes: N members, r rank, I and O the inputs and outputs of a site.
 """
 
 from __future__ import annotations
@@ -15,20 +15,11 @@ from weft.model.adapter import Adapter, Layout
 
 @dataclass(frozen=True, eq=False)
 class Weave:
-    """What N members do at one site: delta = scale * (x @ A^T) @ B^T, member by member."""
+    """The factors of N members at one site: y[n] += scale[n] * (x[n] @ A[n]^T) @ B[n]^T."""
 
     a_NrI: torch.Tensor
     b_NOr: torch.Tensor
     scale_N11: torch.Tensor
-
-    def delta(self, x_NMI: torch.Tensor) -> torch.Tensor:
-        """The change of the site's output, [N, M, O] in fp32."""
-        z_NMr = torch.bmm(x_NMI, self.a_NrI.transpose(1, 2)) * self.scale_N11
-        return torch.bmm(z_NMr, self.b_NOr.transpose(1, 2))
-
-    def members(self, start: int, stop: int) -> Weave:
-        """Members start..stop-1 only (views)."""
-        return Weave(*(t[start:stop] for t in (self.a_NrI, self.b_NOr, self.scale_N11)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +61,12 @@ class Bank:
 
     def part(self, start: int, stop: int) -> Bank:
         """Members start..stop-1 only."""
-        sites = {name: weave.members(start, stop) for name, weave in self.sites.items()}
-        return Bank(self.members[start:stop], sites)
+        here = slice(start, stop)
+        sites = {
+            name: Weave(w.a_NrI[here], w.b_NOr[here], w.scale_N11[here])
+            for name, w in self.sites.items()
+        }
+        return Bank(self.members[here], sites)
 
     def to(self, device: torch.device) -> Bank:
         """The same bank on another device."""

@@ -8,7 +8,7 @@ Two arrangements give the same numbers:
 
 * `PackedRows`: one long row without padding. A block lies token by token and, within a token,
   member by member, so that a member's rows and an example's tokens are both plain strides.
-* `PaddedRows`: one row for each (example, member), padded on the right, for models whose own
+* `PaddedRows`: one row for each (member, example), padded on the right, for models whose own
   forward must see ordinary batches.
 
 Shapes: N members and M positions (of one member) of a block, R padded rows, L their length,
@@ -81,48 +81,58 @@ class PackedRows:
     targets: Targets
     cache: KVCache | None = None
 
+    @property
+    def ids(self) -> torch.Tensor:
+        """The token ids, however they are arranged."""
+        return self.ids_1T
+
+    @property
+    def positions(self) -> list[int]:
+        """M of each block."""
+        return [block.batch.tokens for block in self.blocks]
+
     @cached_property
     def _sizes(self) -> list[int]:
         return [block.members * block.batch.tokens for block in self.blocks]
 
-    def split(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Activations [..., I] of the forward as one [N, M, I] for each block."""
-        parts = x.reshape(-1, x.shape[-1]).split(self._sizes)
+    def views(self, x_TC: torch.Tensor) -> list[torch.Tensor]:
+        """Activations [T, C] as views [N, M, C], one for each block."""
         return [
             part.unflatten(0, (-1, block.members)).transpose(0, 1)
-            for part, block in zip(parts, self.blocks, strict=True)
+            for part, block in zip(x_TC.split(self._sizes), self.blocks, strict=True)
         ]
-
-    def join(self, parts_NMO: list[torch.Tensor]) -> torch.Tensor:
-        """The inverse of `split`, as [T, O]."""
-        flat = [part.transpose(0, 1).flatten(0, 1) for part in parts_NMO]
-        return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 @dataclass(frozen=True, eq=False)
 class PaddedRows:
-    """R rows of L positions, examples in order and, within an example, members in order."""
+    """R rows of L positions: in a block member by member, in a member example by example."""
 
     blocks: tuple[Block, ...]
     ids_RL: torch.Tensor
     mask_RL: torch.Tensor
     targets: Targets
 
-    def split(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Activations [..., I] of the forward as one [N, M, I] for each block."""
-        rows, length = self.ids_RL.shape
-        x_RLI = x.reshape(rows, length, x.shape[-1])
-        parts = x_RLI.split([block.members * len(block.batch.examples) for block in self.blocks])
+    @property
+    def ids(self) -> torch.Tensor:
+        """The token ids, however they are arranged."""
+        return self.ids_RL
+
+    @property
+    def positions(self) -> list[int]:
+        """M of each block."""
+        return [len(block.batch.examples) * self.ids_RL.shape[1] for block in self.blocks]
+
+    def views(self, x_TC: torch.Tensor) -> list[torch.Tensor]:
+        """Activations [R * L, C] as views [N, M, C], one for each block."""
         return [
-            part.unflatten(0, (-1, block.members)).transpose(0, 1).flatten(1, 2)
-            for part, block in zip(parts, self.blocks, strict=True)
+            part.unflatten(0, (block.members, -1))
+            for part, block in zip(x_TC.split(self._sizes), self.blocks, strict=True)
         ]
 
-    def join(self, parts_NMO: list[torch.Tensor]) -> torch.Tensor:
-        """The inverse of `split`, as [R * L, O]."""
+    @cached_property
+    def _sizes(self) -> list[int]:
         length = self.ids_RL.shape[1]
-        rows = [part.unflatten(1, (-1, length)).transpose(0, 1) for part in parts_NMO]
-        return torch.cat([part.flatten(0, 2) for part in rows])
+        return [block.members * len(block.batch.examples) * length for block in self.blocks]
 
 
 def pack(blocks: Sequence[Block], device: torch.device) -> PackedRows:
@@ -155,19 +165,20 @@ def pad(blocks: Sequence[Block], fill: int, device: torch.device) -> PaddedRows:
     """Blocks as ordinary rows, padded on the right with token `fill` (which nothing attends to)."""
     length = max(e.tokens for block in blocks for e in block.batch.examples)
     ids, mask, targets = [], [], _TargetList()
-    row = 0
+    start = 0
     for block in blocks:
-        count = block.members
-        for i, example in enumerate(block.batch.examples):
-            padded = np.full((count, length), fill, dtype=np.int64)
-            padded[:, : example.tokens] = example.ids_T
-            ids.append(padded)
-            mask.append(np.broadcast_to(np.arange(length) < example.tokens, padded.shape))
+        examples = block.batch.examples
+        lengths = np.array([e.tokens for e in examples])
+        rows = np.full((len(examples), length), fill, dtype=np.int64)
+        for i, example in enumerate(examples):
+            rows[i, : example.tokens] = example.ids_T
             at = np.nonzero(example.labels_T[1:] != IGNORE)[0]
-            index = at[:, None] + (row + np.arange(count)) * length
-            targets.add(index, example.labels_T[at + 1], i)
-            row += count
+            row_N = start + np.arange(block.members) * len(examples) + i
+            targets.add(row_N * length + at[:, None], example.labels_T[at + 1], i)
+        ids.append(np.tile(rows, (block.members, 1)))
+        mask.append(np.tile(np.arange(length) < lengths[:, None], (block.members, 1)))
         targets.close(block)
+        start += block.members * len(examples)
     stack = lambda parts: torch.from_numpy(np.concatenate(parts)).to(device)  # noqa: E731
     return PaddedRows(tuple(blocks), stack(ids), stack(mask).long(), targets.tensors(device))
 

@@ -84,9 +84,7 @@ def _layers(sites: dict[str, Site], wanted: tuple[int, ...] | str | None) -> set
         return set(have[-int(number) :] if word == "last" else have[: int(number)])
     layers = {n + len(have) if n < 0 else n for n in wanted}
     if missing := sorted(layers - set(have)):
-        raise InputError(
-            f"adapter.layers names {missing}, and the base has layers 0 to {have[-1]}"
-        )
+        raise InputError(f"adapter.layers names {missing}, and the base has layers 0 to {have[-1]}")
     return layers
 
 

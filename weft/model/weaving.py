@@ -1,16 +1,17 @@
 """Adapters laid over a base for the length of one forward; nothing stays behind.
 
-Hooks on the adapted modules add each member's delta to the base's own output. They live inside
+Hooks on the adapted modules add each member's update to the base's own output. They live inside
 `woven(...)` only: outside it the base is an ordinary transformers model.
 
-Shapes: N members, M positions of one block, I and O the inputs and outputs of a site.
+Shapes: M positions (of one member) of a block, I and O the inputs and outputs of a site, K the
+rank of the stack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.model.adapter import Adapter
 from weft.model.bank import Bank
+from weft.model.lowrank import AddLowRank, Plan
 from weft.model.noise import keep_mask
 from weft.model.rows import PackedRows, PaddedRows
 
@@ -33,10 +35,12 @@ class Dropout:
     rate: float
     keys: tuple[Key, ...]
 
-    def __call__(self, x_NMI: torch.Tensor, block: int, site: str) -> torch.Tensor:
-        """x with its dropped entries zeroed and the others scaled up."""
-        keep_MI = keep_mask(x_NMI.shape[1:], self.rate, self.keys[block].fold("dropout", site))
-        return x_NMI * keep_MI.to(x_NMI.device) / (1 - self.rate)
+    def keep(self, rows: Rows, site: str, inputs: int) -> list[torch.Tensor]:
+        """What is kept of each block's input, [M, I]: all members of a block see the same noise."""
+        return [
+            keep_mask((positions, inputs), self.rate, key.fold("dropout", site))
+            for key, positions in zip(self.keys, rows.positions, strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,90 +72,79 @@ def woven(model: torch.nn.Module, weft: Weft, rows: Rows) -> Iterator[None]:
     reached: set[str] = set()
     with ExitStack() as cleanup:
         for name in names:
-            delta = _delta_at(name, weft, rows, reached)
+            add = _adding_at(name, weft, rows, reached)
             module = model.get_submodule(name)
             if _is_layer(module):
-                handle = module.register_forward_hook(_adding(delta))
+                handle = module.register_forward_hook(_hook(add))
                 cleanup.callback(handle.remove)
             else:
-                cleanup.enter_context(_parameter_site(module, delta))
+                cleanup.enter_context(_parameter_site(module, add))
         yield
     if missed := sorted(set(names) - reached):
         raise InputError(f"the forward never reached the adapted module {missed[0]!r}")
 
 
-Delta = Callable[[torch.Tensor], torch.Tensor]
+Adding = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(y, x) to y with the updates of a site added: y [..., O] is its output, x [..., I] its input."""
 
 
-def _delta_at(name: str, weft: Weft, rows: Rows, reached: set[str]) -> Delta:
+def _adding_at(name: str, weft: Weft, rows: Rows, reached: set[str]) -> Adding:
     weave = weft.bank.sites.get(name)
-    weaves = None if weave is None else [weave.members(b.start, b.stop) for b in rows.blocks]
-    frozen = _frozen(weft.stack, name)
+    spans = [(block.start, block.stop) for block in rows.blocks]
+    below = _stacked(weft.stack, name)
 
-    def delta(x: torch.Tensor) -> torch.Tensor:
-        """The change of the site's output for its input x [..., I], as [positions, O] in fp32."""
+    def add(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         reached.add(name)
-        parts = [part.float() for part in _split(rows, x, name)]
-        total = []
-        for block, x_NMI in enumerate(parts):
-            y_NMO = None
-            if weaves is not None:
-                kept = weft.dropout(x_NMI, block, name) if weft.dropout else x_NMI
-                y_NMO = weaves[block].delta(kept)
-            if frozen is not None:
-                below = torch.matmul(torch.matmul(x_NMI, frozen[0]), frozen[1])
-                y_NMO = below if y_NMO is None else y_NMO + below
-            assert y_NMO is not None
-            total.append(y_NMO)
-        return rows.join(total)
+        _check_positions(rows, x, name)
+        if weave is not None:
+            plan = Plan(rows.views, spans, weave.scale_N11)
+            if weft.dropout:
+                keep = [k.to(x.device) for k in weft.dropout.keep(rows, name, x.shape[-1])]
+                plan = replace(plan, keep=keep, keep_rate=1 - weft.dropout.rate)
+            y = AddLowRank.apply(y, x, weave.a_NrI, weave.b_NOr, plan)
+        if below is not None:
+            y = AddLowRank.apply(y, x, *below)
+        return y
 
-    return delta
+    return add
 
 
-def _frozen(stack: Adapter | None, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """(A^T [I, K], scale * B^T [K, O]) of the stack at a site."""
+def _stacked(stack: Adapter | None, name: str) -> tuple[torch.Tensor, torch.Tensor, Plan] | None:
+    """The stack's factors at a site, as one member that all positions share."""
     if stack is None or name not in stack.layout.by_name:
         return None
     a_KI, b_OK = stack.sites[name]
-    return a_KI.T, b_OK.T * stack.layout.by_name[name].scale
+    scale_111 = a_KI.new_full((1, 1, 1), stack.layout.by_name[name].scale)
+    return a_KI[None], b_OK[None], Plan(lambda x_TC: [x_TC[None]], [(0, 1)], scale_111)
 
 
-def _split(rows: Rows, x: torch.Tensor, name: str) -> list[torch.Tensor]:
-    seen, whole = x.shape[:-1].numel(), rows_positions(rows)
+def _check_positions(rows: Rows, x: torch.Tensor, name: str) -> None:
+    seen, whole = x.shape[:-1].numel(), rows.ids.numel()
     if seen != whole:
         raise InputError(
             f"{name} sees {seen} of {whole} positions, so it cannot carry an adapter here",
             hint="modules inside routed experts are not supported as targets",
         )
-    return rows.split(x)
-
-
-def rows_positions(rows: Rows) -> int:
-    """All positions of one forward, padding included."""
-    return (rows.ids_1T if isinstance(rows, PackedRows) else rows.ids_RL).numel()
 
 
 def _is_layer(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def _adding(delta: Delta) -> Callable[[torch.nn.Module, tuple[Any, ...], torch.Tensor], Any]:
-    def hook(_: torch.nn.Module, args: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor:
-        return (y + delta(args[0]).view(y.shape)).to(y.dtype)
-
-    return hook
+def _hook(add: Adding) -> Callable[[torch.nn.Module, tuple[Any, ...], torch.Tensor], Any]:
+    return lambda module, args, y: add(y, args[0])
 
 
 @contextmanager
-def _parameter_site(module: torch.nn.Module, delta: Delta) -> Iterator[None]:
-    """Add `delta` where the module's own forward multiplies by its bare `weight`."""
+def _parameter_site(module: torch.nn.Module, add: Adding) -> Iterator[None]:
+    """Add the updates where the module's own forward multiplies by its bare `weight`."""
     forward = module.forward
 
     def adapted(*args: Any, **kwargs: Any) -> Any:
-        with _AddToLinear(module.weight, delta):
+        with _AddToLinear(module.get_parameter("weight"), add):
             return forward(*args, **kwargs)
 
-    module.forward = adapted  # type: ignore[method-assign]  # shadows the method, see finally
+    module.forward = adapted  # shadows the method, see finally
     try:
         yield
     finally:
@@ -159,12 +152,12 @@ def _parameter_site(module: torch.nn.Module, delta: Delta) -> Iterator[None]:
 
 
 class _AddToLinear(TorchFunctionMode):
-    """Adds `delta(x)` to every `linear(x, weight)` of one given weight."""
+    """Adds to every `linear(x, weight)` of one given weight."""
 
-    def __init__(self, weight: torch.Tensor, delta: Delta) -> None:
+    def __init__(self, weight: torch.Tensor, add: Adding) -> None:
         super().__init__()
         self.weight = weight
-        self.delta = delta
+        self.add = add
 
     def __torch_function__(
         self,
@@ -175,6 +168,5 @@ class _AddToLinear(TorchFunctionMode):
     ) -> Any:
         y = func(*args, **(kwargs or {}))
         if func is torch.nn.functional.linear and args[1] is self.weight:
-            return (y + self.delta(args[0]).view(y.shape)).to(y.dtype)
+            return self.add(y, args[0])
         return y
-

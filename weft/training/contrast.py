@@ -35,7 +35,12 @@ class Contrast:
 
 @torch.inference_mode()
 def contrast(
-    engine: LocalEngine, pair: Bank, split: Split, *, rows: int | None, batch_size: int,
+    engine: LocalEngine,
+    pair: Bank,
+    split: Split,
+    *,
+    rows: int | None,
+    batch_size: int,
     watch: Watch | None = None,
 ) -> Contrast:
     """Teacher-forced divergences between the two members of `pair` on a split's examples.

@@ -13,8 +13,8 @@ from pathlib import Path
 from weft.core.errors import InputError
 from weft.core.files import read_json
 from weft.data.config import DataConfig
-from weft.data.split import Split
 from weft.data.dataset import load_splits
+from weft.data.split import Split
 from weft.data.tokenizer import BUNDLED, resolve_base
 from weft.engines.local import LocalEngine
 from weft.formats.peft import CONFIG, is_adapter, read_adapter
@@ -102,10 +102,11 @@ def open_subject(
     )
     adapters: dict[str, Adapter | None] = {}
     for place in places:
-        found = place.adapters or {place.ref: None}
-        for name, path in found.items():
-            label = name if name not in adapters else f"{name} (2)"
-            adapters[label] = read_adapter(path, loaded.sites).adapter if path else None
+        read: dict[str, Adapter | None] = {
+            name: read_adapter(path, loaded.sites).adapter for name, path in place.adapters.items()
+        }
+        for name, adapter in (read or {place.ref: None}).items():
+            adapters[name if name not in adapters else f"{name} (2)"] = adapter
     return Subject(LocalEngine(loaded, rows_per_forward=rows_per_forward), adapters, places)
 
 

@@ -139,7 +139,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _load(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
 
 
 def _parse(override: str) -> tuple[str, Any]:

@@ -83,4 +83,6 @@ class State:
         moments = Moments(scalars["updates"], tensors["first"], tensors["second"])
         best_loss = tuple(float.fromhex(loss) for loss in scalars["best_loss"])
         best_step = tuple(scalars["best_step"])
-        return cls(scalars["step"], tensors["theta"], moments, tensors["best"], best_loss, best_step)
+        return cls(
+            scalars["step"], tensors["theta"], moments, tensors["best"], best_loss, best_step
+        )

@@ -65,9 +65,7 @@ def train(
         return _go(job, State.fresh(theta_LP), writer, announce, watch)
 
 
-def resume(
-    root: Path, *, announce: Announce | None = None, watch: Watch | None = None
-) -> Outcome:
+def resume(root: Path, *, announce: Announce | None = None, watch: Watch | None = None) -> Outcome:
     """Go on with a run that did not finish, from its newest checkpoint, bit for bit."""
     manifest = RunReader(root).manifest
     resolved = from_record(manifest.config, manifest.origins, str(root / "manifest.json"))
@@ -75,9 +73,7 @@ def resume(
     _refuse_changed(manifest, job)
     with RunWriter.reopen(root) as writer:
         found = writer.latest_checkpoint()
-        state = (
-            State.load(found[1], job.base.device) if found else State.fresh(job.initial_theta())
-        )
+        state = State.load(found[1], job.base.device) if found else State.fresh(job.initial_theta())
         writer.resume_at(state.step)
         return _go(job, state, writer, announce, watch)
 

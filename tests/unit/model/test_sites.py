@@ -75,5 +75,5 @@ def test_one_effective_scale(settings, scale):
     "settings", [{"scale": 2, "alpha": 4}, {"layers": "last"}, {"targets": ()}, {"rank": 0}]
 )
 def test_settings_that_contradict_themselves(settings):
-    with pytest.raises(ValueError, match="adapter|scale|layers|targets|rank"):
+    with pytest.raises(ValueError, match=r"scale|layers|targets|rank"):
         AdapterConfig(**settings)

@@ -71,6 +71,9 @@ def test_an_adapter_of_weft_in_peft_and_back_gives_the_same_logits(
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
 
+WORDS = ["sat", "ran", "on"]
+
+
 def contrast_logits(subject, split):
     from weft.core.batch import Batch
     from weft.model.forward import make_rows, target_logits
@@ -79,15 +82,13 @@ def contrast_logits(subject, split):
 
     base = subject.engine.base
     return [
-        target_logits(
-            base, Weft(subject.bank), make_rows(base, [Block(0, 1, Batch((example,)))])
-        )
+        target_logits(base, Weft(subject.bank), make_rows(base, [Block(0, 1, Batch((example,)))]))
         for example in split.examples
     ]
 
 
 def test_choice_accuracy_compares_mean_log_probabilities(base, small_base, tmp_path):
-    rows = [{"sentence": f"the cat {w}", "label": i % 2} for i, w in enumerate("sat ran on".split())]
+    rows = [{"sentence": f"the cat {w}", "label": i % 2} for i, w in enumerate(WORDS)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     config = DataConfig(path=path, valid_path=path)

@@ -1,0 +1,102 @@
+"""Adding low-rank updates to the output of a frozen layer, in place, saving only what it needs.
+
+    y[n] += scale * (dropout(x[n]) @ A[n]^T) @ B[n]^T        for every member n of every block
+
+Autograd alone would keep the dropped-out input, the delta and its scaled copy of every site. Here
+the backward pass needs x (which the base's own graph shares between sites), the boolean mask, and
+z = x @ A^T, which is r wide.
+
+Shapes: N members and M positions of a block, r rank, I inputs, O outputs, T all positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Views = Callable[[torch.Tensor], list[torch.Tensor]]
+"""Activations [T, C] as views [N, M, C], one for each block."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How the rows of one forward meet the members of a bank at one site."""
+
+    views: Views
+    spans: Sequence[tuple[int, int]]  # the members of each block: start, stop
+    scale_N11: torch.Tensor
+    keep: Sequence[torch.Tensor] | None = None  # [M, I] for each block: what dropout keeps
+    keep_rate: float = 1.0
+
+
+class AddLowRank(torch.autograd.Function):
+    """`AddLowRank.apply(y, x, A, B, plan)`: y with every member's update added, in fp32.
+
+    A [N, r, I] and B [N, O, r] are fp32. A y in lower precision is rounded once, after the sum.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        a_NrI: torch.Tensor,
+        b_NOr: torch.Tensor,
+        plan: Plan,
+    ) -> torch.Tensor:
+        """Changes y, and returns it."""
+        y_TO, x_TI = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+        blocks = zip(plan.views(y_TO), plan.views(x_TI), plan.spans, strict=True)
+        zs = []
+        for number, (y_NMO, x_NMI, (start, stop)) in enumerate(blocks):
+            # what dropout keeps is scaled up with z, which is narrower
+            seen_NMI = plan.keep[number].float() * x_NMI if plan.keep else x_NMI.float()
+            z_NMr = torch.bmm(seen_NMI, a_NrI[start:stop].transpose(1, 2))
+            z_NMr *= plan.scale_N11[start:stop] / plan.keep_rate
+            _add_product(y_NMO, z_NMr, b_NOr[start:stop].transpose(1, 2))
+            zs.append(z_NMr)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x, a_NrI, b_NOr, *zs)
+        ctx.plan = plan
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The chain rule; nothing is formed for what needs no gradient."""
+        x, a_NrI, b_NOr, *zs = ctx.saved_tensors
+        plan, dy = ctx.plan, grads[0]
+        _, x_needs, a_needs, b_needs, _ = ctx.needs_input_grad
+        da_NrI = torch.zeros_like(a_NrI) if a_needs else None
+        db_NOr = torch.zeros_like(b_NOr) if b_needs else None
+        dx = torch.empty(x.shape, dtype=torch.float32, device=x.device) if x_needs else None
+        x_TI = x.reshape(-1, x.shape[-1])
+        dy_views = plan.views(dy.reshape(-1, dy.shape[-1]))
+        dx_views = plan.views(dx.view(x_TI.shape)) if dx is not None else dy_views
+        blocks = zip(dy_views, plan.views(x_TI), dx_views, zs, plan.spans, strict=True)
+        for number, (dy_NMO, x_NMI, dx_NMI, z_NMr, (start, stop)) in enumerate(blocks):
+            dy_NMO = dy_NMO.float()
+            if db_NOr is not None:
+                torch.bmm(dy_NMO.transpose(1, 2), z_NMr, out=db_NOr[start:stop])
+            if da_NrI is None and dx is None:
+                continue
+            dz_NMr = torch.bmm(dy_NMO, b_NOr[start:stop])
+            dz_NMr *= plan.scale_N11[start:stop] / plan.keep_rate
+            keep_MI = None if plan.keep is None else plan.keep[number].float()
+            if da_NrI is not None:
+                seen_NMI = x_NMI.float() if keep_MI is None else keep_MI * x_NMI
+                torch.bmm(dz_NMr.transpose(1, 2), seen_NMI, out=da_NrI[start:stop])
+            if dx is not None:
+                torch.bmm(dz_NMr, a_NrI[start:stop], out=dx_NMI)
+                if keep_MI is not None:
+                    dx_NMI *= keep_MI
+        return dy, None if dx is None else dx.to(x.dtype), da_NrI, db_NOr, None
+
+
+def _add_product(y_NMO: torch.Tensor, z_NMr: torch.Tensor, b_NrO: torch.Tensor) -> None:
+    if y_NMO.dtype == torch.float32:
+        y_NMO.baddbmm_(z_NMr, b_NrO)
+    else:
+        y_NMO.copy_(torch.baddbmm(y_NMO.float(), z_NMr, b_NrO))
