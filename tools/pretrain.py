@@ -176,10 +176,10 @@ def save(path: Path, state: dict[str, object]) -> None:
 def main() -> None:
     """Train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder made by tools.pack")
+    parser.add_argument("--data", type=Path, help="folder made by tools.pack")
     parser.add_argument("--run", type=Path, required=True, help="checkpoints and log")
     parser.add_argument("--out", type=Path, help="model folder to export to at the end")
-    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--steps", type=int, default=0)
     parser.add_argument(
         "--minutes",
         type=float,
@@ -202,6 +202,10 @@ def main() -> None:
     ALL_ATTENTION_FUNCTIONS.register("blocks", block_attention)
     model = build(args.seed)
     model.set_attn_implementation("blocks")
+    if args.export_only:
+        model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+        export(model, args.out, args.run / LOG)
+        return
     optimisers = OPTIMISERS[args.optimiser](model)
     start, before, seen, clock, clock_before = 0, 0, 0, 0.0, 0.0
     if checkpoint.exists():
@@ -217,9 +221,6 @@ def main() -> None:
         before, seen = state["step"], state["tokens"]
         clock = clock_before = state["seconds"]
         copy_log(args.start / LOG, args.run / LOG, before)
-    if args.export_only:
-        export(model, args.out, args.run / LOG)
-        return
     data = np.load(args.data / "train.npy", mmap_mode="r")
     held = np.load(args.data / "held_out.npy")
     loss_of = torch.compile(Loss(model))
