@@ -44,8 +44,9 @@ def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a base, exactly as transformers loads it."""
     from transformers import AutoTokenizer
 
+    path = resolve_base(ref)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_base(ref))
+        tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"base: cannot load the tokenizer of {ref!r}: {str(error).strip().splitlines()[0]}",

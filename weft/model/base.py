@@ -132,8 +132,9 @@ def skeleton(ref: str) -> dict[str, Site]:
 
 
 def _config(ref: str) -> PretrainedConfig:
+    path = resolve_base(ref)
     try:
-        return AutoConfig.from_pretrained(resolve_base(ref))
+        return AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"base: cannot read the configuration of {ref!r}: {first_line(error)}", hint=HINT
