@@ -5,6 +5,7 @@ Shapes: L lanes (adapters that train together), P parameters of one.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import signal
 import time
@@ -18,6 +19,7 @@ import torch
 from weft.core.batch import Batch
 from weft.core.errors import NumericError
 from weft.methods.optimise import OPTIMISERS, clip, rate
+from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 from weft.training.evaluate import Evaluation, evaluate
 from weft.training.job import Job
@@ -67,9 +69,16 @@ class StopRequest:
 
 
 def fit(
-    job: Job, state: State, writer: RunWriter, stop: StopRequest, watch: Watch | None = None
+    job: Job,
+    state: State,
+    writer: RunWriter,
+    stop: StopRequest,
+    clock: Stopwatch,
+    watch: Watch | None = None,
 ) -> State:
     """Train from `state` to the job's last step, or until `stop` asks; returns the last state.
+
+    `clock` learns how long estimates, updates, evaluations and checkpoints took.
 
     Raises `NumericError` when a loss or direction is not finite; the state before that step is
     then the newest checkpoint.
@@ -80,23 +89,28 @@ def fit(
     every = config.eval.every
     while state.step < steps and not stop.asked:
         if state.step == 0 and every:
-            state, _ = _judge(job, state, writer)
+            with clock("evaluate"):
+                state, _ = _judge(job, state, writer)
         started = time.perf_counter()
-        batches = job.batches(state.step)
-        keys = job.noise(state.step)
-        estimate = job.method(config.method, state.theta_LP, batches, keys, job.engine)
-        direction_LP, norm_L = clip(estimate.direction_LP, config.optimiser.clip)
-        _refuse_not_finite(job, state, writer, batches, estimate.loss_L, norm_L)
-        factor = rate(config.optimiser, state.step, steps)
-        theta_LP, moments = update(
-            state.theta_LP, direction_LP, lr_L1 * factor, state.moments, config.optimiser
-        )
+        batches, keys = job.batches(state.step), job.noise(state.step)
+        with clock("estimate"):
+            estimate = job.method(config.method, state.theta_LP, batches, keys, job.engine)
+        with clock("update"):
+            direction_LP, norm_L = clip(estimate.direction_LP, config.optimiser.clip)
+            _refuse_not_finite(job, state, writer, batches, estimate.loss_L, norm_L)
+            factor = rate(config.optimiser, state.step, steps)
+            theta_LP, moments = update(
+                state.theta_LP, direction_LP, lr_L1 * factor, state.moments, config.optimiser
+            )
+        if state.step == 0:
+            writer.fingerprint("first_loss", _digest(estimate.loss_L))
         state = replace(state, step=state.step + 1, theta_LP=theta_LP, moments=moments)
         seconds = time.perf_counter() - started  # of the step alone, so that tokens/s says so
         done = state.step == steps
         valid_loss_L = None
         if every and (state.step % every == 0 or done):
-            state, valid_loss_L = _judge(job, state, writer)
+            with clock("evaluate"):
+                state, valid_loss_L = _judge(job, state, writer)
         for index, lane in enumerate(job.lanes):
             record = {
                 "step": state.step,
@@ -112,7 +126,8 @@ def fit(
         for line in estimate.evidence:
             writer.evidence({"step": state.step, **line})
         if state.step % config.checkpoint_every == 0 or done or stop.asked:
-            writer.save_checkpoint(state.step, state.save)
+            with clock("checkpoint"):
+                writer.save_checkpoint(state.step, state.save)
         if watch:
             watch(
                 Progress(
@@ -125,6 +140,11 @@ def fit(
                 )
             )
     return state
+
+
+def _digest(loss_L: tuple[float, ...]) -> str:
+    """SHA-256 of losses, to the last bit."""
+    return hashlib.sha256(" ".join(loss.hex() for loss in loss_L).encode()).hexdigest()
 
 
 def _judge(job: Job, state: State, writer: RunWriter) -> tuple[State, tuple[float, ...]]:

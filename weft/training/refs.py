@@ -126,9 +126,13 @@ def data_for(
 
 
 def data_config(task: str | None, path: Path | None) -> DataConfig:
-    """A data section with defaults; raises `InputError` for an unknown task or both given."""
+    """A data section with defaults; raises `InputError` for an unknown task or both given.
+
+    Every row of a single file is scored, whatever the split is called: nothing is held out of it.
+    """
+    whole = path if path is not None and path.is_file() else None
     try:
-        return DataConfig(task=task, path=path)
+        return DataConfig(task=task, path=path, valid_path=whole, test_path=whole)
     except ValueError as error:
         message = str(error).split("Value error, ")[-1].split(" [type=")[0]
         raise InputError(message) from None

@@ -20,6 +20,7 @@ from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
 from weft.runs.provenance import code_state, hardware, versions
 from weft.runs.reader import RunReader
+from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 from weft.training.block import configuration_block
 from weft.training.fit import StopRequest, Watch, fit, validate
@@ -91,15 +92,17 @@ def _go(
 ) -> Outcome:
     if announce:
         announce(job, writer.manifest)
-    stop = StopRequest()
-    with stop.listening():
-        state = fit(job, state, writer, stop, watch)
+    stop, clock, since = StopRequest(), Stopwatch(), state.step
+    with stop.listening(), clock("total"):
+        state = fit(job, state, writer, stop, clock, watch)
         if state.step < job.steps:
             writer.finish("interrupted")
             return Outcome(writer.layout.root, False, state.step, job.steps, {}, {})
-        results = _keep(job, state, writer)
+        with clock("evaluate"):
+            results = _keep(job, state, writer)
         _check_base(job, writer)
-        writer.finish("finished")
+    writer.result("time_breakdown", {"since_step": since, "seconds": clock.seconds})
+    writer.finish("finished")
     return Outcome(
         writer.layout.root, True, state.step, job.steps, results, _initial_loss(job, writer.layout)
     )
