@@ -49,26 +49,23 @@ def evaluate(
     rows: int | None = None,
     batch_size: int = 32,
     watch: Watch | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Loss, perplexity and metric of every adapter that `subject` means, by its name.
 
     `subject` is a run, an adapter directory, or `base`. Without `task` or `data` the rows are
-    those that the run was trained with.
+    those that the run was trained with. `notice` is told what happened to rows: cut, dropped.
     """
     from weft.training.evaluate import evaluate as score
     from weft.training.refs import data_for, load_split, locate, open_subject
 
     wanted = data_for([locate(str(subject))], task=task, path=None if data is None else Path(data))
     opened = open_subject([str(subject)], base=base)
-    bank = opened.bank
-    scored = score(
-        opened.engine,
-        bank,
-        load_split(opened, wanted, split),
-        batch_size=batch_size,
-        rows=rows,
-        watch=watch,
-    )
+    bank, found = opened.bank, load_split(opened, wanted, split)
+    if notice is not None:
+        for text in found.notices:
+            notice(text)
+    scored = score(opened.engine, bank, found, batch_size=batch_size, rows=rows, watch=watch)
     return {member: scored.record(member) for member in bank.members}
 
 

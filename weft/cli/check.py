@@ -31,15 +31,17 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a configuration and its data without loading weights."""
+    from weft.training.resolve import resolve
+
+    resolved = resolve(recipe, settings or ())  # a slip is answered before PyTorch is loaded
+
     from weft.data.show import show as show_split
     from weft.data.tokenizer import load_tokenizer
     from weft.model.base import skeleton
     from weft.model.sites import choose_sites
     from weft.training.block import configuration_block
     from weft.training.job import load_data
-    from weft.training.resolve import resolve
 
-    resolved = resolve(recipe, settings or ())
     splits = load_data(resolved.config)
     layout = choose_sites(skeleton(resolved.config.base), resolved.config.adapter)
     block = configuration_block(resolved.config, layout, splits)

@@ -11,7 +11,7 @@ import typer
 from weft.cli import screen
 from weft.cli.compare import show_samples
 from weft.cli.progress import rows_progress
-from weft.cli.report import COMPARISON, draw_losses, write_page
+from weft.cli.report import COMPARISON, draw_figures, write_page
 from weft.cli.train import run_training, stop_if_interrupted
 
 RECIPE = "instruct"
@@ -45,7 +45,7 @@ def demo(
     with rows_progress("comparing on the test rows") as watch:
         found = compare("base", root, split="test", prompts=8, watch=watch)
     write_json(reader.layout.result(COMPARISON), screen.finite(found.record()))
-    figure, page = draw_losses(reader), write_page(reader)
+    figures, page = draw_figures(reader), write_page(reader)
 
     change = found.loss_difference
     screen.say()
@@ -73,7 +73,7 @@ def demo(
         screen.pairs(
             {
                 "adapter": str(reader.layout.adapter),
-                "loss curve": str(figure),
+                "loss curve": str(figures[0]),
                 "report": str(page),
                 "time": f"{time.monotonic() - started:.0f} s",
             }

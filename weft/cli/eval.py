@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ def evaluate(
     from weft.training.refs import locate
 
     place = locate(subject)
+    notices: list[str] = []
     with rows_progress("scoring") as watch:
         records = score(
             subject,
@@ -44,7 +46,9 @@ def evaluate(
             rows=rows,
             batch_size=batch_size,
             watch=watch,
+            notice=notices.append,
         )
+    screen.notices(notices)
     written = []
     if place.run is not None and base is None:
         written = _write_results(place, records, _suffix(task, data, split, rows))
@@ -81,7 +85,7 @@ def _suffix(task: str | None, data: Path | None, split: str, rows: int | None) -
     """What tells this measurement from the run's own validation, which is `eval` alone."""
     parts = [task, data.stem if data else None, split if split != "valid" else None]
     parts.append(f"first-{rows}" if rows else None)
-    return "".join(f"-{part}" for part in parts if part)
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", "".join(f"-{part}" for part in parts if part))
 
 
 def _write_results(place: Place, records: Mapping[str, Any], suffix: str) -> list[Path]:

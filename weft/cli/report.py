@@ -19,13 +19,21 @@ if TYPE_CHECKING:
 COMPARISON = "compare"
 """The result in a run that holds a comparison of the base with its adapter."""
 
+LOSSES = "loss.png"
+TIMES = "time_breakdown"
+
+CAPTIONS = {
+    LOSSES: "Training and held-out loss over the steps.",
+    f"{TIMES}.png": "Where the time of the training went.",
+}
+
 SUMMARY = ("base", "data", "method", "adapter", "length", "keeps")
 
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
 ) -> None:
-    """Write the loss curve and the report.html of a run.
+    """Write the figures and the report.html of a run.
 
     Needs no model. With `weft compare base RUN --out RUN/results/compare.json` before, the page
     also shows the texts of base and adapter side by side.
@@ -33,18 +41,23 @@ def report(
     from weft.runs.reader import RunReader
 
     reader = RunReader(run)
-    written = [draw_losses(reader), write_page(reader)]
-    for path in written:
+    for path in (*draw_figures(reader), write_page(reader)):
         screen.put(str(path))
 
 
-def draw_losses(reader: RunReader) -> Path:
-    """Write the loss curves of a run."""
-    from weft.report.plots import loss_curve
+def draw_figures(reader: RunReader) -> list[Path]:
+    """Write the loss curves of a run and, when it is finished, where its time went."""
+    from weft.report.plots import loss_curve, time_breakdown
 
-    path = reader.layout.figures / "loss.png"
-    loss_curve(curves(reader), path)
-    return path
+    figures = reader.layout.figures
+    drawn = [figures / LOSSES]
+    loss_curve(curves(reader), drawn[0])
+    if TIMES in reader.result_names():
+        seconds = dict(reader.results(TIMES)["seconds"])
+        total = seconds.pop("total", None)
+        drawn.append(figures / f"{TIMES}.png")
+        time_breakdown(seconds, drawn[-1], total=total)
+    return drawn
 
 
 def write_page(reader: RunReader) -> Path:
@@ -76,7 +89,7 @@ def page(reader: RunReader) -> Report:
     from weft.report.html import Figure, Report, Table
 
     manifest, layout = reader.manifest, reader.layout
-    figure = layout.figures / "loss.png"
+    drawn = [(layout.figures / name, caption) for name, caption in CAPTIONS.items()]
     metrics, note = _metrics(reader)
     return Report(
         title=f"run {manifest.name}",
@@ -84,7 +97,7 @@ def page(reader: RunReader) -> Report:
         summary=[(label, manifest.block[label]) for label in SUMMARY if label in manifest.block],
         metrics=metrics,
         metrics_note=note,
-        figures=[Figure("Loss over the steps.", figure.read_bytes())] if figure.exists() else [],
+        figures=[Figure(text, path.read_bytes()) for path, text in drawn if path.exists()],
         samples=_samples(reader),
         notices=manifest.notices,
         configuration=[

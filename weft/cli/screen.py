@@ -97,7 +97,9 @@ def number(value: float | None) -> str:
     """A measured number with four digits, or a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "-" if value is None else str(value)
-    return f"{value:.4f}" if 0.001 <= abs(value) < 10 or value == 0 else f"{value:.4g}"
+    if 0.001 <= abs(value) < 10 or value == 0:
+        return f"{value:.4f}"
+    return f"{value:#.4g}".rstrip(".")
 
 
 def command(*words: str | Path) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from weft.cli import screen
 from weft.cli.progress import TrainingProgress
-from weft.cli.report import draw_losses
+from weft.cli.report import draw_figures
 from weft.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from weft.training.train import Outcome
 
 INTERRUPTED = 130
+LARGEST_LOSS = 700
+"""Above it a perplexity is no number that a float can hold."""
 
 
 def train(
@@ -52,7 +54,7 @@ def train(
 
     outcome = run_training(recipe, settings or [], run_dir, resume)
     stop_if_interrupted(outcome)
-    draw_losses(RunReader(outcome.root))
+    draw_figures(RunReader(outcome.root))
     screen.say()
     screen.put(results_table(outcome))
     screen.put()
@@ -87,9 +89,11 @@ def run_training(
     if resume is not None and run_dir is not None:
         raise InputError("--resume goes on in the run's own directory: leave out --run-dir")
 
+    from weft.training.resolve import resolve
+
+    resolved = None if recipe is None else resolve(recipe, settings)
     with screen.console().status("loading") as status, ExitStack() as display:
         from weft.training import train as training
-        from weft.training.resolve import resolve
 
         shown: list[TrainingProgress] = []
 
@@ -104,10 +108,10 @@ def run_training(
         def watch(progress: Progress) -> None:
             shown[0](progress)
 
-        if resume is not None:
-            return training.resume(resume, announce=announce, watch=watch)
-        assert recipe is not None
-        return training.train(resolve(recipe, settings), run_dir, announce=announce, watch=watch)
+        if resolved is not None:
+            return training.train(resolved, run_dir, announce=announce, watch=watch)
+        assert resume is not None
+        return training.resume(resume, announce=announce, watch=watch)
 
 
 def results_table(outcome: Outcome) -> RenderableType:
@@ -120,7 +124,8 @@ def results_table(outcome: Outcome) -> RenderableType:
         metric = result["metric"]
         label = "" if len(outcome.results) == 1 else f"{name}, "
         if (before := outcome.initial_loss.get(name)) is not None:
-            rows.append((f"{label}before", *map(screen.number, (before, exp(before))), "-"))
+            perplexity = exp(before) if before < LARGEST_LOSS else None
+            rows.append((f"{label}before", *map(screen.number, (before, perplexity)), "-"))
         after = (result["eval_loss"], result["perplexity"], result[metric])
         which = f"{label}{result['kept']} (step {result['step']:,})"
         rows.append((which, *map(screen.number, after)))

@@ -30,10 +30,13 @@ def test_evaluating_a_run_repeats_its_own_evaluation(cli, mine):
 def test_another_measurement_gets_another_file(cli, mine, rows_dir):
     own = (mine / "results" / "eval.json").read_bytes()
     assert cli("eval", mine, "--split", "train", "--rows", 5).code == 0
-    assert cli("eval", mine, "--data", f"{rows_dir}/valid.jsonl", "--split", "train").code == 0
+    shutil.copy(f"{rows_dir}/valid.jsonl", "rows (1).jsonl")
+    said = cli("eval", mine, "--data", "rows (1).jsonl")
+    assert "valid: 12 rows" in said.err  # all of the file: nothing is held out of it
+    assert "note: format prompt_completion" in said.err
     assert (mine / "results" / "eval.json").read_bytes() == own
-    names = sorted(path.name for path in (mine / "results").iterdir())
-    assert names == ["eval-train-first-5.json", "eval-valid-train.json", "eval.json"]
+    names = sorted(path.name for path in (mine / "results").glob("eval*"))
+    assert names == ["eval-rows--1-.json", "eval-train-first-5.json", "eval.json"]
 
 
 def test_json_is_the_record_and_what_is_written(cli, mine, run, small_base, rows_dir):

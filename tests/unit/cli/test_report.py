@@ -28,9 +28,10 @@ def test_curves_are_the_losses_of_the_run(run):
 def test_the_page_needs_no_model(cli, mine):
     said = cli("report", mine)
     assert said.code == 0
-    assert said.out.split() == [f"{mine}/figures/loss.png", f"{mine}/report.html"]
+    names = ("figures/loss.png", "figures/time_breakdown.png", "report.html")
+    assert said.out.split() == [f"{mine}/{name}" for name in names]
     source = (mine / "report.html").read_text()
-    assert "Held-out loss" in source and "data:image/png" in source
+    assert "Held-out loss" in source and source.count("data:image/png") == 2
     assert "adapter.rank" in source and "(command line)" in source
 
 
