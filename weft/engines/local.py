@@ -99,8 +99,10 @@ class LocalEngine:
         counts = [batch.supervised for batch in batches]
         names = tuple(map(str, range(lanes)))
         parts = [batch.micro(self.rows_per_forward or len(batch.examples)) for batch in batches]
+        # padding, and with it the shape of dropout's noise, depends on who shares the forward
+        lanes_per_forward = self.members_per_forward if self.base.packs else 1
         for number, micro in enumerate(zip_longest(*parts)):
-            for start, stop in _spans(lanes, self.members_per_forward):
+            for start, stop in _spans(lanes, lanes_per_forward):
                 live = [lane for lane in range(start, stop) if micro[lane] is not None]
                 if not live:
                     continue

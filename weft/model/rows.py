@@ -155,9 +155,12 @@ def pack(blocks: Sequence[Block], device: torch.device) -> PackedRows:
             targets.add(index, labels[at + 1], int(i))
         targets.close(block)
         start += count * block.batch.tokens
-    as_row = lambda parts: torch.from_numpy(np.concatenate(parts))[None].to(device)  # noqa: E731
     return PackedRows(
-        tuple(blocks), as_row(ids), as_row(positions), tuple(pieces), targets.tensors(device)
+        tuple(blocks),
+        _tensor(ids, device)[None],
+        _tensor(positions, device)[None],
+        tuple(pieces),
+        targets.tensors(device),
     )
 
 
@@ -179,8 +182,16 @@ def pad(blocks: Sequence[Block], fill: int, device: torch.device) -> PaddedRows:
         mask.append(np.tile(np.arange(length) < lengths[:, None], (block.members, 1)))
         targets.close(block)
         start += block.members * len(examples)
-    stack = lambda parts: torch.from_numpy(np.concatenate(parts)).to(device)  # noqa: E731
-    return PaddedRows(tuple(blocks), stack(ids), stack(mask).long(), targets.tensors(device))
+    return PaddedRows(
+        tuple(blocks),
+        _tensor(ids, device),
+        _tensor(mask, device).long(),
+        targets.tensors(device),
+    )
+
+
+def _tensor(parts: list[np.ndarray], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(device)
 
 
 class _TargetList:
@@ -208,5 +219,4 @@ class _TargetList:
 
     def tensors(self, device: torch.device) -> Targets:
         parts = (self.index, self.token, self.cell)
-        index, token, cell = (torch.from_numpy(np.concatenate(p)).to(device) for p in parts)
-        return Targets(index, token, cell, self.cells)
+        return Targets(*(_tensor(part, device) for part in parts), self.cells)

@@ -43,14 +43,12 @@ class State:
         """With each lane's validation loss taken into account; the first of equals stays best."""
         better_L = [new < old for new, old in zip(loss_L, self.best_loss_L, strict=True)]
         mask_L1 = torch.tensor(better_L, device=self.theta_LP.device)[:, None]
-        pick = lambda new, old: tuple(  # noqa: E731
-            n if b else o for b, n, o in zip(better_L, new, old, strict=True)
-        )
+        steps = zip(better_L, self.best_step_L, strict=True)
         return replace(
             self,
             best_LP=torch.where(mask_L1, self.theta_LP, self.best_LP),
-            best_loss_L=pick(loss_L, self.best_loss_L),
-            best_step_L=pick((self.step,) * len(loss_L), self.best_step_L),
+            best_loss_L=tuple(map(min, self.best_loss_L, loss_L)),
+            best_step_L=tuple(self.step if better else before for better, before in steps),
         )
 
     def save(self, directory: Path) -> None:

@@ -43,8 +43,9 @@ def test_accumulation_over_forwards_is_the_whole_batch_gradient(rows, make_base,
 
 
 @pytest.mark.parametrize("settings", [{}, {"dropout": 0.3}, {"members_per_forward": 2}])
-def test_lanes_train_as_if_alone(settings, make_base, make_batch):
-    engine, theta_LP = setup(make_base, lanes=3, **settings)
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+def test_lanes_train_as_if_alone(architecture, settings, make_base, make_batch):
+    engine, theta_LP = setup(make_base, architecture, lanes=3, **settings)
     batches = [make_batch(seed, rows=3 + seed) for seed in range(3)]
     together = gradient(engine, theta_LP, batches)
     for lane in range(3):
