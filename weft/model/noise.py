@@ -22,15 +22,19 @@ def uniform(shape: Sequence[int], low: float, high: float, key: Key) -> torch.Te
     return torch.empty(tuple(shape)).uniform_(low, high, generator=generator(key))
 
 
-def keep_mask(shape: Sequence[int], drop: float, key: Key) -> torch.Tensor:
-    """Boolean mask, True with probability 1 - drop: what dropout keeps.
+def dropout_rate(rate: float) -> float:
+    """The rate that `keep_mask` really has: `rate` to the nearest 2^-16."""
+    return round(rate * 2**16) / 2**16
 
-    Compares raw 32-bit draws with a threshold (so the probability is exact to 2^-32), which is
-    several times faster than drawing floats.
+
+def keep_mask(shape: Sequence[int], drop: float, key: Key) -> torch.Tensor:
+    """Boolean mask, False with probability `dropout_rate(drop)`: what dropout keeps.
+
+    Compares raw 16-bit draws with a threshold, which is five times faster than drawing floats.
     """
     count = prod(shape)
-    raw = key.numpy().bit_generator.random_raw((count + 1) // 2).view(np.uint32)[:count]
-    return torch.from_numpy(raw >= np.uint32(round(drop * 2**32))).view(tuple(shape))
+    raw = key.numpy().bit_generator.random_raw((count + 3) // 4).view(np.uint16)[:count]
+    return torch.from_numpy(raw >= np.uint16(round(drop * 2**16))).view(tuple(shape))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from weft.core.keys import Key
 from weft.model.adapter import Adapter
 from weft.model.bank import Bank
 from weft.model.lowrank import AddLowRank, Plan
-from weft.model.noise import keep_mask
+from weft.model.noise import dropout_rate, keep_mask
 from weft.model.rows import PackedRows, PaddedRows
 
 Rows = PackedRows | PaddedRows
@@ -100,7 +100,7 @@ def _adding_at(name: str, weft: Weft, rows: Rows, reached: set[str]) -> Adding:
             plan = Plan(rows.views, spans, weave.scale_N11)
             if weft.dropout:
                 keep = [k.to(x.device) for k in weft.dropout.keep(rows, name, x.shape[-1])]
-                plan = replace(plan, keep=keep, keep_rate=1 - weft.dropout.rate)
+                plan = replace(plan, keep=keep, keep_rate=1 - dropout_rate(weft.dropout.rate))
             y = AddLowRank.apply(y, x, weave.a_NrI, weave.b_NOr, plan)
         if below is not None:
             y = AddLowRank.apply(y, x, *below)
