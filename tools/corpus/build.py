@@ -19,6 +19,7 @@ from tools.corpus import (
     copying,
     dialogues,
     echoes,
+    letters,
     lookups,
     reviews,
     scenes,
@@ -40,8 +41,9 @@ GENRES: dict[str, tuple[Callable[[Random], str], float]] = {
     "lookups": (lookups.document, 8.0),
     "sql": (sql.document, 9.0),
     "arithmetic": (arithmetic.document, 9.0),
-    "reviews": (reviews.document, 6.0),
+    "reviews": (reviews.document, 18.0),
     "echoes": (echoes.document, 24.0),
+    "letters": (letters.document, 24.0),
 }
 
 
