@@ -218,5 +218,5 @@ class _TargetList:
         self.cells += rows * block.members
 
     def tensors(self, device: torch.device) -> Targets:
-        parts = (self.index, self.token, self.cell)
-        return Targets(*(_tensor(part, device) for part in parts), self.cells)
+        index, token, cell = (_tensor(p, device) for p in (self.index, self.token, self.cell))
+        return Targets(index, token, cell, self.cells)
