@@ -172,7 +172,7 @@ def _manifest(job: Job, theta_LP: torch.Tensor, name: str) -> Manifest:
     config = resolved.config.model_dump(mode="json")
     return Manifest(
         name=name,
-        command=shlex.join(sys.argv),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         config=config,
         origins=resolved.origins,
         block=configuration_block(job.config, job.layout, splits),
