@@ -17,7 +17,6 @@ from weft.core.errors import CheckFailed, InputError, NumericError
 HERE = Path(__file__).parent
 PIN = run_path(str(HERE / "pin.py"))
 HEAVY = {"torch", "transformers", "numpy", "rich", "yaml", "matplotlib"}
-START_SECONDS = 0.3
 
 
 @pytest.mark.parametrize("surface", ["commands", "functions"])
@@ -34,15 +33,15 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "unwanted"),
+    ("arguments", "unwanted", "seconds"),
     [
-        (["--help"], {"pydantic"}),
-        (["train", "--help"], set()),  # typer itself checks arguments with pydantic
-        (["--version"], set()),
-        ([], set()),
+        (["--help"], {"pydantic"}, 0.3),
+        (["train", "--help"], set(), 1.0),  # typer itself checks arguments with pydantic
+        (["--version"], set(), 1.0),
+        ([], set(), 1.0),
     ],
 )
-def test_help_is_light_and_quick(arguments: list[str], unwanted: set[str]) -> None:
+def test_help_is_light_and_quick(arguments: list[str], unwanted: set[str], seconds: float) -> None:
     done = python(
         "import sys, time\n"
         "from weft.cli.main import main\n"
@@ -52,7 +51,7 @@ def test_help_is_light_and_quick(arguments: list[str], unwanted: set[str]) -> No
         "print(time.process_time(), file=sys.stderr)\n"
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stderr) < START_SECONDS  # of this process: others do not count
+    assert float(done.stderr) < seconds  # of this process: others do not count
 
 
 def test_import_is_light() -> None:
