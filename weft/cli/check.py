@@ -35,15 +35,16 @@ def check(
 
     resolved = resolve(recipe, settings or ())  # a slip is answered before PyTorch is loaded
 
-    from weft.data.show import show as show_split
-    from weft.data.tokenizer import load_tokenizer
-    from weft.model.base import skeleton
-    from weft.model.sites import choose_sites
-    from weft.training.block import configuration_block
-    from weft.training.job import load_data
+    with screen.console().status("loading"):
+        from weft.data.show import show as show_split
+        from weft.data.tokenizer import load_tokenizer
+        from weft.model.base import skeleton
+        from weft.model.sites import choose_sites
+        from weft.training.block import configuration_block
+        from weft.training.job import load_data
 
-    splits = load_data(resolved.config)
-    layout = choose_sites(skeleton(resolved.config.base), resolved.config.adapter)
+        splits = load_data(resolved.config)
+        layout = choose_sites(skeleton(resolved.config.base), resolved.config.adapter)
     block = configuration_block(resolved.config, layout, splits)
     notices = [*resolved.notices, *(text for s in splits.values() for text in s.notices)]
     if json:

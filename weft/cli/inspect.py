@@ -30,7 +30,8 @@ def inspect(
     """
     from weft import inspect as look
 
-    found = look(subject, base=base)
+    with screen.console().status("loading"):
+        found = look(subject, base=base)
     if json:
         screen.put_json(found.record())
     else:
