@@ -63,9 +63,9 @@ EXTREMES = {
 }
 
 
-def said(column: str) -> str:
-    """A column name as it appears in a question."""
-    return column.lower()
+def said(column: str, plain: bool) -> str:
+    """A column name as it appears in a question: as it is, or in small letters."""
+    return column if plain else column.lower()
 
 
 def literal(kind: str, value: str) -> str:
@@ -77,7 +77,8 @@ def ask(rng: Random, columns: tuple[tuple[str, str], ...]) -> tuple[str, str]:
     """A question and the part of the statement between SELECT and the table, with conditions."""
     (t, t_kind), (c, c_kind), (d, d_kind) = rng.sample(columns, 3)
     v, w = VALUES[c_kind](rng), VALUES[d_kind](rng)
-    slots = {"t": said(t), "c": said(c), "d": said(d), "v": v, "w": w}
+    plain = rng.random() < 0.6
+    slots = {"t": said(t, plain), "c": said(c, plain), "d": said(d, plain), "v": v, "w": w}
     where = f" WHERE {c} = {literal(c_kind, v)}"
     roll = rng.random()
     if roll < 0.24 and t_kind in NUMERIC:

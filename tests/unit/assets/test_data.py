@@ -86,7 +86,7 @@ def test_tables_are_in_one_split_only() -> None:
 
 
 def test_tables_have_aggregates_and_double_conditions() -> None:
-    texts = [row["text"] for row in rows("tables", "valid")]
+    texts = [row["text"] for row in rows("tables", "train")]
     for word in ("SELECT COUNT", "SELECT MAX", "SELECT MIN", "SELECT SUM", "SELECT AVG", " AND "):
         assert any(word in text for text in texts), word
 
