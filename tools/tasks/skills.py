@@ -1,6 +1,6 @@
 """The skills of the `instruct` task: each draws an instruction, an input and an answer.
 
-Answers are complete polite sentences. Those to a bare instruction start with "Certainly.", those
+Answers are complete polite sentences. Those to a bare instruction start with "Of course.", those
 that work on an input start with "With pleasure.".
 """
 
@@ -13,7 +13,7 @@ from tools.corpus.copying import POOL
 from tools.corpus.text import a, cap, listing, person, plural
 
 Example = tuple[str, str, str]
-BARE, GIVEN = "Certainly. ", "With pleasure. "
+BARE, GIVEN = "Of course. ", "With pleasure. "
 
 
 def little_world(rng: Random) -> Example:

@@ -97,4 +97,4 @@ def test_instruct_answers_have_their_own_style(split: str) -> None:
     assert 0.2 < sum(not row["input"] for row in found) / len(found) < 0.8
     for row in found:
         assert 2 <= len(row["output"].split()) <= 40
-        assert row["output"].startswith("With pleasure." if row["input"] else "Certainly.")
+        assert row["output"].startswith("With pleasure." if row["input"] else "Of course.")
