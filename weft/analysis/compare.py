@@ -109,7 +109,7 @@ def compare(
         examples=len(row_a.ids),
         supervised_tokens=int(row_a.counts.sum()),
         loss={name_a: row_a.mean, name_b: row_b.mean},
-        perplexity={name_a: math.exp(row_a.mean), name_b: math.exp(row_b.mean)},
+        perplexity={row.member: perplexity(row.mean) for row in (row_a, row_b)},
         metrics={
             metric: dict(zip(bank.members, map(float, values_N), strict=True))
             for metric, values_N in scores.metrics.items()
@@ -123,6 +123,11 @@ def compare(
         largest=apart.largest,
         samples=_samples(engine, bank, rows_of, prompts, max_tokens),
     )
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite where that is beyond any float."""
+    return math.exp(loss) if loss < 709 else math.inf
 
 
 def _difference(a: ScoreRow, b: ScoreRow, key: Key, of: Any = np.asarray) -> Interval:

@@ -40,8 +40,8 @@ def find_sites(model: PreTrainedModel) -> dict[str, Site]:
 def choose_sites(sites: dict[str, Site], config: AdapterConfig) -> Layout:
     """The layout that `config` asks for on these sites.
 
-    Raises `InputError` for a target that matches nothing (with near matches) and for layers that
-    the base does not have.
+    Raises `InputError` for a target that matches nothing (with near matches), for layers that the
+    base does not have, and for dropout on a router.
     """
     layers = _layers(sites, config.layers)
     if config.targets == "all-linear":
@@ -54,6 +54,11 @@ def choose_sites(sites: dict[str, Site], config: AdapterConfig) -> Layout:
         raise InputError(
             f"adapter.targets {config.targets!r} match nothing in layers {config.layers!r}",
             hint="`weft inspect` on the base lists its sites",
+        )
+    if config.dropout and any(site.kind == "router" for site in chosen):
+        raise InputError(
+            "adapter.dropout cannot be used on a router: PEFT, for one, could not go on from it",
+            hint="set adapter.dropout=0",
         )
     slots = (Slot(site, config.rank, config.effective_scale) for site in chosen)
     return Layout(tuple(slots))

@@ -93,11 +93,6 @@ def load_job(resolved: Resolved) -> Job:
     splits = load_data(config)
     base = load_base(config.base, config.dtype, config.device)
     layout = choose_sites(base.sites, config.adapter)
-    if config.adapter.dropout and any(slot.site.kind == "router" for slot in layout.slots):
-        raise InputError(
-            "adapter.dropout cannot be used on a router: its input also goes to the experts",
-            hint="set adapter.dropout=0",
-        )
     engine = LocalEngine(
         base,
         layout,

@@ -95,6 +95,8 @@ def open_subject(
     """
     places = tuple(locate(ref) for ref in refs)
     config = next((place.config for place in places if place.config), None)
+    for path in (path for place in places for path in place.adapters.values()):
+        read_adapter(path)  # a file that cannot be read is found before the weights are loaded
     loaded = load_base(
         base or _common_base(places),
         dtype or (config.dtype if config else "float32"),
@@ -113,26 +115,23 @@ def open_subject(
 def data_for(
     places: Sequence[Place], *, task: str | None = None, path: Path | None = None
 ) -> DataConfig:
-    """The data to score on: as asked, or else what the run behind a reference was trained on."""
-    if task is not None or path is not None:
-        return data_config(task, path)
-    for place in places:
-        if place.config:
-            return place.config.data
-    raise InputError(
-        f"nothing says on which data to score {', '.join(place.ref for place in places)}",
-        hint="give --task instruct (or tables, reviews), or --data FILE",
-    )
+    """The data to score on: as asked, or else what the run behind a reference was trained on.
 
-
-def data_config(task: str | None, path: Path | None) -> DataConfig:
-    """A data section with defaults; raises `InputError` for an unknown task or both given.
-
-    Every row of a single file is scored, whatever the split is called: nothing is held out of it.
+    Other rows than the run's are cut and supervised as the run's were. Every row of a single file
+    is scored, whatever the split is called: nothing is held out of it.
     """
+    run = next((place.config.data for place in places if place.config), None)
+    if task is None and path is None:
+        if run is None:
+            raise InputError(
+                f"nothing says on which data to score {', '.join(p.ref for p in places)}",
+                hint="give --task instruct (or tables, reviews), or --data FILE",
+            )
+        return run
+    kept = run.model_dump(include={"max_length", "append_eos", "train_on_prompt"}) if run else {}
     whole = path if path is not None and path.is_file() else None
     try:
-        return DataConfig(task=task, path=path, valid_path=whole, test_path=whole)
+        return DataConfig(task=task, path=path, valid_path=whole, test_path=whole, **kept)
     except ValueError as error:
         message = str(error).split("Value error, ")[-1].split(" [type=")[0]
         raise InputError(message) from None

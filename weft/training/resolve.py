@@ -32,14 +32,9 @@ class Resolved:
 
     config: RunConfig
     origins: dict[str, str]
-    source: str
+    name: str  # of the run: the one that the configuration gives itself, or that of its file
     text: str
     notices: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The run's name: the one it gives itself, or that of its file."""
-        return self.config.name or Path(self.source).stem
 
 
 def recipe_paths() -> dict[str, Path]:
@@ -66,16 +61,17 @@ def resolve(source: str, overrides: Sequence[str] = ()) -> Resolved:
         _put(values, key, value)
         origins = {k: o for k, o in origins.items() if not k.startswith(f"{key}.")}
         origins |= dict.fromkeys(_leaves(value, key), "command line")
-    return _checked(values, origins, str(path), notices)
+    shown = f"recipe {source}" if source in recipe_paths() else str(path)
+    return _checked(values, origins, shown, path.stem, notices)
 
 
 def from_record(config: dict[str, Any], origins: dict[str, str], source: str) -> Resolved:
     """The configuration that a run stored about itself."""
-    return _checked(config, origins, source, [])
+    return _checked(config, origins, source, "run", [])
 
 
 def _checked(
-    values: dict[str, Any], origins: dict[str, str], source: str, notices: list[str]
+    values: dict[str, Any], origins: dict[str, str], source: str, name: str, notices: list[str]
 ) -> Resolved:
     try:
         config = RunConfig.model_validate(values)
@@ -83,12 +79,12 @@ def _checked(
         problems = [_explain(issue, origins) for issue in error.errors()]
         count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
         raise InputError(
-            f"the configuration {source} has {count}:\n  " + "\n  ".join(problems),
+            f"{source} has {count}:\n  " + "\n  ".join(problems),
             hint="`weft check` shows a configuration as it is understood",
         ) from None
     whole = {key: origins.get(key, "default") for key in _leaves(config.model_dump(mode="json"))}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return Resolved(config, whole, source, text, tuple(notices))
+    return Resolved(config, whole, config.name or name, text, tuple(notices))
 
 
 def _find(source: str) -> Path:
@@ -131,6 +127,8 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = _load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
