@@ -10,6 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from tools.corpus.build import RECIPE
 from tools.sample import MODEL, sample
 
@@ -64,15 +66,24 @@ only sometimes, and the verdict is sometimes wrong on purpose, so that there is 
 
 ## Training
 
-{tokens:,} tokens in {steps:,} steps of 8 rows of 512 tokens; AdamW (betas 0.9 and 0.95, weight
-decay 0.1), peak learning rate {peak:g}, 100 steps of warm-up, cosine, clipping at 1.0; bf16
-autocast over fp32 weights; seed 20. {minutes:.0f} minutes on two CPU cores with bf16 matrix units,
-which other work was using at the same time.
+{tokens:,} tokens in {steps:,} steps of 8 rows of 512 tokens; bf16 autocast over fp32 weights;
+seed 20; clipping at 1.0; weight decay 0.1. {minutes:.0f} minutes ({speed:,.0f} tokens a second) on
+two CPU cores with bf16 matrix units, which other work was using at the same time. Four stages, each
+with 100 steps of warm-up and the beginning of a cosine; only the last one was run to the end:
+
+| stage | steps | optimiser | peak rate | rows |
+|---|---|---|---|---|
+| one | 1 to 1,500 | AdamW (0.9, 0.95) | 2e-3 | all genres but echoes and letters |
+| two | to 2,500 | Muon, AdamW for embedding and norms | 2.5e-3 | with echoes |
+| three | to 2,750 | the same | 2.2e-3 | fewer echoes, more reviews |
+| four | to {steps:,} | the same | 2.2e-3 | with letters |
+
+Losses of different stages are over different rows and cannot be compared.
 
 | | nats per token |
 |---|---|
-| last training loss (mean of the last {window} logged entries) | {loss:.3f} |
-| held-out loss | {held_out:.3f} |
+| training loss, last {window} entries of the log | {loss:.3f} |
+| held-out loss, documents of stage four | {held_out:.3f} |
 
 `training_log.jsonl` has the whole course.
 
@@ -132,7 +143,7 @@ def main() -> None:
     weights = args.model / "model.safetensors"
     window = min(10, len(log))
     genres = recipe["genres"]
-    config["parameters"] = (weights.stat().st_size - 8192) // 2 // 1000 * 1000
+    config["parameters"] = sum(tensor.numel() for tensor in load_file(weights).values())
     text = CARD.format(
         **config,
         megabytes=weights.stat().st_size / 1e6,
@@ -145,7 +156,7 @@ def main() -> None:
         tokens=log[-1]["tokens"],
         steps=log[-1]["step"],
         minutes=log[-1]["seconds"] / 60,
-        peak=max(entry["lr"] for entry in log),
+        speed=log[-1]["tokens"] / log[-1]["seconds"],
         window=window,
         loss=sum(entry["loss"] for entry in log[-window:]) / window,
         held_out=next(e["held_out_loss"] for e in reversed(log) if "held_out_loss" in e),
