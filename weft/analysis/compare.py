@@ -52,6 +52,7 @@ class Comparison:
     divergence: Mapping[str, Interval]  # mean a supervised token
     largest: Mapping[str, float]  # at any one position
     samples: tuple[Sample, ...]
+    notices: tuple[str, ...]  # of the rows: what was cut, skipped or guessed
 
     def record(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -122,6 +123,7 @@ def compare(
         },
         largest=apart.largest,
         samples=_samples(engine, bank, rows_of, prompts, max_tokens),
+        notices=rows_of.notices,
     )
 
 

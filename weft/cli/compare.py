@@ -69,6 +69,7 @@ def compare(
     if json:
         screen.put_json(record)
         return
+    screen.notices(found.notices)
     show(found)
     if out is not None:
         screen.say()
