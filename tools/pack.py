@@ -25,8 +25,8 @@ POOL = 64
 
 STAGES: dict[str, dict[str, float]] = {
     # share of a genre's documents in a stage, where it is not all of them
-    "one": {"echoes": 0.0, "letters": 0.0, "reviews": 1 / 3},
-    "two": {"stories": 0.4, "letters": 0.0, "reviews": 1 / 3},
+    "one": {"echoes": 0.0, "letters": 0.0, "reviews": 0.33376},
+    "two": {"stories": 0.4, "letters": 0.0, "reviews": 0.33376},
     "three": {"stories": 0.4, "scenes": 0.5, "echoes": 0.2, "letters": 0.0},
     "four": {"stories": 0.4, "scenes": 0.5, "echoes": 0.2, "sql": 0.6, "lookups": 0.6},
 }
