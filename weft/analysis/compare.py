@@ -6,7 +6,7 @@ Differences are B minus A, with a paired bootstrap over examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from weft.core.keys import Key
 from weft.core.table import ScoreRow
 
 if TYPE_CHECKING:
+    from weft.data.split import Item
     from weft.model.config import DType
     from weft.training.evaluate import Watch
 
@@ -52,7 +53,7 @@ class Comparison:
     divergence: Mapping[str, Interval]  # mean a supervised token
     largest: Mapping[str, float]  # at any one position
     samples: tuple[Sample, ...]
-    notices: tuple[str, ...]  # of the rows: what was cut, skipped or guessed
+    notices: tuple[str, ...]  # what was cut, skipped or guessed, and what differs
 
     def record(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -102,6 +103,8 @@ def compare(
     apart = contrast(engine, bank, rows_of, rows=rows, batch_size=batch_size, watch=watch)
     row_a, row_b = scores.table.row(name_a), scores.table.row(name_b)
     key = Key.of(0).fold("compare")
+    loss_difference = _difference(row_a, row_b, key)
+    items, skipped = _continuable(rows_of.items[:prompts], engine.base.context)
     return Comparison(
         a=name_a,
         b=name_b,
@@ -115,15 +118,15 @@ def compare(
             metric: dict(zip(bank.members, map(float, values_N), strict=True))
             for metric, values_N in scores.metrics.items()
         },
-        loss_difference=_difference(row_a, row_b, key),
-        perplexity_difference=_difference(row_a, row_b, key, np.exp),
+        loss_difference=loss_difference,
+        perplexity_difference=perplexity_difference(row_a, row_b, key, loss_difference),
         divergence={
             name: bootstrap(row.sums, row.counts, key)
             for name, row in ((n, apart.table.row(n)) for n in apart.table.members)
         },
         largest=apart.largest,
-        samples=_samples(engine, bank, rows_of, prompts, max_tokens),
-        notices=rows_of.notices,
+        samples=_samples(engine, bank, items, max_tokens),
+        notices=(*rows_of.notices, *skipped),
     )
 
 
@@ -136,10 +139,42 @@ def _difference(a: ScoreRow, b: ScoreRow, key: Key, of: Any = np.asarray) -> Int
     return paired_bootstrap(a.sums, a.counts, b.sums, b.counts, key, of=of)
 
 
-def _samples(
-    engine: Any, bank: Any, split: Any, prompts: int, max_tokens: int
-) -> tuple[Sample, ...]:
-    items = split.items[:prompts]
+def perplexity_difference(a: ScoreRow, b: ScoreRow, key: Key, of_loss: Interval) -> Interval:
+    """exp(loss b) - exp(loss a); beyond any float it is infinite, with the sign of the losses'."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = _difference(a, b, key, np.exp)
+    return Interval(
+        _signed(found.low, of_loss.low),
+        _signed(found.high, of_loss.high),
+        _signed(found.estimate, of_loss.estimate),
+    )
+
+
+def _signed(value: float, of_loss: float) -> float:
+    """`value`, or where it is inf - inf the infinity (or 0) that the loss difference points to."""
+    if not math.isnan(value) or math.isnan(of_loss):
+        return value
+    return math.copysign(math.inf, of_loss) if of_loss else 0.0
+
+
+def _continuable(
+    items: Sequence[Item], context: int | None
+) -> tuple[tuple[Item, ...], tuple[str, ...]]:
+    """The items whose prompts a text can go on from, and what to say of the others."""
+    empty = [item for item in items if item.prompt_length == 0]
+    long = [item for item in items if context is not None and item.prompt_length >= context]
+    notices = [
+        f"{len(skipped)} of the first {len(items)} prompts are not continued: {why}"
+        for skipped, why in (
+            (empty, "they are empty (the rows are plain text, and the tokenizer adds no BOS)"),
+            (long, f"they leave no room in the context of {context} tokens"),
+        )
+        if skipped
+    ]
+    return tuple(i for i in items if i not in empty and i not in long), tuple(notices)
+
+
+def _samples(engine: Any, bank: Any, items: Sequence[Item], max_tokens: int) -> tuple[Sample, ...]:
     if not items:
         return ()
     decode = engine.base.tokenizer.decode

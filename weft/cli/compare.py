@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -96,19 +97,20 @@ def show_samples(found: Comparison, most: int | None = None) -> None:
 
 def _scores(found: Comparison) -> screen.Renderable:
     rows = [
-        _score("loss", found.loss, found, found.loss_difference),
-        _score("perplexity", found.perplexity, found, found.perplexity_difference),
-        *(_score(name, values, found, None) for name, values in found.metrics.items()),
+        score("loss", found.loss, found, found.loss_difference),
+        score("perplexity", found.perplexity, found, found.perplexity_difference),
+        *(score(name, values, found) for name, values in found.metrics.items()),
     ]
     return screen.table(("", "A", "B", "B - A", "95 % interval"), rows)
 
 
-def _score(
-    name: str, values: object, found: Comparison, difference: Interval | None
+def score(
+    name: str, values: Mapping[str, float], found: Comparison, difference: Interval | None = None
 ) -> tuple[str, ...]:
-    assert isinstance(values, dict)
+    """A line of the table: what A and B have, the change, and its interval."""
     a, b = values[found.a], values[found.b]
-    numbers = [screen.number(value) for value in (a, b, b - a)]
+    change = b - a if difference is None else difference.estimate
+    numbers = [screen.number(value) for value in (a, b, change)]
     return (name.replace("_", " "), *numbers, _interval(difference))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from weft.cli import screen
-from weft.cli.compare import show_samples
+from weft.cli.compare import score, show_samples
 from weft.cli.progress import rows_progress
 from weft.cli.report import COMPARISON, draw_figures, write_page
 from weft.cli.train import run_training, stop_if_interrupted
@@ -53,12 +53,9 @@ def demo(
         screen.table(
             (f"{found.examples} test rows", "base", "adapter", "change"),
             [
-                _row(name, values[found.a], values[found.b])
-                for name, values in {
-                    "loss": found.loss,
-                    "perplexity": found.perplexity,
-                    **found.metrics,
-                }.items()
+                score("loss", found.loss, found, found.loss_difference)[:-1],
+                score("perplexity", found.perplexity, found, found.perplexity_difference)[:-1],
+                *(score(name, values, found)[:-1] for name, values in found.metrics.items()),
             ],
         )
     )
@@ -81,8 +78,3 @@ def demo(
     )
     screen.say()
     screen.say(f"next: open {page} in a browser, or {screen.command('weft', 'inspect', root)}")
-
-
-def _row(name: str, base: float, adapter: float) -> tuple[str, ...]:
-    numbers = (base, adapter, adapter - base)
-    return (name.replace("_", " "), *map(screen.number, numbers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,6 +168,7 @@ def _compared(found: dict[str, Any]) -> tuple[list[Metric], str]:
 def _before_and_after(before: ScoreTable, after: ScoreTable) -> tuple[list[Metric], str]:
     import numpy as np
 
+    from weft.analysis.compare import perplexity, perplexity_difference
     from weft.analysis.statistics import paired_bootstrap
     from weft.core.keys import Key
     from weft.core.table import pair
@@ -176,11 +176,12 @@ def _before_and_after(before: ScoreTable, after: ScoreTable) -> tuple[list[Metri
 
     best = after.members[int(np.argmin(after.means()))]
     a, b = pair(before.row(best), after.row(best))
-    scores = (a.sums, a.counts, b.sums, b.counts)
     key = Key.of(0).fold("report")
+    change = paired_bootstrap(a.sums, a.counts, b.sums, b.counts, key)
+    apart = perplexity_difference(a, b, key, change)
     metrics = [
-        Metric("held-out loss", a.mean, b.mean, paired_bootstrap(*scores, key)),
-        Metric("perplexity", exp(a.mean), exp(b.mean), paired_bootstrap(*scores, key, of=np.exp)),
+        Metric("held-out loss", a.mean, b.mean, change),
+        Metric("perplexity", perplexity(a.mean), perplexity(b.mean), apart),
     ]
     which = f" Of {len(after.members)} adapters this is {best}." if len(after.members) > 1 else ""
     return metrics, f"On {len(a.ids):,} validation rows, before training and after.{which}"

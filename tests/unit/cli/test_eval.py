@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
+
+from weft.analysis.compare import _continuable
 
 
 @pytest.fixture
@@ -79,3 +82,19 @@ def test_one_row_is_too_few_for_an_interval(cli, run):
     said = cli("compare", "base", run, "--rows", 1, "--prompts", 0, "--json")
     assert json.loads(said.out)["loss_difference"]["low"] is None
     assert "nan" not in cli("compare", "base", run, "--rows", 1, "--prompts", 0).out
+
+
+def test_a_prompt_that_is_empty_or_fills_the_context_is_not_continued(cli, run, tmp_path):
+    rows = [{"text": "the cat sat on a mat"}] * 3
+    (tmp_path / "plain.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said = cli("compare", "base", run, "--data", "plain.jsonl", "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["examples"] == 3 and found["samples"] == []
+    assert any("3 of the first 3 prompts are not continued" in text for text in found["notices"])
+    items = [SimpleNamespace(prompt_length=length) for length in (0, 5, 8, 9)]
+    kept, notices = _continuable(items, 8)
+    assert kept == (items[1],)
+    assert [text.partition(":")[0] for text in notices] == [
+        f"{count} of the first 4 prompts are not continued" for count in (1, 2)
+    ]
