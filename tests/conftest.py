@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from weft.core.batch import IGNORE, Batch, Example
+from weft.core.threads import wait_politely
 
-# before any test imports transformers, tokenizers or matplotlib
+# before any test imports torch, transformers, tokenizers or matplotlib
+wait_politely()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
@@ -65,6 +67,19 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "pad_token_id": 0,
         },
     ),
+    "gptj": (
+        "GPTJConfig",
+        {
+            "n_embd": 32,
+            "n_layer": 3,
+            "n_head": 4,
+            "rotary_dim": 4,
+            "vocab_size": VOCABULARY,
+            "n_positions": 64,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+        },
+    ),
     "bloom": (
         "BloomConfig",
         {
@@ -78,7 +93,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""Tiny models of each architecture; bloom is one that cannot run without padding."""
+"""Tiny models of each architecture; bloom and gptj are some that cannot run without padding."""
 
 
 class NoTokenizer:

@@ -25,6 +25,7 @@ from weft.cli.recipes import recipes
 from weft.cli.report import report
 from weft.cli.train import train
 from weft.core.errors import WeftError
+from weft.core.threads import wait_politely
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -88,6 +89,7 @@ def _usage(error: Any) -> tuple[str, str]:
 
 def _settle() -> None:
     """Keep other people's warnings and progress bars off the screen, unless somebody asks."""
+    wait_politely()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

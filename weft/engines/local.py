@@ -89,36 +89,33 @@ class LocalEngine:
     ) -> Gradient:
         """The gradient of each lane's loss: nll over all its rows / all its supervised tokens.
 
-        The denominator is that of the whole batch, so splitting a batch into several forwards
-        changes nothing but the rounding.
+        The denominator is that of the whole batch and dropout's noise is an example's own, so
+        splitting a batch into several forwards changes nothing but the rounding. (The base's own
+        dropout, if it is on, draws its noise anew for each forward.)
         """
         theta_LP = theta_LP.detach().requires_grad_()
-        gradient_LP = torch.zeros_like(theta_LP)
         lanes = len(batches)
-        loss_L = np.zeros(lanes)
-        counts = [batch.supervised for batch in batches]
+        gradient_LP, loss_L = torch.zeros_like(theta_LP), np.zeros(lanes)
         names = tuple(map(str, range(lanes)))
         parts = [batch.micro(self.rows_per_forward or len(batch.examples)) for batch in batches]
-        # padding, and with it the shape of dropout's noise, depends on who shares the forward
-        lanes_per_forward = self.members_per_forward if self.base.packs else 1
-        for number, micro in enumerate(zip_longest(*parts)):
-            for start, stop in _spans(lanes, lanes_per_forward):
+        for micro in zip_longest(*parts):
+            for start, stop in _spans(lanes, self.members_per_forward):
                 live = [lane for lane in range(start, stop) if micro[lane] is not None]
                 if not live:
                     continue
                 bank = Bank.from_flat(names, self.layout, theta_LP)
                 rows = make_rows(self.base, [Block(i, i + 1, micro[i]) for i in live])
-                noise = [keys[i].fold("micro", number) for i in live]
-                weft = Weft(bank, self.stack, self._dropout(noise))
-                lane_S = _lanes_of(rows.targets.cell_S, [len(micro[i].examples) for i in live])
-                weight_S = torch.tensor([1 / counts[i] for i in live], device=lane_S.device)[lane_S]
-                with self._base_mode(noise[0]):
+                weft = Weft(bank, self.stack, self._dropout([keys[i] for i in live]))
+                with self._base_mode(keys[live[0]]):
                     nll_S = target_nll(self.base, weft, rows)
-                    (part_LP,) = torch.autograd.grad((nll_S * weight_S).sum(), theta_LP)
+                    (part_LP,) = torch.autograd.grad(nll_S.sum(), theta_LP)
                 gradient_LP += part_LP
-                sums = np.bincount(lane_S.cpu(), nll_S.detach().cpu(), len(live))
-                loss_L[live] += sums / np.array([counts[i] for i in live])
-        return Gradient(gradient_LP, tuple(loss_L.tolist()))
+                lane_S = _lanes_of(rows.targets.cell_S, [len(micro[i].examples) for i in live])
+                loss_L[live] += np.bincount(lane_S, nll_S.detach().cpu(), len(live))
+        # divided last, in fp32: small shares of a large batch would underflow in a 16-bit base
+        counts = [batch.supervised for batch in batches]
+        gradient_LP /= gradient_LP.new_tensor(counts)[:, None]
+        return Gradient(gradient_LP, tuple((loss_L / counts).tolist()))
 
     def _dropout(self, keys: Sequence[Key]) -> Dropout | None:
         return Dropout(self.dropout, tuple(keys)) if self.dropout else None
@@ -137,10 +134,9 @@ class LocalEngine:
             self.base.model.eval()
 
 
-def _lanes_of(cell_S: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+def _lanes_of(cell_S: torch.Tensor, rows: Sequence[int]) -> np.ndarray:
     """Which of the live lanes each target belongs to, from its cell number."""
-    ends = torch.tensor(np.cumsum(rows), device=cell_S.device)
-    return torch.bucketize(cell_S, ends, right=True)
+    return np.searchsorted(np.cumsum(rows), cell_S.cpu().numpy(), side="right")
 
 
 def _spans(count: int, size: int | None) -> Iterator[tuple[int, int]]:

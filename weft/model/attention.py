@@ -7,6 +7,8 @@ G key/value heads, D head size; a piece is k examples x l positions x N members.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,3 +92,19 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> torch
 
 
 AttentionInterface.register(NAME, packed_attention)
+
+
+@contextmanager
+def counted_calls() -> Iterator[list[str]]:
+    """Within this context, the names of the modules that call packed attention."""
+    names: list[str] = []
+
+    def counting(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        names.append(type(module).__name__)
+        return packed_attention(module, *args, **kwargs)
+
+    AttentionInterface.register(NAME, counting)
+    try:
+        yield names
+    finally:
+        AttentionInterface.register(NAME, packed_attention)

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +24,8 @@ from weft.core.errors import InputError
 from weft.data.tokenizer import load_tokenizer, resolve_base
 from weft.model.adapter import Site
 from weft.model.attention import NAME as PACKED
+from weft.model.attention import counted_calls
+from weft.model.bank import Bank
 from weft.model.config import DType
 from weft.model.rows import Block
 from weft.model.sites import find_sites
@@ -33,6 +36,9 @@ DTYPES: dict[DType, torch.dtype] = {
     "float16": torch.float16,
 }
 
+
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+"""What transformers raises for files that are missing, torn, or of another kind."""
 
 HINT = "a base is `weft/tiny`, a directory with config.json and safetensors, or a hub id"
 
@@ -108,16 +114,34 @@ def load_base(ref: str, dtype: DType = "float32", device: str = "cpu") -> Base:
     """Load a base by name (`weft/tiny`), directory or hub id, frozen and in evaluation mode."""
     path = resolve_base(ref)
     tokenizer = load_tokenizer(ref)
+    _check_device(device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=DTYPES[dtype], use_safetensors=True, attn_implementation="sdpa"
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except LOADING_ERRORS as error:
         raise InputError(
             f"base: cannot load a causal language model from {ref!r}: {first_line(error)}",
             hint=HINT,
         ) from error
+    if lost := sorted([*report["missing_keys"], *report["mismatched_keys"]], key=str):
+        raise InputError(
+            f"base: {ref!r} has no usable weights for {lost[0]}"
+            + (f" and {len(lost) - 1} more" if len(lost) > 1 else ""),
+            hint="transformers would fill them with random numbers; fetch the base again",
+        )
     return prepare(ref, model.to(device), tokenizer)
+
+
+def _check_device(device: str) -> None:
+    kind = device.split(":")[0]
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not have.get(kind, True):
+        raise InputError(f"device: there is no {kind} device here", hint="use device=cpu")
 
 
 def context_of(ref: str) -> int | None:
@@ -127,15 +151,22 @@ def context_of(ref: str) -> int | None:
 
 def skeleton(ref: str) -> dict[str, Site]:
     """The sites of a base, from its configuration alone: no weights are read."""
-    with torch.device("meta"):
-        return find_sites(AutoModelForCausalLM.from_config(_config(ref)))
+    config = _config(ref)
+    try:
+        with torch.device("meta"):
+            return find_sites(AutoModelForCausalLM.from_config(config))
+    except LOADING_ERRORS as error:
+        raise InputError(
+            f"base: {ref!r} is not a causal language model: its type is {config.model_type!r}",
+            hint=HINT,
+        ) from error
 
 
 def _config(ref: str) -> PretrainedConfig:
     path = resolve_base(ref)
     try:
         return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+    except LOADING_ERRORS as error:
         raise InputError(
             f"base: cannot read the configuration of {ref!r}: {first_line(error)}", hint=HINT
         ) from error
@@ -146,23 +177,45 @@ def prepare(ref: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     model.eval().requires_grad_(False)
     _fuse_gelu(model)
     base = Base(ref, model, tokenizer, packs=False)
-    with torch.no_grad():
-        own = [_log_probs(base, [ids]) for ids in TRIAL]
-        try:
-            model.set_attn_implementation(PACKED)
-            packed = _log_probs(replace(base, packs=True), TRIAL)
-            gap = (packed - torch.cat(own)).abs().max().item()
-            reason = f"its logits then differ by {gap:.2g}"
-            packs = gap <= TRIAL_TOLERANCE[model.dtype]
-        except Exception as error:  # whatever a foreign model raises, it cannot be packed
-            packs, reason = False, first_line(error)
-    if packs:
+    obstacle = _obstacle_to_packing(base)
+    if obstacle is None:
         return replace(base, packs=True)
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     name = type(model).__name__
     return replace(
-        base, notice=f"{name} runs on padded batches: it cannot run without padding ({reason})"
+        base, notice=f"{name} runs on padded batches: it cannot run without padding ({obstacle})"
     )
+
+
+@torch.no_grad()
+def _obstacle_to_packing(base: Base) -> str | None:
+    """Why this model must see padded batches, found out by trial; None when it need not.
+
+    Two members score two rows without padding. Every layer must come through packed attention,
+    and the log-probabilities must be the model's own on each row: within rounding, and far closer
+    than those of rows that see each other.
+    """
+    first, second = TRIAL
+    own = torch.cat([_log_probs(base, [row]) for row in TRIAL])
+    mixed = _log_probs(base, [first + second])[-len(own[len(first) - 1 :]) :]
+    try:
+        base.model.set_attn_implementation(PACKED)
+        with counted_calls() as calls:
+            packed = _log_probs(replace(base, packs=True), TRIAL, members=2)
+    except Exception as error:  # whatever a foreign model raises, it cannot be packed
+        return first_line(error)
+    layers = base.model.config.get_text_config().num_hidden_layers
+    if len(calls) < layers:
+        return f"{len(calls)} of its {layers} layers use transformers' attention interface"
+    gap = max(_gap(packed[n::2], own) for n in range(2))
+    leak = _gap(mixed, own[len(first) - 1 :])
+    if gap > min(TRIAL_TOLERANCE[base.dtype], leak / 4):
+        return f"its log-probabilities then differ by {gap:.2g}"
+    return None
+
+
+def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item()
 
 
 def _fuse_gelu(model: torch.nn.Module) -> None:
@@ -175,18 +228,19 @@ def _fuse_gelu(model: torch.nn.Module) -> None:
 
 TRIAL = ([3, 7, 5, 2, 9, 4], [8, 6, 3])
 TRIAL_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
-"""Log-probability gap that rounding explains; another attention mask gives gaps around 1."""
+"""Log-probability gap that rounding explains."""
 
 
-def _log_probs(base: Base, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+def _log_probs(base: Base, rows: Sequence[list[int]], members: int = 1) -> torch.Tensor:
+    """Log-probabilities [S * members, V], row by row, position by position, member by member."""
     from weft.model.forward import make_rows, target_logits
-    from weft.model.weaving import NOTHING
+    from weft.model.weaving import Weft
 
     examples = [Example(str(i), np.array(r), np.array(r)) for i, r in enumerate(rows)]
-    block = Block(0, 1, Batch(tuple(examples)))
-    made = make_rows(base, [block])
-    cells = made.targets.cell_S.argsort(stable=True)
-    return target_logits(base, NOTHING, made).log_softmax(-1)[cells]
+    made = make_rows(base, [Block(0, members, Batch(tuple(examples)))])
+    row_S = made.targets.cell_S % len(rows)
+    weft = Weft(Bank(tuple(map(str, range(members))), {}))
+    return target_logits(base, weft, made).log_softmax(-1)[row_S.argsort(stable=True)]
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 class AdapterConfig(BaseModel):
     """The low-rank change that is trained: dW = scale * B @ A at each target."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rank: Annotated[int, Field(ge=1, description="r, the inner dimension of B @ A")] = 8
     alpha: Annotated[

@@ -24,7 +24,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from weft.core.batch import IGNORE, Batch
+from weft.core.batch import IGNORE, Batch, Example
 from weft.model.cache import KVCache
 
 
@@ -86,10 +86,10 @@ class PackedRows:
         """The token ids, however they are arranged."""
         return self.ids_1T
 
-    @property
-    def positions(self) -> list[int]:
-        """M of each block."""
-        return [block.batch.tokens for block in self.blocks]
+    def spans(self, block: Block) -> list[tuple[Example, int]]:
+        """A member's examples in the order of its positions, each with how many it takes."""
+        examples = block.batch.examples
+        return [(examples[i], examples[i].tokens) for i in _by_length(block.batch)]
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -117,10 +117,9 @@ class PaddedRows:
         """The token ids, however they are arranged."""
         return self.ids_RL
 
-    @property
-    def positions(self) -> list[int]:
-        """M of each block."""
-        return [len(block.batch.examples) * self.ids_RL.shape[1] for block in self.blocks]
+    def spans(self, block: Block) -> list[tuple[Example, int]]:
+        """A member's examples in the order of its positions, each with how many it takes."""
+        return [(example, self.ids_RL.shape[1]) for example in block.batch.examples]
 
     def views(self, x_TC: torch.Tensor) -> list[torch.Tensor]:
         """Activations [R * L, C] as views [N, M, C], one for each block."""
@@ -141,18 +140,18 @@ def pack(blocks: Sequence[Block], device: torch.device) -> PackedRows:
     start = 0
     for block in blocks:
         examples, count = block.batch.examples, block.members
-        lengths = np.array([e.tokens for e in examples])
-        order = np.argsort(lengths, kind="stable")
-        offsets = np.concatenate([[0], np.cumsum(lengths[order])])[:-1]
-        ids.append(np.repeat(np.concatenate([examples[i].ids_T for i in order]), count))
-        positions.append(np.repeat(np.concatenate([np.arange(lengths[i]) for i in order]), count))
+        lengths = [example.tokens for example in examples]
         for length, rows in zip(*np.unique(lengths, return_counts=True), strict=True):
             pieces.append(Piece(int(rows), int(length), count))
-        for offset, i in zip(offsets, order, strict=True):
-            labels = examples[i].labels_T
-            at = np.nonzero(labels[1:] != IGNORE)[0]
+        offset = 0
+        for i in _by_length(block.batch):
+            example = examples[i]
+            ids.append(np.repeat(example.ids_T, count))
+            positions.append(np.repeat(np.arange(example.tokens), count))
+            at = np.nonzero(example.labels_T[1:] != IGNORE)[0]
             index = start + (offset + at)[:, None] * count + np.arange(count)
-            targets.add(index, labels[at + 1], int(i))
+            targets.add(index, example.labels_T[at + 1], i)
+            offset += example.tokens
         targets.close(block)
         start += count * block.batch.tokens
     return PackedRows(
@@ -188,6 +187,11 @@ def pad(blocks: Sequence[Block], fill: int, device: torch.device) -> PaddedRows:
         _tensor(mask, device).long(),
         targets.tensors(device),
     )
+
+
+def _by_length(batch: Batch) -> list[int]:
+    """The order in which a packed block holds its examples: those of equal length together."""
+    return sorted(range(len(batch.examples)), key=lambda i: batch.examples[i].tokens)
 
 
 def _tensor(parts: list[np.ndarray], device: torch.device) -> torch.Tensor:

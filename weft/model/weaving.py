@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,17 +30,29 @@ Rows = PackedRows | PaddedRows
 
 @dataclass(frozen=True, eq=False)
 class Dropout:
-    """Dropout on the input of A: the rate, and one key a block, so that runs do not share noise."""
+    """Dropout on the input of A: the rate, and a key for each block.
+
+    An example's noise is its own: it depends on the block's key and the example's id, not on who
+    shares the forward, so that splitting a batch over several forwards changes nothing.
+    """
 
     rate: float
     keys: tuple[Key, ...]
 
-    def keep(self, rows: Rows, site: str, inputs: int) -> list[torch.Tensor]:
-        """What is kept of each block's input, [M, I]: all members of a block see the same noise."""
-        return [
-            keep_mask((positions, inputs), self.rate, key.fold("dropout", site))
-            for key, positions in zip(self.keys, rows.positions, strict=True)
-        ]
+    def keep(self, rows: Rows, inputs: Mapping[str, int]) -> dict[str, list[torch.Tensor]]:
+        """By site, what is kept of each block's input, [M, I]; `inputs` gives I by site."""
+        total = sum(inputs.values())
+        blocks = []
+        for key, block in zip(self.keys, rows.blocks, strict=True):
+            parts = []
+            for example, positions in rows.spans(block):
+                shape = (example.tokens, total)
+                mask = keep_mask(shape, self.rate, key.fold("dropout", example.id))
+                parts.append(torch.nn.functional.pad(mask, (0, 0, 0, positions - shape[0])))
+            blocks.append(torch.cat(parts).to(rows.ids.device))
+        widths = list(inputs.values())
+        by_site = zip(*(block.split(widths, dim=1) for block in blocks), strict=True)
+        return {site: list(masks) for site, masks in zip(inputs, by_site, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +68,6 @@ class Weft:
         return Weft(self.bank.part(start, stop), self.stack, self.dropout)
 
 
-NOTHING = Weft(Bank(("base",), {}))
-"""The base alone, as a bank of one member."""
-
-
 @contextmanager
 def woven(model: torch.nn.Module, weft: Weft, rows: Rows) -> Iterator[None]:
     """Within this context, a forward of `model` on `rows` is that of every member on its block.
@@ -70,9 +78,11 @@ def woven(model: torch.nn.Module, weft: Weft, rows: Rows) -> Iterator[None]:
     stack = weft.stack.sites if weft.stack else {}
     names = dict.fromkeys([*weft.bank.sites, *stack])
     reached: set[str] = set()
+    inputs = {name: weave.a_NrI.shape[2] for name, weave in weft.bank.sites.items()}
+    keep = weft.dropout.keep(rows, inputs) if weft.dropout and inputs else {}
     with ExitStack() as cleanup:
         for name in names:
-            add = _adding_at(name, weft, rows, reached)
+            add = _adding_at(name, weft, rows, keep.get(name), reached)
             module = model.get_submodule(name)
             if _is_layer(module):
                 handle = module.register_forward_hook(_hook(add))
@@ -88,19 +98,19 @@ Adding = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(y, x) to y with the updates of a site added: y [..., O] is its output, x [..., I] its input."""
 
 
-def _adding_at(name: str, weft: Weft, rows: Rows, reached: set[str]) -> Adding:
+def _adding_at(
+    name: str, weft: Weft, rows: Rows, keep: list[torch.Tensor] | None, reached: set[str]
+) -> Adding:
     weave = weft.bank.sites.get(name)
     spans = [(block.start, block.stop) for block in rows.blocks]
-    below = _stacked(weft.stack, name)
+    below = _stacked(weft.stack, name, rows.ids.device)
+    keep_rate = 1 - dropout_rate(weft.dropout.rate) if weft.dropout else 1.0
 
     def add(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         reached.add(name)
         _check_positions(rows, x, name)
         if weave is not None:
-            plan = Plan(rows.views, spans, weave.scale_N11)
-            if weft.dropout:
-                keep = [k.to(x.device) for k in weft.dropout.keep(rows, name, x.shape[-1])]
-                plan = replace(plan, keep=keep, keep_rate=1 - dropout_rate(weft.dropout.rate))
+            plan = Plan(rows.views, spans, weave.scale_N11, keep, keep_rate)
             y = AddLowRank.apply(y, x, weave.a_NrI, weave.b_NOr, plan)
         if below is not None:
             y = AddLowRank.apply(y, x, *below)
@@ -109,11 +119,13 @@ def _adding_at(name: str, weft: Weft, rows: Rows, reached: set[str]) -> Adding:
     return add
 
 
-def _stacked(stack: Adapter | None, name: str) -> tuple[torch.Tensor, torch.Tensor, Plan] | None:
+def _stacked(
+    stack: Adapter | None, name: str, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, Plan] | None:
     """The stack's factors at a site, as one member that all positions share."""
     if stack is None or name not in stack.layout.by_name:
         return None
-    a_KI, b_OK = stack.sites[name]
+    a_KI, b_OK = (factor.to(device) for factor in stack.sites[name])
     scale_111 = a_KI.new_full((1, 1, 1), stack.layout.by_name[name].scale)
     return a_KI[None], b_OK[None], Plan(lambda x_TC: [x_TC[None]], [(0, 1)], scale_111)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from weft.data.split import Split
+from weft.data.stream import steps_per_epoch
 from weft.model.adapter import Layout
 from weft.training.config import RunConfig
 from weft.training.job import total_steps
@@ -32,7 +33,7 @@ def configuration_block(
         f"{optimiser.schedule}{warmup}",
         "length": f"{steps:,} steps of {config.batch_size} rows"
         + (f" ({config.micro_batch_size} a forward)" if config.micro_batch_size else "")
-        + f" = {steps * config.batch_size / rows:.2g} epochs",
+        + f" = {steps / steps_per_epoch(rows, config.batch_size):.3g} epochs",
         "seed": ", ".join(str(seed) for seed in config.seeds or (config.seed,)),
         "keeps": f"the {config.keep} adapter"
         + (f", evaluated every {config.eval.every} steps" if config.eval.every else ""),

@@ -87,6 +87,7 @@ def fit(
     update = OPTIMISERS[config.optimiser.name]
     lr_L1 = torch.tensor([[lane.lr] for lane in job.lanes], device=state.theta_LP.device)
     every = config.eval.every
+    saved = state.step
     while state.step < steps and not stop.asked:
         if state.step == 0 and every:
             with clock("evaluate"):
@@ -97,11 +98,11 @@ def fit(
             estimate = job.method(config.method, state.theta_LP, batches, keys, job.engine)
         with clock("update"):
             direction_LP, norm_L = clip(estimate.direction_LP, config.optimiser.clip)
-            _refuse_not_finite(job, state, writer, batches, estimate.loss_L, norm_L)
             factor = rate(config.optimiser, state.step, steps)
             theta_LP, moments = update(
                 state.theta_LP, direction_LP, lr_L1 * factor, state.moments, config.optimiser
             )
+            _refuse_not_finite(job, state, writer, batches, estimate.loss_L, norm_L, theta_LP)
         if state.step == 0:
             writer.fingerprint("first_loss", _digest(estimate.loss_L))
         state = replace(state, step=state.step + 1, theta_LP=theta_LP, moments=moments)
@@ -125,9 +126,10 @@ def fit(
             writer.step(record | ({"member": lane.name} if len(job.lanes) > 1 else {}))
         for line in estimate.evidence:
             writer.evidence({"step": state.step, **line})
-        if state.step % config.checkpoint_every == 0 or done or stop.asked:
+        if state.step % config.checkpoint_every == 0 or done:
             with clock("checkpoint"):
                 writer.save_checkpoint(state.step, state.save)
+            saved = state.step
         if watch:
             watch(
                 Progress(
@@ -139,6 +141,8 @@ def fit(
                     seconds,
                 )
             )
+    if state.step > saved:
+        writer.save_checkpoint(state.step, state.save)
     return state
 
 
@@ -149,21 +153,31 @@ def _digest(loss_L: tuple[float, ...]) -> str:
 
 def _judge(job: Job, state: State, writer: RunWriter) -> tuple[State, tuple[float, ...]]:
     """Score the lanes on the validation split; the best theta of each is part of the state."""
-    evaluation = validate(job, state.theta_LP)
+    setting = job.config.eval
+    try:
+        evaluation = validate(job, state.theta_LP, rows=setting.rows)
+    except NumericError as error:
+        writer.save_checkpoint(state.step, state.save)
+        writer.event("not finite", step=state.step, evaluation=error.problem)
+        raise NumericError(
+            f"evaluation after step {state.step}: {error.problem}",
+            hint=_advice(writer, "that evaluation"),
+        ) from None
     writer.table(f"valid-step-{state.step}", evaluation.table)
     loss_L = tuple(evaluation.table.means().tolist())
     return state.judged(loss_L), loss_L
 
 
-def validate(job: Job, theta_LP: torch.Tensor, *, task_metric: bool = False) -> Evaluation:
-    """The lanes on the validation split, as the configuration's `eval` says."""
-    setting = job.config.eval
+def validate(
+    job: Job, theta_LP: torch.Tensor, *, rows: int | None = None, task_metric: bool = False
+) -> Evaluation:
+    """The lanes on the first `rows` of the validation split (default: all)."""
     return evaluate(
         job.engine,
         job.bank(theta_LP),
         job.splits["valid"],
-        batch_size=setting.batch_size,
-        rows=setting.rows,
+        batch_size=job.config.eval.batch_size,
+        rows=rows,
         task_metric=task_metric,
     )
 
@@ -175,17 +189,28 @@ def _refuse_not_finite(
     batches: list[Batch],
     loss_L: tuple[float, ...],
     norm_L: tuple[float, ...],
+    theta_LP: torch.Tensor,
 ) -> None:
-    for lane, batch, loss, norm in zip(job.lanes, batches, loss_L, norm_L, strict=True):
-        if math.isfinite(loss) and math.isfinite(norm):
+    """Stop before a step whose loss, direction or result is not a number; `state` is kept."""
+    finite_L = theta_LP.isfinite().all(dim=1).tolist()
+    lanes = zip(job.lanes, batches, loss_L, norm_L, finite_L, strict=True)
+    for lane, batch, loss, norm, finite in lanes:
+        if math.isfinite(loss) and math.isfinite(norm) and finite:
             continue
         writer.save_checkpoint(state.step, state.save)
         step = state.step + 1
         facts = {"step": step, "member": lane.name, "loss": repr(loss), "grad_norm": repr(norm)}
         writer.event("not finite", **facts, examples=list(batch.ids))
+        after = "" if finite else ", and the adapter would not be finite after it"
         raise NumericError(
-            f"step {step}: loss {loss}, gradient norm {norm} ({lane.name}, lr {lane.lr:g}) on "
-            f"examples {', '.join(batch.ids)}",
-            hint=f"the state before that step is kept in {writer.layout.checkpoints}; "
-            "try a smaller optimiser.lr, or dtype=float32",
+            f"step {step}: loss {loss}, gradient norm {norm}{after} ({lane.name}, lr {lane.lr:g}) "
+            f"on examples {', '.join(batch.ids)}",
+            hint=_advice(writer, "that step"),
         )
+
+
+def _advice(writer: RunWriter, what: str) -> str:
+    return (
+        f"the state before {what} is kept in {writer.layout.checkpoints}; "
+        "try a smaller optimiser.lr, or dtype=float32"
+    )

@@ -92,6 +92,7 @@ def load_job(resolved: Resolved) -> Job:
     config = resolved.config
     splits = load_data(config)
     base = load_base(config.base, config.dtype, config.device)
+    _check_vocabulary(base, splits)
     layout = choose_sites(base.sites, config.adapter)
     engine = LocalEngine(
         base,
@@ -102,6 +103,16 @@ def load_job(resolved: Resolved) -> Job:
         rows_per_forward=config.micro_batch_size,
     )
     return Job(resolved, base, layout, splits, engine, METHODS[config.method.name])
+
+
+def _check_vocabulary(base: Base, splits: dict[str, Split]) -> None:
+    known = base.model.get_input_embeddings().weight.shape[0]
+    largest = max(int(e.ids_T.max()) for split in splits.values() for e in split.examples)
+    if largest >= known:
+        raise InputError(
+            f"the tokenizer gives token {largest}, and the base knows 0 to {known - 1}",
+            hint="tokenizer and base do not belong together, or its embeddings were not resized",
+        )
 
 
 def total_steps(config: RunConfig, rows: int) -> int:

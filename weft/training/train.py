@@ -76,6 +76,8 @@ def resume(root: Path, *, announce: Announce | None = None, watch: Watch | None 
         found = writer.latest_checkpoint()
         state = State.load(found[1], job.base.device) if found else State.fresh(job.initial_theta())
         writer.resume_at(state.step)
+        for notice in _changes(manifest, job):
+            writer.notice(notice)
         return _go(job, state, writer, announce, watch)
 
 
@@ -216,6 +218,25 @@ def _refuse_changed(manifest: Manifest, job: Job) -> None:
             f"this run cannot be resumed: {', '.join(changed)} differ from when it started",
             hint="put the old files back, or start a new run",
         )
+
+
+def _changes(manifest: Manifest, job: Job) -> list[str]:
+    """What is not as it was when the run started, so that the rest may not be bit for bit."""
+    facts = {
+        "the code of Weft": (manifest.fingerprints.get("code"), code_state().sha256),
+        "torch": (manifest.versions.get("torch"), versions().get("torch")),
+        "transformers": (manifest.versions.get("transformers"), versions().get("transformers")),
+        "the processor": (manifest.hardware.get("cpu"), hardware()["cpu"]),
+        "the number of threads": (
+            manifest.hardware.get("torch_threads"),
+            _torch_facts(job)["torch_threads"],
+        ),
+    }
+    return [
+        f"resumed with another state of {what}: {str(now)[:12]}, was {str(before)[:12]}"
+        for what, (before, now) in facts.items()
+        if before != now
+    ]
 
 
 def _refuse_occupied(root: Path) -> None:

@@ -33,10 +33,14 @@ def test_gradient_matches_finite_differences_of_the_loss(architecture, make_base
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_accumulation_over_forwards_is_the_whole_batch_gradient(rows, make_base, batch):
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+def test_accumulation_over_forwards_is_the_whole_batch_gradient(
+    architecture, dropout, rows, make_base, batch
+):
     """Rows differ in length: a mean of means would be another number."""
-    whole, theta_LP = setup(make_base)
-    pieces, _ = setup(make_base, rows_per_forward=rows)
+    whole, theta_LP = setup(make_base, architecture, dropout=dropout)
+    pieces, _ = setup(make_base, architecture, dropout=dropout, rows_per_forward=rows)
     expected, found = (gradient(e, theta_LP, [batch]) for e in (whole, pieces))
     torch.testing.assert_close(found.gradient_LP, expected.gradient_LP, rtol=1e-4, atol=1e-7)
     assert found.loss_L == pytest.approx(expected.loss_L, rel=1e-6)
@@ -87,3 +91,22 @@ def test_layers_below_the_first_adapted_one_take_no_part_in_backward(make_base, 
     gradient(LocalEngine(base, layout), theta_LP, [batch])
     handle.remove()
     assert seen == [False]
+
+
+def test_a_large_batch_in_half_precision_does_not_underflow(make_model, make_batch):
+    from weft.model.base import prepare
+
+    batch = make_batch(0, rows=400)
+    gradients = {}
+    for dtype in (torch.float32, torch.float16):
+        base = prepare("llama", make_model("llama").to(dtype), NoTokenizer())
+        layout = choose_sites(base.sites, AdapterConfig(rank=3))
+        theta_LP = torch.randn(1, layout.size, generator=torch.Generator().manual_seed(1)) * 0.1
+        gradients[dtype] = gradient(LocalEngine(base, layout), theta_LP, [batch]).gradient_LP
+    exact, half = gradients[torch.float32], gradients[torch.float16]
+    assert (half - exact).norm() / exact.norm() < 0.01
+
+
+class NoTokenizer:
+    pad_token_id = None
+    eos_token_id = 1

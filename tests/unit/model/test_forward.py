@@ -13,7 +13,7 @@ from weft.model.bank import Bank
 from weft.model.config import AdapterConfig
 from weft.model.sites import choose_sites
 
-ALL = ["llama", "mistral", "qwen2", "gemma", "mixtral", "gpt2", "opt", "bloom"]
+ALL = ["llama", "mistral", "qwen2", "gemma", "mixtral", "gpt2", "opt", "bloom", "gptj"]
 
 
 def random_adapters(layout: Layout, count: int) -> torch.Tensor:
@@ -132,12 +132,24 @@ def test_nothing_stays_on_the_base(make_base, batch):
     assert not any("forward" in vars(module) for module in base.model.modules())
 
 
-def test_a_base_in_bfloat16_keeps_adapters_and_losses_in_fp32(make_model, batch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ALL)
+def test_who_can_run_without_padding_is_found_out(architecture, dtype, make_model):
+    """In any precision: what rounding hides in bfloat16 must not pass for a match."""
     from weft.model.base import prepare
 
-    class NoTokenizer:
-        pad_token_id = None
-        eos_token_id = 1
+    base = prepare(architecture, make_model(architecture).to(dtype), NoTokenizer())
+    assert base.packs == (architecture not in ("bloom", "gptj"))
+    assert (base.notice is None) == base.packs
+
+
+class NoTokenizer:
+    pad_token_id = None
+    eos_token_id = 1
+
+
+def test_a_base_in_bfloat16_keeps_adapters_and_losses_in_fp32(make_model, batch):
+    from weft.model.base import prepare
 
     base = prepare("llama", make_model("llama").to(torch.bfloat16), NoTokenizer())
     assert base.packs

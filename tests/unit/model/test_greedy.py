@@ -37,7 +37,8 @@ def generated(model, prompt, tokens, stops=()):
 
 
 @pytest.mark.parametrize(
-    "architecture", ["llama", "mistral", "qwen2", "gemma", "mixtral", "gpt2", "opt", "bloom"]
+    "architecture",
+    ["llama", "mistral", "qwen2", "gemma", "mixtral", "gpt2", "opt", "bloom", "gptj"],
 )
 @pytest.mark.filterwarnings("ignore:.*pad_token_id.*")
 def test_tokens_equal_transformers_generate(architecture, make_base, make_model):

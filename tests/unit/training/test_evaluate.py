@@ -1,13 +1,16 @@
 """Evaluation against transformers' own loss, and the tasks' metrics against their definitions."""
 
 import json
+import shutil
 
 import numpy as np
 import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
+from weft.core.errors import InputError
 from weft.data.config import DataConfig
 from weft.data.dataset import load_splits
 from weft.engines.local import LocalEngine
@@ -148,3 +151,29 @@ def test_contrast_of_an_adapter_with_itself_is_zero(resolved, tmp_path, rows_dir
     assert means["kl_ab"] == means["kl_ba"] == means["l2"] == 0
     assert means["agree"] == 1
     assert dict(zip(QUANTITIES, other.table.means(), strict=True))["kl_ab"] > 1e-3
+
+
+def test_a_base_with_a_missing_tensor_is_refused(small_base, tmp_path):
+    """transformers would fill it with random numbers and only warn."""
+    shutil.copytree(small_base, tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"no usable weights for model\.layers\.1\.mlp\.down_proj"):
+        load_base(str(tmp_path / "base"))
+
+
+def test_a_base_that_was_cut_short_is_refused(small_base, tmp_path):
+    shutil.copytree(small_base, tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="cannot load"):
+        load_base(str(tmp_path / "base"))
+
+
+def test_a_device_that_is_not_there_is_refused(small_base):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(InputError, match="no cuda device"):
+        load_base(small_base, device="cuda")

@@ -97,6 +97,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(resolved, tmp_path):
     outcome = train(resolved(), tmp_path / "parts", watch=stop_at_seven)
     assert (outcome.finished, outcome.step) == (False, 7)
     assert RunReader(tmp_path / "parts").manifest.status == "interrupted"
+    assert (tmp_path / "parts" / "checkpoints" / f"step-{outcome.step}").is_dir()
     assert resume(tmp_path / "parts").finished
     for name in (ADAPTER, "adapter_last/adapter_model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
@@ -166,3 +167,41 @@ def test_the_adapter_file_is_the_best_theta(resolved, tmp_path, small_base):
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == small_base
     assert read_adapter(tmp_path / "run" / "adapter").adapter.layout.size > 0
+
+
+def test_an_update_that_overflows_stops_before_it_is_kept(resolved, tmp_path):
+    with pytest.raises(NumericError, match=r"step 1: .* would not be finite"):
+        train(resolved("optimiser.lr=1e39", "optimiser.warmup_ratio=0"), tmp_path / "run")
+    state = load_file(tmp_path / "run" / "checkpoints" / "step-0" / "state.safetensors")
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_an_evaluation_that_is_not_finite_says_when(resolved, tmp_path):
+    """The update is still a number, and the logits are not."""
+    with pytest.raises(NumericError, match="evaluation after step 1: adapter has loss nan"):
+        train(
+            resolved("optimiser.lr=1e37", "optimiser.warmup_ratio=0", "eval.every=1"),
+            tmp_path / "run",
+        )
+    assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
+    assert RunReader(tmp_path / "run").manifest.events[0]["kind"] == "not finite"
+
+
+def test_the_last_evaluation_is_of_all_rows(resolved, tmp_path):
+    outcome = train(resolved("eval.rows=2", "steps=2"), tmp_path / "run")
+    assert outcome.results["adapter"]["num_examples"] == 12
+    assert len(RunReader(tmp_path / "run").table("valid-step-2").ids) == 2
+
+
+def test_resuming_elsewhere_is_noticed(resolved, tmp_path):
+    def stop(progress):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    train(resolved(), tmp_path / "run", watch=stop)
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["versions"]["torch"] = "0.1"
+    path.write_text(json.dumps(manifest))
+    resume(tmp_path / "run")
+    notices = RunReader(tmp_path / "run").manifest.notices
+    assert any("another state of torch" in notice for notice in notices)
