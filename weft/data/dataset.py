@@ -152,7 +152,7 @@ def _encode(
         for (row, _), result in zip(rendered, encoded, strict=True):
             if isinstance(result, RowProblem):
                 bad.append(row.bad(result))
-            elif result.supervised == 0:
+            elif not result.has_response:
                 bad.append(row.bad("no token is supervised: there is no response to learn"))
             else:
                 good.append((row, result))
@@ -179,7 +179,7 @@ def _split(
             truncated=short is not whole,
         )
         for row, whole, short in cut
-        if short.supervised
+        if short.has_response
     )
     counts = {
         "read": len(encoded) + len(bad),

@@ -37,9 +37,12 @@ class Encoded:
     response: str
 
     @property
-    def supervised(self) -> int:
-        """Number of positions that count in the loss; the first position never does."""
-        return int((self.labels_T[1:] != IGNORE).sum())
+    def has_response(self) -> bool:
+        """Whether a position after the prompt counts in the loss; the first one never does.
+
+        A supervised prompt is not enough: a row whose response was cut off has nothing to teach.
+        """
+        return bool((self.labels_T[max(1, self.prompt_length) :] != IGNORE).any())
 
     def cut(self, length: int) -> Encoded:
         """The first `length` tokens; itself where it is no longer."""

@@ -191,14 +191,18 @@ def test_a_response_is_cut_but_never_lost_in_silence(write_rows: Write, gpt2: To
     )
 
 
+@pytest.mark.parametrize("train_on_prompt", [False, True])
 @pytest.mark.parametrize("spare", [0, 1])
-def test_one_supervised_token_is_enough_to_keep_a_row(
-    write_rows: Write, gpt2: Tokenizer, spare: int
+def test_one_token_of_the_response_is_enough_to_keep_a_row(
+    write_rows: Write, gpt2: Tokenizer, spare: int, train_on_prompt: bool
 ) -> None:
+    """A prompt alone is not, even where it is supervised."""
     path = write_rows({"prompt": "a question", "completion": " and its answer"}, *pairs(1))
     whole = train(path, gpt2).items[0]
-    cut = train(path, gpt2, max_length=whole.prompt_length + spare)
+    max_length = whole.prompt_length + spare
+    cut = train(path, gpt2, max_length=max_length, train_on_prompt=train_on_prompt)
     assert ("train:1" in [e.id for e in cut.examples]) == bool(spare)
+    assert cut.counts["dropped_truncated"] == 1 - spare
 
 
 def test_no_example_exceeds_the_models_context(write_rows: Write, gpt2: Tokenizer) -> None:

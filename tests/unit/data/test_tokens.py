@@ -51,7 +51,7 @@ def test_only_the_response_and_its_eos_are_supervised(
     assert row.ids_T.tolist() == prompt + answer
     assert row.labels_T.tolist() == [IGNORE] * len(prompt) + answer
     assert row.ids_T.dtype == row.labels_T.dtype == np.int64
-    assert row.supervised == len(answer)
+    assert row.has_response
     assert row.prompt_length == len(prompt)
 
 
@@ -90,7 +90,7 @@ def test_a_tokenizer_without_eos_is_told_how_to_go_on(
     with pytest.raises(InputError) as caught:
         encoded(tokenizer, PAIR)
     assert caught.value.hint == "set `data.append_eos=false`"
-    assert encoded(tokenizer, PAIR, append_eos=False).supervised > 0
+    assert encoded(tokenizer, PAIR, append_eos=False).has_response
 
 
 def test_train_on_prompt_supervises_all_and_still_knows_the_prompt(
@@ -98,7 +98,6 @@ def test_train_on_prompt_supervises_all_and_still_knows_the_prompt(
 ) -> None:
     row = encoded(gpt2, PAIR, train_on_prompt=True)
     np.testing.assert_array_equal(row.labels_T, row.ids_T)
-    assert row.supervised == len(row.ids_T) - 1  # the first token has no predecessor
     assert row.prompt_length == len(bare(gpt2, PAIR.prompt))
 
 
