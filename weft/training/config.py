@@ -24,7 +24,7 @@ class Lane:
 class ObjectiveConfig(BaseModel):
     """What is minimised."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Annotated[
         Literal["nll"], Field(description="negative log-likelihood of the supervised tokens")
@@ -34,7 +34,7 @@ class ObjectiveConfig(BaseModel):
 class EvalConfig(BaseModel):
     """When and how the validation split is scored while training."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     every: Annotated[int, Field(ge=0, description="steps between evaluations; 0 for none")] = 50
     batch_size: Annotated[int, Field(ge=1, description="rows of one forward")] = 32
@@ -46,7 +46,7 @@ class EvalConfig(BaseModel):
 class RunConfig(BaseModel):
     """Everything that determines a run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Annotated[str | None, Field(description="names the run directory")] = None
     description: Annotated[str, Field(description="one line for people")] = ""
@@ -70,7 +70,8 @@ class RunConfig(BaseModel):
     ] = None
     steps: Annotated[int | None, Field(ge=1, description="length in steps")] = None
     epochs: Annotated[
-        float | None, Field(gt=0, description="length in passes over the training split")
+        float | None,
+        Field(gt=0, le=1e6, description="length in passes over the training split"),
     ] = None
     eval: EvalConfig = EvalConfig()
     keep: Annotated[
@@ -82,7 +83,8 @@ class RunConfig(BaseModel):
     ] = None
     seed: Annotated[int, Field(ge=0, description="of every draw in the run")] = 0
     seeds: Annotated[
-        tuple[int, ...] | None, Field(description="train one adapter for each, in one run")
+        tuple[Annotated[int, Field(ge=0)], ...] | None,
+        Field(min_length=1, description="train one adapter for each, in one run"),
     ] = None
 
     @model_validator(mode="after")

@@ -22,8 +22,13 @@ RIVALS = {
     "epochs": ("steps",),
     "adapter.alpha": ("adapter.scale",),
     "adapter.scale": ("adapter.alpha", "adapter.rslora"),
+    "seed": ("seeds",),
+    "seeds": ("seed",),
 }
-"""Keys that make no sense together: an override of one clears the others, and says so."""
+"""Keys that make no sense together: an override of one clears the others of the file, and says so.
+Two of them on one command line are an error."""
+
+COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
@@ -54,20 +59,44 @@ def resolve(source: str, overrides: Sequence[str] = ()) -> Resolved:
     notices = []
     for override in overrides:
         key, value = _parse(override)
-        for rival in RIVALS.get(key, ()):
-            if value is not None and _remove(values, rival) is not None:
-                origins.pop(rival, None)
+        for rival in RIVALS.get(key, ()) if value is not None else ():
+            if _clear(values, origins, key, rival):
                 notices.append(f"{key}={value} on the command line clears {rival} of {path.name}")
         _put(values, key, value)
         origins = {k: o for k, o in origins.items() if not k.startswith(f"{key}.")}
-        origins |= dict.fromkeys(_leaves(value, key), "command line")
+        origins |= dict.fromkeys(_leaves(value, key), COMMAND_LINE)
     shown = f"recipe {source}" if source in recipe_paths() else str(path)
+    _refuse_two_kinds_of_seed(values, shown)
     return _checked(values, origins, shown, path.stem, notices)
 
 
 def from_record(config: dict[str, Any], origins: dict[str, str], source: str) -> Resolved:
     """The configuration that a run stored about itself."""
     return _checked(config, origins, source, "run", [])
+
+
+def _clear(values: dict[str, Any], origins: dict[str, str], key: str, rival: str) -> bool:
+    """Take out what `key` makes no sense with; whether something stood there."""
+    cleared = _remove(values, rival)
+    origin = origins.pop(rival, None)
+    if cleared is None or cleared is False:
+        return False
+    if origin == COMMAND_LINE:
+        raise InputError(
+            f"`{rival}` and `{key}` are both on the command line, and make no sense together",
+            hint="give one of the two",
+        )
+    return True
+
+
+def _refuse_two_kinds_of_seed(values: dict[str, Any], source: str) -> None:
+    """Here and not in the configuration, where `seed` always has a value."""
+    given = {key: values.get(key) for key in ("seed", "seeds")}
+    if None not in given.values():
+        raise InputError(
+            f"{source} gives both `seed` ({given['seed']}) and `seeds` ({given['seeds']})",
+            hint="give one of the two: `seeds` trains one adapter for each",
+        )
 
 
 def _checked(
