@@ -116,12 +116,16 @@ def render_sst2(row: dict[str, Any]) -> Rendered:
 
 
 def render_tokenized(row: dict[str, Any]) -> Tokens:
-    """`input_ids`, and `labels` of the same length (without them every token is supervised)."""
+    """`input_ids`, and `labels` of the same length (without them every token is supervised).
+
+    An `attention_mask` says which tokens are padding, at either end: they are left out.
+    """
     ids_T = _integers(row, "input_ids")
-    labels_T = _integers(row, "labels") if row.get("labels") is not None else ids_T
-    if len(labels_T) != len(ids_T):
-        raise RowProblem(f"`input_ids` has {len(ids_T)} tokens and `labels` has {len(labels_T)}")
-    return Tokens(ids_T, labels_T)
+    labels_T = _aligned(row, "labels", ids_T) if row.get("labels") is not None else ids_T
+    if row.get("attention_mask") is None:
+        return Tokens(ids_T, labels_T)
+    kept = _attended(_aligned(row, "attention_mask", ids_T))
+    return Tokens(ids_T[kept], labels_T[kept])
 
 
 FORMATS: dict[str, Format] = {
@@ -194,6 +198,31 @@ def _integers(row: dict[str, Any], name: str) -> np.ndarray:
         return np.array(values, dtype=np.int64)
     except OverflowError:
         raise RowProblem(f"`{name}` has a number that is no token id: {max(values)}") from None
+
+
+def _aligned(row: dict[str, Any], name: str, ids_T: np.ndarray) -> np.ndarray:
+    """Whole numbers, one for each token."""
+    values_T = _integers(row, name)
+    if len(values_T) != len(ids_T):
+        raise RowProblem(f"`input_ids` has {len(ids_T)} tokens and `{name}` has {len(values_T)}")
+    return values_T
+
+
+def _attended(mask_T: np.ndarray) -> slice:
+    """The one stretch of tokens that a mask of 0 and 1 lets through."""
+    wrong = mask_T[(mask_T != 0) & (mask_T != 1)]
+    if len(wrong):
+        raise RowProblem(f"`attention_mask` must hold 0 and 1 only, has {wrong[0]}")
+    ones = np.flatnonzero(mask_T)
+    if not len(ones):
+        raise RowProblem("`attention_mask` is 0 for every token")
+    start, stop = int(ones[0]), int(ones[-1]) + 1
+    if stop - start != len(ones):
+        hole = start + int(np.flatnonzero(mask_T[start:] == 0)[0])
+        raise RowProblem(
+            f"`attention_mask[{hole}]` is 0 between ones: only padding at the ends can be left out"
+        )
+    return slice(start, stop)
 
 
 def _names(fields: Iterable[str]) -> str:

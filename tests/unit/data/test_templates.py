@@ -127,6 +127,26 @@ def test_tokenized_rows_without_labels_are_all_supervised() -> None:
 
 
 @pytest.mark.parametrize(
+    ("mask", "start", "stop"),
+    [([1, 1, 1, 1], 0, 4), ([1, 1, 0, 0], 0, 2), ([0, 1, 1, 1], 1, 4), ([0, 1, 1, 0], 1, 3)],
+)
+def test_padding_is_neither_attended_nor_supervised(mask: list[int], start: int, stop: int) -> None:
+    ids, labels = [7, 1, 2, 7], [7, -100, 2, 7]
+    unlabelled = render("tokenized", input_ids=ids, attention_mask=mask)
+    np.testing.assert_array_equal(unlabelled.ids_T, ids[start:stop])
+    np.testing.assert_array_equal(unlabelled.labels_T, ids[start:stop])
+    labelled = render("tokenized", input_ids=ids, attention_mask=mask, labels=labels)
+    np.testing.assert_array_equal(labelled.ids_T, ids[start:stop])
+    np.testing.assert_array_equal(labelled.labels_T, labels[start:stop])
+
+
+def test_without_a_mask_nothing_is_padding() -> None:
+    np.testing.assert_array_equal(
+        render("tokenized", input_ids=[1, 2], attention_mask=None).ids_T, [1, 2]
+    )
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         ({"input_ids": [1, "2"]}, "`input_ids[1]` must be a whole number, is text"),
@@ -135,6 +155,26 @@ def test_tokenized_rows_without_labels_are_all_supervised() -> None:
         (
             {"input_ids": [1, 2], "labels": [1]},
             "`input_ids` has 2 tokens and `labels` has 1",
+        ),
+        (
+            {"input_ids": [1, 2], "attention_mask": [1]},
+            "`input_ids` has 2 tokens and `attention_mask` has 1",
+        ),
+        (
+            {"input_ids": [1, 2], "attention_mask": [1, 2]},
+            "`attention_mask` must hold 0 and 1 only, has 2",
+        ),
+        (
+            {"input_ids": [1, 2], "attention_mask": [1, 0.5]},
+            "`attention_mask[1]` must be a whole number, is a number",
+        ),
+        (
+            {"input_ids": [1, 2], "attention_mask": [0, 0]},
+            "`attention_mask` is 0 for every token",
+        ),
+        (
+            {"input_ids": [9, 1, 2, 3], "attention_mask": [0, 1, 0, 1]},
+            "`attention_mask[2]` is 0 between ones: only padding at the ends can be left out",
         ),
         ({"input_ids": [2**70]}, f"`input_ids` has a number that is no token id: {2**70}"),
     ],
