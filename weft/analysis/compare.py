@@ -87,7 +87,7 @@ def compare(
     """
     from weft.training.contrast import contrast
     from weft.training.evaluate import evaluate
-    from weft.training.refs import data_for, load_split, open_subject
+    from weft.training.refs import data_for, differences, load_split, open_subject, settled_by
 
     subject = open_subject([a, b], base=base, dtype=dtype)
     if len(subject.adapters) != 2:
@@ -104,6 +104,8 @@ def compare(
     row_a, row_b = scores.table.row(name_a), scores.table.row(name_b)
     key = Key.of(0).fold("compare")
     loss_difference = _difference(row_a, row_b, key)
+    settled = settled_by(base=base, dtype=dtype, task=task, path=data)
+    differing = differences(subject.places, settled)
     items, skipped = _continuable(rows_of.items[:prompts], engine.base.context)
     return Comparison(
         a=name_a,
@@ -126,7 +128,7 @@ def compare(
         },
         largest=apart.largest,
         samples=_samples(engine, bank, items, max_tokens),
-        notices=(*rows_of.notices, *skipped),
+        notices=(*differing, *rows_of.notices, *skipped),
     )
 
 

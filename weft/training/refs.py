@@ -6,15 +6,19 @@ A reference is `base` or the name of a base, an adapter directory, a run, or a m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from weft.core.errors import InputError
 from weft.core.files import read_json
 from weft.data.config import DataConfig
 from weft.data.dataset import load_splits
+from weft.data.readers import is_saved_dataset, read_rows
+from weft.data.sources import find_sources
 from weft.data.split import Split
+from weft.data.templates import FORMATS, detect
 from weft.data.tokenizer import BUNDLED, resolve_base
 from weft.engines.local import LocalEngine
 from weft.formats.peft import CONFIG, is_adapter, read_adapter
@@ -25,8 +29,15 @@ from weft.model.config import DType
 from weft.runs.layout import RunLayout
 from weft.runs.reader import RunReader
 from weft.training.config import RunConfig
+from weft.training.resolve import from_record
 
 DEFAULT_BASE = "weft/tiny"
+
+CUT = ("max_length", "append_eos", "train_on_prompt")
+"""How rows of any source become examples: other rows than the run's are treated the same."""
+
+READ = ("format", "chat_template")
+"""How rows of one's own are read."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +128,9 @@ def data_for(
 ) -> DataConfig:
     """The data to score on: as asked, or else what the run behind a reference was trained on.
 
-    Other rows than the run's are cut and supervised as the run's were. Every row of a single file
-    is scored, whatever the split is called: nothing is held out of it.
+    Other rows than the run's are cut and supervised as the run's were, and read like them where
+    they have the fields for it. Every row of a single file or saved dataset is scored, whatever
+    the split is called: nothing is held out of it.
     """
     run = next((place.config.data for place in places if place.config), None)
     if task is None and path is None:
@@ -128,13 +140,66 @@ def data_for(
                 hint="give --task instruct (or tables, reviews), or --data FILE",
             )
         return run
-    kept = run.model_dump(include={"max_length", "append_eos", "train_on_prompt"}) if run else {}
-    whole = path if path is not None and path.is_file() else None
+    kept = run.model_dump(include=set(CUT)) if run else {}
+    if run and path and not task:
+        kept |= _read_like(run, path)
+    single = path is not None and (path.is_file() or is_saved_dataset(path))
+    whole = path if single else None
     try:
         return DataConfig(task=task, path=path, valid_path=whole, test_path=whole, **kept)
     except ValueError as error:
         message = str(error).split("Value error, ")[-1].split(" [type=")[0]
         raise InputError(message) from None
+
+
+def differences(places: Sequence[Place], settled: Collection[str] = ()) -> tuple[str, ...]:
+    """What the runs behind two references say differently of base and data, in words.
+
+    Both are scored as the first one says; `settled` are the keys that somebody else decides.
+    """
+    runs = [(place.ref, _shared(place.config)) for place in places if place.config]
+    if len(runs) < 2:
+        return ()
+    (ref_a, a), (ref_b, b) = runs[:2]
+    return tuple(
+        f"`{key}` differs: {a[key]} in {ref_a}, {b[key]} in {ref_b}; both are scored with {a[key]}"
+        for key in a
+        if a[key] != b[key] and key not in settled
+    )
+
+
+def settled_by(
+    *, base: object = None, dtype: object = None, task: object = None, path: object = None
+) -> set[str]:
+    """The keys that do not come from a run when these are given."""
+    settled = {key for key, value in (("base", base), ("dtype", dtype)) if value is not None}
+    if task is not None or path is not None:
+        kept = {*CUT, *(READ if task is None else ())}
+        settled |= {f"data.{name}" for name in DataConfig.model_fields if name not in kept}
+    return settled
+
+
+def _shared(config: RunConfig) -> dict[str, Any]:
+    data = config.data.model_dump(mode="json")
+    return {
+        "base": config.base,
+        "dtype": config.dtype,
+        **{f"data.{name}": value for name, value in data.items()},
+    }
+
+
+def _read_like(run: DataConfig, path: Path) -> dict[str, Any]:
+    """The run's format and chat template, as far as the first row at `path` can be read so."""
+    if run.format == "auto" and run.chat_template is None:
+        return {}
+    source = next(iter(find_sources(DataConfig(path=path)).values()))
+    rows = read_rows(source).rows
+    if not rows:
+        return {}
+    fits = run.format != "auto" and set(FORMATS[run.format].fields) <= rows[0].value.keys()
+    name = run.format if fits else detect(rows[0]).name
+    kept: dict[str, Any] = {"format": run.format} if fits else {}
+    return kept | ({"chat_template": run.chat_template} if name == "messages" else {})
 
 
 def load_split(subject: Subject, data: DataConfig, name: str) -> Split:
@@ -145,7 +210,7 @@ def load_split(subject: Subject, data: DataConfig, name: str) -> Split:
 
 def _locate_run(ref: str, path: Path) -> Place:
     reader = RunReader(path)
-    config = RunConfig.model_validate(reader.manifest.config)
+    config = _stored_config(reader)
     layout = reader.layout
     members = {name: layout.member(name).adapter for name in reader.member_names()}
     adapters = members or {ref: layout.adapter}
@@ -161,10 +226,16 @@ def _locate_adapter(ref: str, path: Path, adapter: Path) -> Place:
     """An adapter directory; if it lies in a run, the run says the base and the data."""
     for parent in (path.parent, *path.parent.parents[:2]):
         if RunLayout(parent).manifest.is_file():
-            config = RunConfig.model_validate(RunReader(parent).manifest.config)
+            config = _stored_config(RunReader(parent))
             return Place(ref, config.base, {ref: adapter}, None, config)
     base = read_json(adapter / CONFIG).get("base_model_name_or_path")
     return Place(ref, base or None, {ref: adapter})
+
+
+def _stored_config(reader: RunReader) -> RunConfig:
+    """What the run used; `InputError` where this Weft cannot read it any more."""
+    manifest = reader.manifest
+    return from_record(manifest.config, manifest.origins, str(reader.layout.manifest)).config
 
 
 def _common_base(places: Sequence[Place]) -> str:

@@ -1,0 +1,76 @@
+"""On which data references are scored, and what is said where two runs disagree."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from weft.core.errors import InputError
+from weft.data.dataset import load_splits
+from weft.training.refs import Place, data_for, differences, locate, settled_by
+from weft.training.resolve import resolve
+
+
+def place(ref="run", *overrides):
+    return Place(ref, None, {}, config=resolve("instruct", overrides).config)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A function that writes rows."""
+
+    def write(*values, name="mine.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(value) + "\n" for value in values))
+        return path
+
+    return write
+
+
+BOTH = {"text": "the cat", "prompt": "the", "completion": " cat"}
+
+
+def test_rows_of_a_file_are_read_like_the_runs_where_they_can_be(rows):
+    run = place("run", "data.path=train.jsonl", "data.format=text", "data.max_length=64")
+    found = data_for([run], path=rows(BOTH))
+    assert (found.format, found.max_length) == ("text", 64)
+    assert data_for([run], path=rows({"prompt": "a", "completion": "b"})).format == "auto"
+    assert data_for([run], task="tables").format == "auto"
+
+
+def test_a_chat_template_goes_with_messages_only(rows):
+    run = place("run", "data.path=train.jsonl", "data.chat_template=mine.jinja")
+    turns = [{"role": role, "content": "hello"} for role in ("user", "assistant")]
+    assert str(data_for([run], path=rows({"messages": turns})).chat_template) == "mine.jinja"
+    assert data_for([run], path=rows(BOTH)).chat_template is None
+
+
+def test_nothing_is_held_out_of_a_saved_dataset(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    values = [{"prompt": f"the {i}", "completion": " cat"} for i in range(20)]
+    datasets.Dataset.from_list(values).save_to_disk(str(tmp_path / "saved"))
+    config = data_for([place()], path=tmp_path / "saved")
+    from weft.data.tokenizer import load_tokenizer
+
+    found = load_splits(config, load_tokenizer("weft/tiny"), ("valid",))["valid"]
+    assert len(found.items) == 20
+
+
+def test_what_two_runs_say_differently_is_named():
+    a = place("a", "data.max_length=64")
+    b = place("b", "dtype=bfloat16", "data.task=tables")
+    found = differences([a, b])
+    assert [text.split("`")[1] for text in found] == ["dtype", "data.task", "data.max_length"]
+    assert found[2] == ("`data.max_length` differs: 64 in a, 512 in b; both are scored with 64")
+    assert differences([a, Place("base", None, {})]) == ()
+    left = differences([a, b], settled_by(dtype="float32", task="tables"))
+    assert [text.split("`")[1] for text in left] == ["data.max_length"]
+
+
+def test_a_stored_configuration_that_is_out_of_date_is_no_traceback(tmp_path):
+    config = resolve("instruct").config.model_dump(mode="json") | {"gone": 1}
+    manifest = {"name": "old", "config": config}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="gone: no such key"):
+        locate(str(tmp_path))
