@@ -73,6 +73,9 @@ def _json(path: Path) -> Numbered:
     except json.JSONDecodeError as e:
         yield e.lineno, RowProblem(_broken_json(e))
         return
+    except (ValueError, RecursionError) as e:  # a number or a nesting beyond Python's limits
+        yield 1, RowProblem(f"broken JSON: {e}")
+        return
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if not isinstance(value, list):
@@ -92,7 +95,7 @@ def _parquet(path: Path) -> Numbered:
         raise _needs("pyarrow", path) from e
     try:
         with pq.ParquetFile(path) as file:
-            yield from _numbered(batch.to_pylist() for batch in file.iter_batches())
+            yield from _numbered(file.iter_batches())
     except pa.ArrowInvalid as e:
         raise InputError(f"cannot read {path}: {e}", hint="is it a Parquet file?") from e
 
@@ -106,7 +109,7 @@ def _saved_dataset(path: Path) -> Numbered:
         saved = datasets.load_from_disk(str(path)).with_format("arrow")
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"cannot read the saved dataset {path}: {e}") from e
-    yield from _numbered(table.to_pylist() for table in saved.iter(batch_size=1000))
+    yield from _numbered(saved.iter(batch_size=1000))
 
 
 def _tsv(path: Path) -> Numbered:
@@ -146,8 +149,24 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
 
-def _numbered(batches: Iterable[list[dict[str, Any]]]) -> Numbered:
-    yield from enumerate((row for batch in batches for row in batch), start=1)
+def _numbered(batches: Iterable[Any]) -> Numbered:
+    """The rows of Arrow tables or batches."""
+    yield from enumerate((row for batch in batches for row in _arrow_rows(batch)), start=1)
+
+
+def _arrow_rows(batch: Any) -> list[dict[str, Any] | RowProblem]:
+    """All rows of a batch; one by one where a text is not UTF-8, which Arrow does not check."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [_arrow_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
+
+
+def _arrow_row(batch: Any) -> dict[str, Any] | RowProblem:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError as e:
+        return RowProblem(_not_utf8(e))
 
 
 def _object(value: object) -> dict[str, Any] | RowProblem:

@@ -73,6 +73,8 @@ def test_json_beyond_pythons_limits_is_a_bad_row(
 ) -> None:
     (problem,) = problems(write_rows(line))
     assert problem.startswith(":1: broken JSON: ")
+    (problem,) = problems(write_rows(f"[{line}]", name="rows.json"))
+    assert problem.startswith(":1: broken JSON: ")
 
 
 @pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: {"data": rows, "version": 1}])
@@ -119,6 +121,19 @@ def test_parquet(tmp_path: Path) -> None:
     rows = [{"text": "one", "ids": [1, 2]}, {"text": None, "ids": []}]
     pq.write_table(pa.Table.from_pylist(rows), path)
     assert values(path) == list(enumerate(rows, start=1))
+
+
+def test_a_parquet_row_that_is_not_utf8_is_bad_and_its_neighbours_are_not(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    texts = pa.array([b"one", b"caf\xe9", b"three"]).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), path)
+    assert problems(path) == [":2: not UTF-8: byte 0xe9 at column 4"]
+    assert [(row.line, row.value) for row in read_rows(path).rows] == [
+        (1, {"text": "one"}),
+        (3, {"text": "three"}),
+    ]
 
 
 def test_what_only_looks_like_parquet(tmp_path: Path) -> None:
