@@ -13,6 +13,7 @@ from weft.cli.compare import score, show_samples
 from weft.cli.progress import rows_progress
 from weft.cli.report import COMPARISON, draw_figures, write_page
 from weft.cli.train import run_training, stop_if_interrupted
+from weft.core.errors import InputError
 
 RECIPE = "instruct"
 SHOWN = 2
@@ -37,6 +38,7 @@ def demo(
     from weft.runs.reader import RunReader
     from weft.training.train import free_directory
 
+    _refuse_what_cannot_end(settings or [])
     started = time.monotonic()
     root = run_dir or free_directory(Path("runs"), "demo")
     outcome = run_training(RECIPE, settings or [], root)
@@ -78,3 +80,23 @@ def demo(
     )
     screen.say()
     screen.say(f"next: open {page} in a browser, or {screen.command('weft', 'inspect', root)}")
+
+
+def _refuse_what_cannot_end(settings: list[str]) -> None:
+    """Before training: one adapter is compared with the base, on test rows."""
+    from weft.data.dataset import available_splits
+    from weft.training.resolve import resolve
+
+    config = resolve(RECIPE, settings).config
+    lanes, splits = config.lanes, available_splits(config.data)
+    if len(lanes) > 1:
+        raise InputError(
+            f"the demo compares one adapter with the base, and these settings train {len(lanes)}: "
+            f"{', '.join(lane.name for lane in lanes)}",
+            hint=f"train them with {screen.command('weft', 'train', RECIPE, *settings)}",
+        )
+    if "test" not in splits:
+        raise InputError(
+            f"the demo ends on test rows, and the data has none: only {', '.join(splits)}",
+            hint="give data.test_path, or use `weft train` and `weft compare`",
+        )

@@ -81,6 +81,8 @@ def run_training(
     resume: Path | None = None,
 ) -> Outcome:
     """Train or resume with everything shown on stderr."""
+    if resume is not None:
+        _refuse_overrides(resume, [word for word in (recipe, *settings) if word and "=" in word])
     if (recipe is None) == (resume is None):
         raise InputError(
             "give a recipe or a file to train, or --resume with a run; one of the two",
@@ -112,6 +114,17 @@ def run_training(
             return training.train(resolved, run_dir, announce=announce, watch=watch)
         assert resume is not None
         return training.resume(resume, announce=announce, watch=watch)
+
+
+def _refuse_overrides(resume: Path, overrides: list[str]) -> None:
+    from weft.runs.layout import RunLayout
+
+    if overrides:
+        raise InputError(
+            f"a resumed run keeps its configuration: it cannot take {' '.join(overrides)}",
+            hint="leave that out, or start a new run: "
+            + screen.command("weft", "train", RunLayout(resume).config, *overrides),
+        )
 
 
 def results_table(outcome: Outcome) -> RenderableType:
