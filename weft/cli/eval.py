@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from weft.training.refs import Place
 
 
+SAME = ("split", "num_examples", "supervised_tokens", "metric")
+"""What two records of one measurement have in common."""
+
+
 def evaluate(
     subject: options.Subject,
     base: options.Base = None,
@@ -99,6 +103,10 @@ def _write_results(place: Place, records: Mapping[str, Any], suffix: str) -> lis
     for member, record in records.items():
         name = f"eval{suffix}" if len(records) == 1 else f"eval-{member}{suffix}"
         known = reader.results(name) if name in reader.result_names() else {}
+        if "kept" in known and any(known.get(key) != record[key] for key in SAME):
+            # the run's own evaluation, of something else: it stays as it is
+            name = f"{name}-{record['split']}-{record['num_examples']}-rows-{record['metric']}"
+            known = {}
         kept = {key: known[key] for key in ("kept", "step") if key in known}
         path = reader.layout.result(name)
         write_json(path, {**record, **kept})

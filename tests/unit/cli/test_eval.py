@@ -42,6 +42,20 @@ def test_another_measurement_gets_another_file(cli, mine, rows_dir):
     assert names == ["eval-rows--1-.json", "eval-train-first-5.json", "eval.json"]
 
 
+@pytest.mark.parametrize(
+    "other", [{"num_examples": 5}, {"metric": "exact_match"}, {"split": "test"}]
+)
+def test_the_runs_own_evaluation_of_something_else_stays(cli, mine, other):
+    own = mine / "results" / "eval.json"
+    own.write_text(json.dumps(json.loads(own.read_text()) | other))
+    before = own.read_bytes()
+    said = cli("eval", mine)
+    assert "results/eval-valid-12-rows-token_accuracy.json" in said.err
+    assert own.read_bytes() == before
+    written = json.loads((own.parent / "eval-valid-12-rows-token_accuracy.json").read_text())
+    assert written["num_examples"] == 12 and "kept" not in written
+
+
 def test_json_is_the_record_and_what_is_written(cli, mine, run, small_base, rows_dir):
     said = cli("eval", mine, "--json")
     record = json.loads(said.out)
