@@ -2,7 +2,8 @@
 
 A prompt gets the ids that the tokenizer puts before a text (BOS) and none of those that it puts
 after one: the response follows. Prompt and response are tokenised apart and joined as ids, so
-that training sees exactly the prompt that generation starts from.
+that training sees exactly the prompt that generation starts from; the response is tokenised as
+the continuation that it is.
 
 Shapes: T tokens of one example, S supervised ones.
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weft.core.batch import IGNORE, Example
+from weft.core.batch import IGNORE
 from weft.core.errors import InputError
 from weft.data.config import DataConfig
 from weft.data.rows import RowProblem
@@ -90,7 +91,7 @@ class Encoder:
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of the texts alone: responses, candidates."""
+    """Ids of the texts alone."""
     if not texts:
         return []
     encoded = tokenizer(
@@ -99,20 +100,46 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     return encoded["input_ids"]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> np.ndarray:
-    """The ids that generation starts from."""
-    (ids,) = encode_texts(tokenizer, [prompt])
-    return np.array([*_head(tokenizer), *ids], dtype=np.int64)
+def encode_completions(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of the texts as they go on from a prompt: responses, candidates.
+
+    Some tokenizers put a space before a text that they are given (SentencePiece, Metaspace). What
+    goes on from a prompt must not get one, so it is tokenised after a sentinel, whose ids are then
+    taken off. A text that merges with the sentinel is tokenised alone.
+    """
+    sentinel = _sentinel(tokenizer)
+    if sentinel is None:
+        return encode_texts(tokenizer, texts)
+    before, *wholes = encode_texts(tokenizer, [sentinel, *(sentinel + text for text in texts)])
+    kept = [whole[: len(before)] == before for whole in wholes]
+    merged = [text for text, is_kept in zip(texts, kept, strict=True) if not is_kept]
+    alone = iter(encode_texts(tokenizer, merged))
+    return [
+        whole[len(before) :] if is_kept else next(alone)
+        for whole, is_kept in zip(wholes, kept, strict=True)
+    ]
 
 
-def prompt_ids(example: Example) -> np.ndarray:
-    """The ids before the first supervised token: the prompt, unless it is supervised as well."""
-    return example.ids_T[: _first_supervised(example.labels_T)]
+SENTINELS = ("\n", ".")
+"""Texts that rarely merge with what follows, best first."""
+
+
+def _sentinel(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What to put before a text so that it goes on; None where a text alone has the same ids."""
+    for sentinel in SENTINELS:
+        alone, before, whole = encode_texts(tokenizer, ["x", sentinel, f"{sentinel}x"])
+        known = before and tokenizer.unk_token_id not in before
+        if known and whole[: len(before)] == before:
+            return None if whole[len(before) :] == alone else sentinel
+    return None
 
 
 def _encode_rendered(encoder: Encoder, rows: Sequence[Rendered]) -> list[Encoded | RowProblem]:
+    """A response goes on from its prompt; without a prompt it begins as any text does."""
     prompts = encode_texts(encoder.tokenizer, [row.prompt for row in rows])
-    completions = encode_texts(encoder.tokenizer, [row.completion for row in rows])
+    begun = iter(encode_texts(encoder.tokenizer, [r.completion for r in rows if not r.prompt]))
+    going_on = iter(encode_completions(encoder.tokenizer, [r.completion for r in rows if r.prompt]))
+    completions = [next(going_on if row.prompt else begun) for row in rows]
     end = [] if encoder.eos is None else [encoder.eos]
     return [
         encoder.join(

@@ -73,6 +73,17 @@ def chat(tokenizer_of: Callable[..., PreTrainedTokenizerFast]) -> PreTrainedToke
     return tokenizer_of("bos", chat_template=CHAT_TEMPLATE)
 
 
+@pytest.fixture(scope="session")
+def metaspace() -> PreTrainedTokenizerFast:
+    """Like Llama's: a space is put before every text, and words carry theirs."""
+    words = ["</s>", "<unk>", "▁yes", "▁Answer", "\n\n"]
+    vocab = [(word, -1.0) for word in words] + [(letter, -3.0) for letter in "▁\n.:yesx"]
+    backend = Tokenizer(models.Unigram(vocab, unk_id=1))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+
+
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
     """Write rows as JSON lines; a row that is text already is written as it is."""

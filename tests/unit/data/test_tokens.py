@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from weft.core.batch import IGNORE, Example
+from weft.core.batch import IGNORE
 from weft.core.errors import InputError
 from weft.data.config import DataConfig
 from weft.data.rows import RowProblem
 from weft.data.templates import Chat, Rendered, Tokens
-from weft.data.tokens import Encoded, Encoder, encode_prompt, encode_texts, prompt_ids
+from weft.data.tokens import Encoded, Encoder, encode_completions
 
 BOS, EOS = 0, 1
 PAIR = Rendered("The movie", " was great.")
@@ -53,17 +53,6 @@ def test_only_the_response_and_its_eos_are_supervised(
     assert row.ids_T.dtype == row.labels_T.dtype == np.int64
     assert row.has_response
     assert row.prompt_length == len(prompt)
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "bos", "both"])
-def test_generation_starts_from_the_prompt_of_training(
-    tokenizer_of: Callable[..., PreTrainedTokenizerFast], kind: str
-) -> None:
-    tokenizer = tokenizer_of(kind)
-    row = encoded(tokenizer, PAIR)
-    started = encode_prompt(tokenizer, PAIR.prompt)
-    np.testing.assert_array_equal(row.ids_T[: row.prompt_length], started)
-    np.testing.assert_array_equal(prompt_ids(Example("a", row.ids_T, row.labels_T)), started)
 
 
 def test_a_tokenizer_without_pad_token_works(gpt2: PreTrainedTokenizerFast) -> None:
@@ -117,15 +106,48 @@ def test_many_rows_are_the_rows_one_by_one(gpt2: PreTrainedTokenizerFast) -> Non
         np.testing.assert_array_equal(each.ids_T, encoded(gpt2, row).ids_T)
 
 
-def test_candidates_are_tokenised_alone(
+def test_candidates_get_nothing_put_around_them(
     tokenizer_of: Callable[..., PreTrainedTokenizerFast],
 ) -> None:
     both = tokenizer_of("both")
-    assert encode_texts(both, (" terrible", " great")) == [
+    assert encode_completions(both, (" terrible", " great")) == [
         bare(both, " terrible"),
         bare(both, " great"),
     ]
-    assert encode_texts(both, ()) == []
+    assert encode_completions(both, ()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["was great", " was", "  was", "\n", "\n\n\nwas", ".", "...", "'s", "1", "\u00e9", "</s>"],
+)
+def test_a_byte_level_tokenizer_needs_no_sentinel(gpt2: PreTrainedTokenizerFast, text: str) -> None:
+    assert encode_completions(gpt2, [text]) == [bare(gpt2, text)]
+
+
+@pytest.mark.parametrize(
+    ("completion", "pieces"),
+    [
+        ("yes", ["y", "e", "s"]),  # and not the word that begins with a space
+        (" yes", ["▁yes"]),
+        ("\nyes", ["▁", "\n", "y", "e", "s"]),  # merges with the sentinel: tokenised alone
+    ],
+)
+def test_no_space_comes_between_prompt_and_response(
+    metaspace: PreTrainedTokenizerFast, completion: str, pieces: list[str]
+) -> None:
+    row = encoded(metaspace, Rendered("Answer:", completion))
+    prompt, answer = row.ids_T[: row.prompt_length], row.ids_T[row.prompt_length : -1]
+    assert metaspace.convert_ids_to_tokens(prompt) == ["▁Answer", ":"]
+    assert metaspace.convert_ids_to_tokens(answer) == pieces
+
+
+def test_a_text_without_prompt_begins_as_texts_do(metaspace: PreTrainedTokenizerFast) -> None:
+    rows = [Rendered("", "yes"), Rendered("Answer:", "yes"), Rendered("", "yes")]
+    first, second, third = Encoder.of(metaspace, DataConfig(path=Path("r"))).encode(rows)
+    assert metaspace.convert_ids_to_tokens(first.ids_T) == ["▁yes", "</s>"]
+    np.testing.assert_array_equal(first.ids_T, third.ids_T)
+    assert second.response == "yes"
 
 
 CHAT = Chat(
