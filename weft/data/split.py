@@ -67,6 +67,11 @@ class Split:
         return tuple(item.reference for item in self.items)
 
     @cached_property
+    def largest_id(self) -> int:
+        """The largest token id, labels included: a model's vocabulary must be larger."""
+        return max(int(max(e.ids_T.max(), e.labels_T.max())) for e in self.examples)
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all ids and labels: equal when the same numbers are trained on."""
         digest = hashlib.sha256()

@@ -349,6 +349,13 @@ def test_the_fingerprint_is_of_tokens_and_labels(write_rows: Write, gpt2: Tokeni
     assert train(path, gpt2, append_eos=False).fingerprint != first.fingerprint
 
 
+def test_the_largest_id_is_of_tokens_and_labels(write_rows: Write, gpt2: Tokenizer) -> None:
+    rows = [{"input_ids": [9, 5], "labels": [9, 5]}, {"input_ids": [8, 7], "labels": [-100, 7]}]
+    assert train(write_rows(*rows), gpt2).largest_id == 9
+    labelled = {"input_ids": [2, 3], "labels": [-100, 11]}
+    assert train(write_rows(*rows, labelled), gpt2).largest_id == 11
+
+
 def test_the_rows_fingerprint_is_of_the_rows_only(write_rows: Write, gpt2: Tokenizer) -> None:
     path = write_rows(*pairs(3))
     first = train(path, gpt2)
