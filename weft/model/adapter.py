@@ -107,8 +107,3 @@ def initial_adapter(layout: Layout, key: Key) -> Adapter:
         bound = 1 / math.sqrt(a_rI.shape[1])
         a_rI.copy_(uniform(a_rI.shape, -bound, bound, key.fold("init", name)))
     return Adapter(layout, flat)
-
-
-def zero_adapter(layout: Layout) -> Adapter:
-    """The null member: the base itself."""
-    return Adapter(layout, torch.zeros(layout.size))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ class Plan:
     scale_N11: torch.Tensor
     keep: Sequence[torch.Tensor] | None = None  # [M, I] for each block: what dropout keeps
     keep_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        ordered = sorted(self.spans)
+        shared = any(b[0] < a[1] for a, b in pairwise(ordered))
+        assert not shared, f"blocks share members: {self.spans}"  # their gradients would collide
 
 
 class AddLowRank(torch.autograd.Function):

@@ -97,7 +97,7 @@ class RunLayout:
 
     @property
     def done(self) -> Path:
-        """Written last: it exists exactly when the run is complete."""
+        """Written when the run is complete: only figures and reports may come after it."""
         return self.root / "DONE.json"
 
     @property
