@@ -16,6 +16,7 @@ from weft.core.batch import IGNORE, Example, batches_of
 from weft.core.errors import NumericError
 from weft.core.table import ScoreTable
 from weft.data.split import Split
+from weft.data.tokens import encode_completions
 from weft.engines.local import LocalEngine
 from weft.model.bank import Bank
 
@@ -104,9 +105,7 @@ def choice_accuracy(
     """Share of rows whose own response has the best mean log-probability of all candidates, [N]."""
     tokenizer = engine.base.tokenizer
     candidates = split.task.candidates
-    endings = [
-        np.array(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in candidates
-    ]
+    endings = [np.array(ids) for ids in encode_completions(tokenizer, list(candidates))]
     items = split.items[:rows]
     examples = [_ending(item.prompt_ids, ids) for item in items for ids in endings]
     loss_NX, _, count_X = score_all(engine, bank, examples, batch_size * len(candidates))

@@ -107,7 +107,7 @@ def load_job(resolved: Resolved) -> Job:
 
 def _check_vocabulary(base: Base, splits: dict[str, Split]) -> None:
     known = base.model.get_input_embeddings().weight.shape[0]
-    largest = max(int(e.ids_T.max()) for split in splits.values() for e in split.examples)
+    largest = max(split.largest_id for split in splits.values())
     if largest >= known:
         raise InputError(
             f"the tokenizer gives token {largest}, and the base knows 0 to {known - 1}",
