@@ -18,27 +18,30 @@ from weft.core.errors import WeftError
 from weft.core.keys import Key
 
 
-def run_sft_step(options: argparse.Namespace, console: Console) -> None:
+def run_sft_step(
+    options: argparse.Namespace, console: Console, name: str = "sft_step", base_dropout: float = 0.0
+) -> None:
     """Training steps of Weft and of PEFT with the Trainer on the same rows."""
     steps = options.rounds * options.steps
     batches = random_batches(steps, sft_step.BATCH_ROWS, sft_step.VOCABULARY, Key.of(sft_step.SEED))
     lengths = [example.tokens for batch in batches for example in batch.examples]
     workload = (
         f"GPT-2-small shape, random fp32 weights; LoRA rank {sft_step.RANK} on "
-        f"{' and '.join(sft_step.TARGETS)}, dropout {sft_step.DROPOUT}; batches of "
+        f"{' and '.join(sft_step.TARGETS)}, dropout {sft_step.DROPOUT}, the base's own dropout {base_dropout}; batches of "
         f"{sft_step.BATCH_ROWS} rows, {steps} timed steps in {options.rounds} rounds; "
         f"tokens per row: {describe(lengths)}"
     )
     load = report.load()
     measurements = alternate(
-        sft_step.contenders(),
+        sft_step.contenders(base_dropout),
         batches,
         options.rounds,
         progress=lambda text: print(text, file=sys.stderr),
     )
-    sft_step.check_first_losses(measurements)
+    if not base_dropout:  # which draws other noise for each contender
+        sft_step.check_first_losses(measurements)
     result = report.Report(
-        benchmark="sft_step",
+        benchmark=name,
         command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
         date=report.now(),
         workload=workload,
@@ -55,12 +58,20 @@ def run_sft_step(options: argparse.Namespace, console: Console) -> None:
     if options.profile:
         columns = {
             c.name: breakdown.seconds_by_kind(c, batches[0], sft_step.VOCABULARY)
-            for c in sft_step.contenders()
+            for c in sft_step.contenders(base_dropout)
         }
         breakdown.show(columns, console)
 
 
-BENCHMARKS: dict[str, Callable[[argparse.Namespace, Console], None]] = {"sft_step": run_sft_step}
+def run_sft_step_base_dropout(options: argparse.Namespace, console: Console) -> None:
+    """The same with GPT-2's own dropout on, which is how its configuration comes."""
+    run_sft_step(options, console, "sft_step_base_dropout", sft_step.BASE_DROPOUT)
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
+    "sft_step": run_sft_step,
+    "sft_step_base_dropout": run_sft_step_base_dropout,
+}
 
 
 def main() -> int:

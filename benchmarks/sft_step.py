@@ -5,6 +5,9 @@ Everyone gets the same rows in the same order, the same random fp32 base and the
 on the response only. The base's own dropout is 0 for everyone, as in current base models. B starts
 at zero, so the loss of the first step does not depend on A or on the dropout masks: it must be the
 same number for everyone, and `check_first_losses` sees to it.
+
+`base_dropout` is the other case: GPT-2's own dropout of 0.1 as its configuration has it, which the
+Trainer leaves on and Weft turns on when asked. First losses then differ by their noise.
 """
 
 from __future__ import annotations
@@ -41,15 +44,16 @@ TARGETS = ("c_attn", "c_proj")
 RANK = 8
 ALPHA = 16
 DROPOUT = 0.1
+BASE_DROPOUT = 0.1
 LEARNING_RATE = 2e-4
 MAX_GRAD_NORM = 1.0
 SEED = 0
 
 
-def base_model() -> transformers.GPT2LMHeadModel:
+def base_model(dropout: float) -> transformers.GPT2LMHeadModel:
     """GPT-2 small with random fp32 weights, the same at every call."""
     config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+        vocab_size=VOCABULARY, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout
     )
     with global_generator(Key.of(SEED).fold("base")):
         return transformers.GPT2LMHeadModel(config)
@@ -116,7 +120,7 @@ def _row(example: Example) -> dict[str, list[int]]:
     }
 
 
-def build_peft_trainer(pad_to: int | None) -> Run:
+def build_peft_trainer(pad_to: int | None, base_dropout: float = 0.0) -> Run:
     """PEFT on the Trainer, both with their defaults for this recipe."""
     config = peft.LoraConfig(
         r=RANK,
@@ -126,7 +130,7 @@ def build_peft_trainer(pad_to: int | None) -> Run:
         fan_in_fan_out=True,
         task_type="CAUSAL_LM",
     )
-    model = peft.get_peft_model(base_model(), config)
+    model = peft.get_peft_model(base_model(base_dropout), config)
 
     def run(batches: Sequence[Batch]) -> Trace:
         clock = StepClock()
@@ -161,13 +165,13 @@ def build_peft_trainer(pad_to: int | None) -> Run:
 # Weft
 
 
-def build_weft() -> Run:
+def build_weft(base_dropout: float = 0.0) -> Run:
     """Weft's engine, gradient estimator and optimiser, put together as its training loop does."""
     fill = SimpleNamespace(pad_token_id=0, eos_token_id=0)  # rows are ids: nothing is tokenised
-    base = prepare("random GPT-2", base_model(), fill)
+    base = prepare("random GPT-2", base_model(base_dropout), fill)
     adapter = AdapterConfig(rank=RANK, alpha=ALPHA, dropout=DROPOUT, targets=TARGETS)
     layout = choose_sites(base.sites, adapter)
-    engine = LocalEngine(base, layout, dropout=adapter.dropout)
+    engine = LocalEngine(base, layout, dropout=adapter.dropout, base_dropout=base_dropout > 0)
     optimiser = OptimiserConfig(lr=LEARNING_RATE, clip=MAX_GRAD_NORM)
     key = Key.of(SEED)
 
@@ -192,20 +196,20 @@ def build_weft() -> Run:
 # the contenders, and that they compute the same thing
 
 
-def contenders() -> list[Contender]:
+def contenders(base_dropout: float = 0.0) -> list[Contender]:
     """Everyone who takes part, in running order."""
     return [
         Contender(
             "peft_trainer_padded",
             f"PEFT, padded to {PADDED_LENGTH}",
-            lambda: build_peft_trainer(PADDED_LENGTH),
+            lambda: build_peft_trainer(PADDED_LENGTH, base_dropout),
         ),
         Contender(
             "peft_trainer_dynamic",
             "PEFT, padded to longest",
-            lambda: build_peft_trainer(None),
+            lambda: build_peft_trainer(None, base_dropout),
         ),
-        Contender("weft", "Weft", build_weft),
+        Contender("weft", "Weft", lambda: build_weft(base_dropout)),
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import prod
 
 import numpy as np
 import torch
@@ -27,14 +26,21 @@ def dropout_rate(rate: float) -> float:
     return round(rate * 2**16) / 2**16
 
 
-def keep_mask(shape: Sequence[int], drop: float, key: Key) -> torch.Tensor:
-    """Boolean mask, False with probability `dropout_rate(drop)`: what dropout keeps.
+def keep_mask(shape: tuple[int, int], drop: float, key: Key) -> torch.Tensor:
+    """Boolean mask, False with probability `dropout_rate(drop)`: what dropout keeps."""
+    mask = np.empty(shape, dtype=bool)
+    fill_keep_mask(mask, drop, key)
+    return torch.from_numpy(mask)
+
+
+def fill_keep_mask(mask: np.ndarray, drop: float, key: Key) -> None:
+    """Draw a mask into `mask` [rows, columns].
 
     Compares raw 16-bit draws with a threshold, which is five times faster than drawing floats.
     """
-    count = prod(shape)
+    count = mask.size
     raw = key.numpy().bit_generator.random_raw((count + 3) // 4).view(np.uint16)[:count]
-    return torch.from_numpy(raw >= np.uint16(round(drop * 2**16))).view(tuple(shape))
+    np.greater_equal(raw.reshape(mask.shape), np.uint16(round(drop * 2**16)), out=mask)
 
 
 @contextmanager

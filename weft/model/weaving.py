@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -22,7 +23,7 @@ from weft.core.keys import Key
 from weft.model.adapter import Adapter
 from weft.model.bank import Bank
 from weft.model.lowrank import AddLowRank, Plan
-from weft.model.noise import dropout_rate, keep_mask
+from weft.model.noise import dropout_rate, fill_keep_mask
 from weft.model.rows import PackedRows, PaddedRows
 
 Rows = PackedRows | PaddedRows
@@ -41,15 +42,17 @@ class Dropout:
 
     def keep(self, rows: Rows, inputs: Mapping[str, int]) -> dict[str, list[torch.Tensor]]:
         """By site, what is kept of each block's input, [M, I]; `inputs` gives I by site."""
-        total = sum(inputs.values())
         blocks = []
         for key, block in zip(self.keys, rows.blocks, strict=True):
-            parts = []
-            for example, positions in rows.spans(block):
-                shape = (example.tokens, total)
-                mask = keep_mask(shape, self.rate, key.fold("dropout", example.id))
-                parts.append(torch.nn.functional.pad(mask, (0, 0, 0, positions - shape[0])))
-            blocks.append(torch.cat(parts).to(rows.ids.device))
+            spans = rows.spans(block)
+            shape = (sum(positions for _, positions in spans), sum(inputs.values()))
+            mask = np.ones(shape, dtype=bool)
+            start = 0
+            for example, positions in spans:
+                here = mask[start : start + example.tokens]
+                fill_keep_mask(here, self.rate, key.fold("dropout", example.id))
+                start += positions
+            blocks.append(torch.from_numpy(mask).to(rows.ids.device))
         widths = list(inputs.values())
         by_site = zip(*(block.split(widths, dim=1) for block in blocks), strict=True)
         return {site: list(masks) for site, masks in zip(inputs, by_site, strict=True)}
