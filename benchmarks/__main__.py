@@ -28,7 +28,8 @@ def run_sft_step(
     workload = (
         f"GPT-2-small shape, random fp32 weights; LoRA rank {sft_step.RANK} on "
         f"{' and '.join(sft_step.TARGETS)}, dropout {sft_step.DROPOUT}, the base's own dropout "
-        f"{base_dropout}; batches of {sft_step.BATCH_ROWS} rows, {steps} timed steps in {options.rounds} rounds; "
+        f"{base_dropout}; batches of {sft_step.BATCH_ROWS} rows, {steps} timed steps in "
+        f"{options.rounds} rounds; "
         f"tokens per row: {describe(lengths)}"
     )
     load = report.load()
