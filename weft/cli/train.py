@@ -60,7 +60,7 @@ def train(
     screen.put()
     screen.put(screen.pairs(places(outcome.root)))
     screen.say()
-    screen.say(f"next: {screen.command('weft', 'compare', 'base', outcome.root)}")
+    screen.say(f"next: {screen.command('weft', 'compare', 'base', first_adapter(outcome.root))}")
 
 
 def stop_if_interrupted(outcome: Outcome) -> None:
@@ -72,6 +72,14 @@ def stop_if_interrupted(outcome: Outcome) -> None:
         f"{screen.command('weft', 'train', '--resume', outcome.root)}"
     )
     raise typer.Exit(INTERRUPTED)
+
+
+def first_adapter(root: Path) -> Path:
+    """What a comparison takes: the run, or the first member of a run that trained several."""
+    from weft.runs.reader import RunReader
+
+    members = RunReader(root).member_names()
+    return RunReader(root).layout.member(members[0]).root if members else root
 
 
 def run_training(

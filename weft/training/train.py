@@ -156,6 +156,8 @@ def _initial_loss(job: Job, run: RunLayout) -> dict[str, float]:
     if "valid-step-0" not in reader.table_names():
         return {}
     table = reader.table("valid-step-0")
+    if table.ids != reader.table("valid").ids:
+        return {}  # `eval.rows` scored other rows while training: not to be put side by side
     return dict(zip(table.members, table.means().tolist(), strict=True))
 
 
