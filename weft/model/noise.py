@@ -22,19 +22,12 @@ def uniform(shape: Sequence[int], low: float, high: float, key: Key) -> torch.Te
 
 
 def dropout_rate(rate: float) -> float:
-    """The rate that `keep_mask` really has: `rate` to the nearest 2^-16."""
+    """The rate that `fill_keep_mask` really has: `rate` to the nearest 2^-16."""
     return round(rate * 2**16) / 2**16
 
 
-def keep_mask(shape: tuple[int, int], drop: float, key: Key) -> torch.Tensor:
-    """Boolean mask, False with probability `dropout_rate(drop)`: what dropout keeps."""
-    mask = np.empty(shape, dtype=bool)
-    fill_keep_mask(mask, drop, key)
-    return torch.from_numpy(mask)
-
-
 def fill_keep_mask(mask: np.ndarray, drop: float, key: Key) -> None:
-    """Draw a mask into `mask` [rows, columns].
+    """Draw into a boolean `mask` what dropout keeps: False with probability `dropout_rate(drop)`.
 
     Compares raw 16-bit draws with a threshold, which is five times faster than drawing floats.
     """

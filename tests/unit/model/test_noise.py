@@ -1,11 +1,18 @@
 """Tensors from keys: the same key the same tensor, and the distribution that was asked for."""
 
+import numpy as np
 import pytest
 import torch
 
 from weft.core.keys import Key
 from weft.model.adapter import Layout, Site, Slot, initial_adapter
-from weft.model.noise import dropout_rate, global_generator, keep_mask, uniform
+from weft.model.noise import dropout_rate, fill_keep_mask, global_generator, uniform
+
+
+def keep_mask(shape, rate, key):
+    mask = np.empty(shape, dtype=bool)
+    fill_keep_mask(mask, rate, key)
+    return torch.from_numpy(mask)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.001])
