@@ -179,15 +179,18 @@ def _continuable(
 def _samples(engine: Any, bank: Any, items: Sequence[Item], max_tokens: int) -> tuple[Sample, ...]:
     if not items:
         return ()
-    decode = engine.base.tokenizer.decode
-    said_a, said_b = engine.greedy(bank, [item.prompt_ids for item in items], max_tokens)
+    from weft.data.tokens import decode_completion
+    from weft.model.decoding import Decoding
+
+    prompts = [item.prompt_ids for item in items]
+    said_a, said_b = engine.generate(bank, prompts, Decoding(max_tokens=max_tokens))
     return tuple(
         Sample(
             item.example.id,
             item.prompt,
             item.reference,
-            decode(ids_a, skip_special_tokens=True),
-            decode(ids_b, skip_special_tokens=True),
+            decode_completion(engine.tokenizer, item.prompt_ids, a.ids),
+            decode_completion(engine.tokenizer, item.prompt_ids, b.ids),
         )
-        for item, ids_a, ids_b in zip(items, said_a, said_b, strict=True)
+        for item, a, b in zip(items, said_a, said_b, strict=True)
     )

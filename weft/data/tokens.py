@@ -120,6 +120,24 @@ def encode_completions(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str])
     ]
 
 
+def decode_completion(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], ids: Sequence[int]
+) -> str:
+    """The text of a completion as it goes on from its prompt; special tokens are left out.
+
+    Some tokenizers drop the space before the first word of a text; after a prompt it must stay.
+    """
+    before = [*map(int, prompt_ids[-CONTEXT_IDS:])]
+    prompt = tokenizer.decode(before, skip_special_tokens=True)
+    whole = tokenizer.decode([*before, *ids], skip_special_tokens=True)
+    if not whole.startswith(prompt):  # the prompt ends within a character
+        return tokenizer.decode(list(ids), skip_special_tokens=True)
+    return whole[len(prompt) :]
+
+
+CONTEXT_IDS = 4
+"""Tokens of the prompt that are decoded with a completion."""
+
 SENTINELS = ("\n", ".")
 """Texts that rarely merge with what follows, best first."""
 

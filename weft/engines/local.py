@@ -12,27 +12,23 @@ from itertools import zip_longest
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from weft.core.batch import Batch
 from weft.core.keys import Key
+from weft.data.tokens import decode_completion
+from weft.engines.engine import OnToken, Scores
 from weft.methods.estimate import Gradient
 from weft.model.adapter import Adapter, Layout
 from weft.model.bank import Bank
 from weft.model.base import Base
+from weft.model.decode import check_prompts, decode
+from weft.model.decoding import Completion, Decoding
 from weft.model.forward import make_rows, target_nll, target_scores
 from weft.model.noise import global_generator
 from weft.model.rows import Block
-from weft.model.sample import greedy
+from weft.model.steppers import stepper_for
 from weft.model.weaving import Dropout, Weft
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """One row a member, one column an example: loss sums, hits, and the count of both."""
-
-    loss_NE: np.ndarray
-    correct_NE: np.ndarray
-    count_E: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +47,27 @@ class LocalEngine:
     base_dropout: bool = False
     members_per_forward: int | None = None
     rows_per_forward: int | None = None
+    name: str = "local"
+
+    @property
+    def ref(self) -> str:
+        """What the base is called."""
+        return self.base.ref
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer."""
+        return self.base.tokenizer
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that the base was built for, where it says so."""
+        return self.base.context
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The base's own stop tokens."""
+        return self.base.stop_ids
 
     def score(self, bank: Bank, batch: Batch) -> Scores:
         """Every member on every example, without a graph and without dropout."""
@@ -74,14 +91,29 @@ class LocalEngine:
         count_E = np.array([example.supervised for example in batch.examples])
         return Scores(loss_NE, correct_NE, count_E)
 
-    def greedy(
-        self, bank: Bank, prompts: Sequence[np.ndarray], max_tokens: int
-    ) -> list[list[list[int]]]:
-        """The most likely continuation of every prompt under every member: [member][prompt]."""
+    def generate(
+        self,
+        bank: Bank,
+        prompts: Sequence[np.ndarray],
+        decoding: Decoding,
+        on_token: OnToken | None = None,
+    ) -> list[list[Completion]]:
+        """The continuation of every prompt under every member: [member][prompt]."""
+        check_prompts(prompts, self.context)
+        tokenizer = self.tokenizer
         texts = []
         for start, stop in _spans(len(bank.members), self.members_per_forward):
             weft = Weft(bank.part(start, stop).to(self.base.device), self.stack)
-            texts += greedy(self.base, weft, prompts, max_tokens)
+            texts += decode(
+                stepper_for(self.base, weft, prompts, decoding.max_tokens),
+                stop - start,
+                prompts,
+                decoding,
+                stop_ids=self.stop_ids,
+                context=self.context,
+                detokenise=lambda number, ids: decode_completion(tokenizer, prompts[number], ids),
+                on_token=_offset(on_token, start),
+            )
         return texts
 
     def gradient(
@@ -137,6 +169,13 @@ class LocalEngine:
 def _lanes_of(cell_S: torch.Tensor, rows: Sequence[int]) -> np.ndarray:
     """Which of the live lanes each target belongs to, from its cell number."""
     return np.searchsorted(np.cumsum(rows), cell_S.cpu().numpy(), side="right")
+
+
+def _offset(on_token: OnToken | None, first: int) -> OnToken | None:
+    """Tell the members of a part by their numbers in the whole bank."""
+    if on_token is None:
+        return None
+    return lambda member, prompt, token: on_token(first + member, prompt, token)
 
 
 def _spans(count: int, size: int | None) -> Iterator[tuple[int, int]]:

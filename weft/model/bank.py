@@ -68,6 +68,14 @@ class Bank:
         }
         return Bank(self.members[here], sites)
 
+    def only(self, members: Sequence[int]) -> Bank:
+        """These members, in this order."""
+        at = list(members)
+        sites = {
+            name: Weave(w.a_NrI[at], w.b_NOr[at], w.scale_N11[at]) for name, w in self.sites.items()
+        }
+        return Bank(tuple(self.members[i] for i in at), sites)
+
     def to(self, device: torch.device) -> Bank:
         """The same bank on another device."""
         moved = {

@@ -56,12 +56,12 @@ class KVCache:
             enable_gqa=q_BH1D.shape[1] != keys.shape[1],
         )
 
-    def advance(self) -> None:
-        """The step is over in every layer."""
-        self.lengths_B = self.lengths_B + 1
+    def advance(self, live_B: torch.Tensor) -> None:
+        """The step is over in every layer; rows that are not live will write their place again."""
+        self.lengths_B = self.lengths_B + live_B
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Only these rows go on."""
+        """Only these rows go on, in this order."""
         self.lengths_B = self.lengths_B[rows]
         for part in (self._keys, self._values):
             for layer, x in part.items():

@@ -9,7 +9,7 @@ rank of the stack.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,9 +66,9 @@ class Weft:
     stack: Adapter | None = None
     dropout: Dropout | None = None
 
-    def members(self, start: int, stop: int) -> Weft:
-        """The same with members start..stop-1 only."""
-        return Weft(self.bank.part(start, stop), self.stack, self.dropout)
+    def only(self, members: Sequence[int]) -> Weft:
+        """The same with these members, in this order."""
+        return Weft(self.bank.only(members), self.stack, self.dropout)
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from weft.core.batch import IGNORE, Example, batches_of
 from weft.core.errors import NumericError
 from weft.core.table import ScoreTable
 from weft.data.split import Split
-from weft.data.tokens import encode_completions
+from weft.data.tokens import decode_completion, encode_completions
 from weft.engines.local import LocalEngine
 from weft.model.bank import Bank
+from weft.model.decoding import Decoding
 
 Watch = Callable[[int, int], None]
 """Called with rows done and rows in all."""
@@ -125,10 +126,11 @@ def exact_match(
     right = np.zeros(len(bank.members))
     for start in range(0, len(items), batch_size):
         part = items[start : start + batch_size]
-        texts = engine.greedy(bank, [item.prompt_ids for item in part], longest + 8)
-        for index, row in enumerate(texts):
-            for item, ids in zip(part, row, strict=True):
-                text = tokenizer.decode(ids, skip_special_tokens=True)
+        decoding = Decoding(max_tokens=longest + 8)
+        said = engine.generate(bank, [item.prompt_ids for item in part], decoding)
+        for index, row in enumerate(said):
+            for item, completion in zip(part, row, strict=True):
+                text = decode_completion(tokenizer, item.prompt_ids, completion.ids)
                 wanted = split.task.normalise(item.reference)
                 right[index] += split.task.normalise(text) == wanted
     return right / len(items)

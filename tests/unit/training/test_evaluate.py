@@ -16,6 +16,7 @@ from weft.data.dataset import load_splits
 from weft.engines.local import LocalEngine
 from weft.model.bank import Bank
 from weft.model.base import load_base
+from weft.model.decoding import Decoding
 from weft.training.contrast import QUANTITIES, contrast
 from weft.training.evaluate import evaluate
 from weft.training.refs import load_split, open_subject
@@ -118,7 +119,9 @@ def test_exact_match_is_of_normalised_greedy_text(base, tmp_path):
     engine, bank = LocalEngine(base), Bank.of({"base": None})
     prompts = [f"table: {i}\ncolumns: a, b\nQ: what\nA: " for i in range(3)]
     ids = [np.array(base.tokenizer(p)["input_ids"]) for p in prompts]
-    texts = [base.tokenizer.decode(t) for t in engine.greedy(bank, ids, 6)[0]]
+    texts = [
+        base.tokenizer.decode(t.ids) for t in engine.generate(bank, ids, Decoding(max_tokens=6))[0]
+    ]
     from dataclasses import replace
 
     from weft.data.tasks import TASKS

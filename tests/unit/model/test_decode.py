@@ -10,6 +10,7 @@ from weft.core.errors import InputError
 from weft.engines.local import LocalEngine
 from weft.model.bank import Bank
 from weft.model.config import AdapterConfig
+from weft.model.decoding import Decoding
 from weft.model.sites import choose_sites
 
 MEMBERS = "abc"
@@ -28,6 +29,11 @@ def setup(make_base, architecture, **engine):
     return LocalEngine(base, layout, **engine), Bank.from_flat(MEMBERS, layout, flat_NP), flat_NP
 
 
+def greedy(engine, bank, prompts, max_tokens):
+    said = engine.generate(bank, prompts, Decoding(max_tokens=max_tokens))
+    return [[list(completion.ids) for completion in texts] for texts in said]
+
+
 def generated(model, prompt, tokens, stops=()):
     out = model.generate(
         torch.tensor(prompt)[None], max_new_tokens=tokens, do_sample=False, eos_token_id=None
@@ -43,7 +49,7 @@ def generated(model, prompt, tokens, stops=()):
 @pytest.mark.filterwarnings("ignore:.*pad_token_id.*")
 def test_tokens_equal_transformers_generate(architecture, make_base, make_model):
     engine, bank, flat_NP = setup(make_base, architecture)
-    found = engine.greedy(bank, prompts(), 20)
+    found = greedy(engine, bank, prompts(), 20)
     for texts, flat_P in zip(found, flat_NP, strict=True):
         model = copy.deepcopy(make_model(architecture))
         for name, (a_rI, b_Or) in engine.layout.factors(flat_P).items():
@@ -58,10 +64,10 @@ def test_tokens_equal_transformers_generate(architecture, make_base, make_model)
 @pytest.mark.parametrize("architecture", ["llama", "bloom"])
 def test_a_completion_ends_before_its_stop_token_and_the_others_go_on(architecture, make_base):
     engine, bank, _ = setup(make_base, architecture)
-    free = engine.greedy(bank, prompts(), 12)
+    free = greedy(engine, bank, prompts(), 12)
     stop = free[1][2][4]  # what member b says fifth on the third prompt now ends texts
     engine.base.model.generation_config.eos_token_id = [1, stop]
-    for texts, before in zip(engine.greedy(bank, prompts(), 12), free, strict=True):
+    for texts, before in zip(greedy(engine, bank, prompts(), 12), free, strict=True):
         for ids, longer in zip(texts, before, strict=True):
             cut = longer.index(stop) if stop in longer else len(longer)
             assert ids == longer[:cut]
@@ -69,20 +75,20 @@ def test_a_completion_ends_before_its_stop_token_and_the_others_go_on(architectu
 
 def test_texts_do_not_depend_on_batch_mates(make_base):
     engine, bank, _ = setup(make_base, "llama")
-    together = engine.greedy(bank, prompts(), 12)
+    together = greedy(engine, bank, prompts(), 12)
     one_by_one, _, _ = setup(make_base, "llama", members_per_forward=1)
     for number, prompt in enumerate(prompts()):
-        for member, texts in enumerate(one_by_one.greedy(bank, [prompt], 12)):
+        for member, texts in enumerate(greedy(one_by_one, bank, [prompt], 12)):
             assert texts[0] == together[member][number]
 
 
 def test_a_text_ends_where_the_context_is_full(make_base):
     engine, bank, _ = setup(make_base, "gpt2")
-    assert [len(texts[0]) for texts in engine.greedy(bank, prompts((60,)), 20)] == [4, 4, 4]
+    assert [len(texts[0]) for texts in greedy(engine, bank, prompts((60,)), 20)] == [4, 4, 4]
 
 
 @pytest.mark.parametrize(("length", "problem"), [(0, "empty"), (64, "leaves no room")])
 def test_prompts_that_cannot_be_continued_are_refused(length, problem, make_base):
     engine, bank, _ = setup(make_base, "gpt2")
     with pytest.raises(InputError, match=problem):
-        engine.greedy(bank, [np.arange(length)], 5)
+        greedy(engine, bank, [np.arange(length)], 5)

@@ -1,0 +1,112 @@
+"""What determines a completion besides weights and prompt, and what a completion is (no torch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+OrderName = Literal["hf", "mlx"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order in which logits become a distribution, as one of the public stacks does it."""
+
+    name: OrderName
+    what: str
+    temperature_first: bool
+    filters: tuple[Literal["top_k", "top_p", "min_p"], ...]
+    repetition_window: int | None
+    """How many of the last tokens the repetition penalty sees; None for all, prompt included."""
+
+
+ORDERS: dict[str, Order] = {
+    order.name: order
+    for order in (
+        Order(
+            "hf",
+            "penalty (all tokens), temperature, top-k, top-p, min-p (transformers)",
+            True,
+            ("top_k", "top_p", "min_p"),
+            None,
+        ),
+        Order(
+            "mlx",
+            "penalty (last 20 tokens), top-p, min-p, top-k, temperature (mlx-lm)",
+            False,
+            ("top_p", "min_p", "top_k"),
+            20,
+        ),
+    )
+}
+"""hf: `generation/utils.py` of transformers 5; mlx: `sample_utils.py` of mlx-lm 0.32."""
+
+
+class Decoding(BaseModel):
+    """The resolved parameters of a generation: with weights and prompt, all that determines it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    temperature: Annotated[
+        float, Field(ge=0, description="0 takes the most likely token (greedy)")
+    ] = 0.0
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="smallest set of tokens with this probability")
+    ] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="this many most likely tokens; 0 for all")] = 0
+    min_p: Annotated[
+        float, Field(ge=0, le=1, description="tokens of this share of the best one's probability")
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float, Field(gt=0, description="positive logits of seen tokens are divided by it")
+    ] = 1.0
+    repetition_window: Annotated[
+        int | None,
+        Field(ge=1, description="tokens that the penalty sees (default: as `order` says)"),
+    ] = None
+    order: Annotated[
+        OrderName, Field(description="in which order temperature and filters apply: hf or mlx")
+    ] = "hf"
+    max_tokens: Annotated[int, Field(ge=1, description="longest completion")] = 128
+    stop: Annotated[tuple[str, ...], Field(description="texts before which a completion ends")] = ()
+    stop_ids: Annotated[
+        tuple[int, ...], Field(description="tokens that end a completion, besides the base's own")
+    ] = ()
+    ignore_eos: Annotated[bool, Field(description="the base's own stop tokens end nothing")] = False
+    seed: Annotated[int, Field(ge=0, description="of every draw")] = 0
+
+    @model_validator(mode="after")
+    def _stops_say_something(self) -> Decoding:
+        if "" in self.stop:
+            raise ValueError("`stop` holds an empty text: every completion would end at once")
+        return self
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature == 0
+
+    @property
+    def window(self) -> int | None:
+        """How many of the last tokens the repetition penalty sees; None for all."""
+        return self.repetition_window or ORDERS[self.order].repetition_window
+
+    def record(self) -> dict[str, Any]:
+        """Every parameter as it is used, for people and for `samples.jsonl`."""
+        return {**self.model_dump(mode="json"), "repetition_window": self.window}
+
+
+Finish = Literal["stop token", "stop text", "max_tokens", "context"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one member said on one prompt."""
+
+    ids: tuple[int, ...]
+    """Every token before the one that ended it; those of a stop text are included."""
+    finish: Finish
+    stopped_by: int | str | None = None
+    """The stop token's id, or the stop text."""

@@ -1,0 +1,120 @@
+"""From logits to the next token: penalty, temperature, filters, and a draw with keyed noise.
+
+A draw is exact and needs no sum over the vocabulary: with E_v exponential, the token that is
+first, argmin E_v / p_v, has distribution p. The noise of a draw depends on the seed, the prompt
+and the position alone, so batch mates change nothing, and members share it: where two members'
+distributions are alike they mostly say the same.
+
+Shapes: B rows, V vocabulary, R prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from weft.core.keys import Key
+from weft.model.decoding import ORDERS, Decoding
+from weft.model.noise import log_exponential
+
+REMOVED = -math.inf
+
+
+def request_keys(seed: int, prompts: Sequence[np.ndarray]) -> list[Key]:
+    """A key for each prompt, from its tokens; the same prompt again has the next key."""
+    given: dict[bytes, int] = {}
+    keys = []
+    for prompt in prompts:
+        ids = prompt.astype("<i8").tobytes()
+        number = given.get(ids, 0)
+        given[ids] = number + 1
+        keys.append(Key.of(seed).fold("sample", ids.hex(), number))
+    return keys
+
+
+def distribution(logits_BV: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+    """The logits [B, V], in fp32, of the distribution to draw from; removed tokens have -inf."""
+    order = ORDERS[decoding.order]
+    if order.temperature_first:
+        logits_BV = logits_BV / decoding.temperature
+    for name in order.filters:
+        logits_BV = FILTERS[name](logits_BV, getattr(decoding, name))
+    return logits_BV if order.temperature_first else logits_BV / decoding.temperature
+
+
+def keep_top_k(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
+    """The k most likely tokens, and those that tie with the last of them."""
+    if not 0 < k < logits_BV.shape[1]:
+        return logits_BV
+    last_B1 = logits_BV.topk(k).values[:, -1:]
+    return logits_BV.masked_fill(logits_BV < last_B1, REMOVED)
+
+
+def keep_top_p(logits_BV: torch.Tensor, p: float) -> torch.Tensor:
+    """The most likely tokens that together have probability p, at least one (Holtzman 2019)."""
+    if p >= 1:
+        return logits_BV
+    rising_BV, token_BV = logits_BV.sort(dim=-1)
+    out_BV = rising_BV.softmax(-1).cumsum(-1) <= 1 - p
+    out_BV[:, -1] = False
+    return logits_BV.masked_fill(torch.zeros_like(out_BV).scatter(1, token_BV, out_BV), REMOVED)
+
+
+def keep_min_p(logits_BV: torch.Tensor, p: float) -> torch.Tensor:
+    """Tokens of at least the share p of the best one's probability (Nguyen 2024)."""
+    if p <= 0:
+        return logits_BV
+    least_B1 = logits_BV.amax(-1, keepdim=True) + math.log(p)
+    return logits_BV.masked_fill(logits_BV < least_B1, REMOVED)
+
+
+FILTERS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "top_k": lambda logits_BV, k: keep_top_k(logits_BV, int(k)),
+    "top_p": keep_top_p,
+    "min_p": keep_min_p,
+}
+
+
+def penalise(logits_BV: torch.Tensor, seen_BV: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Make seen tokens less likely: positive logits / penalty, negative * penalty (Keskar 2019)."""
+    less_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return torch.where(seen_BV, less_BV, logits_BV)
+
+
+class Chooser:
+    """Chooses the next token of every row, position after position."""
+
+    def __init__(self, decoding: Decoding, prompts: Sequence[np.ndarray]) -> None:
+        self.decoding = decoding
+        self.keys = [] if decoding.greedy else request_keys(decoding.seed, prompts)
+        self.position = 0
+
+    def __call__(
+        self, logits_BV: torch.Tensor, prompt_B: Sequence[int], history_B: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """token_B. `prompt_B` is the prompt of each row, `history_B` all its tokens so far."""
+        logits_BV = logits_BV.float()
+        if self.decoding.repetition_penalty != 1:
+            seen_BV = self._seen(logits_BV, history_B)
+            logits_BV = penalise(logits_BV, seen_BV, self.decoding.repetition_penalty)
+        if self.decoding.greedy:
+            return logits_BV.argmax(-1)
+        prompts = dict.fromkeys(prompt_B)
+        noise_RV = np.stack(
+            [log_exponential(logits_BV.shape[1], self.keys[p], self.position) for p in prompts]
+        )
+        self.position += 1
+        row = {prompt: at for at, prompt in enumerate(prompts)}
+        noise_BV = torch.from_numpy(noise_RV)[[row[p] for p in prompt_B]].to(logits_BV.device)
+        return (distribution(logits_BV, self.decoding) - noise_BV).argmax(-1)
+
+    def _seen(self, logits_BV: torch.Tensor, history_B: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Which tokens the penalty applies to, [B, V]."""
+        seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+        window = self.decoding.window
+        for row, history in enumerate(history_B):
+            seen_BV[row, list(history[-window:] if window else history)] = True
+        return seen_BV
