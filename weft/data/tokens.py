@@ -121,13 +121,13 @@ def encode_completions(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str])
 
 
 def decode_completion(
-    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], ids: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: np.ndarray, ids: Sequence[int]
 ) -> str:
     """The text of a completion as it goes on from its prompt; special tokens are left out.
 
     Some tokenizers drop the space before the first word of a text; after a prompt it must stay.
     """
-    before = [*map(int, prompt_ids[-CONTEXT_IDS:])]
+    before = prompt_ids[-CONTEXT_IDS:].tolist()
     prompt = tokenizer.decode(before, skip_special_tokens=True)
     whole = tokenizer.decode([*before, *ids], skip_special_tokens=True)
     if not whole.startswith(prompt):  # the prompt ends within a character

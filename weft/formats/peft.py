@@ -103,6 +103,8 @@ def read_adapter(directory: Path, sites: Mapping[str, Site] | None = None) -> Lo
         config=fields,
         base_ref=trained_on or None,
         notes=_notes(factors),
+        format="peft",
+        scale_from="alpha / sqrt(r) (rsLoRA)" if config.use_rslora else "alpha / r",
     )
 
 

@@ -80,7 +80,8 @@ def check_prompts(prompts: Sequence[np.ndarray], context: int | None) -> None:
             )
         if context is not None and len(prompt) >= context:
             raise InputError(
-                f"{which} has {len(prompt)} tokens, which leaves no room in the context of {context}",
+                f"{which} has {len(prompt)} tokens, which leaves no room in the context of "
+                f"{context}",
                 hint="shorten the prompt",
             )
 

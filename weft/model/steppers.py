@@ -28,7 +28,7 @@ def stepper_for(base: Base, weft: Weft, prompts: Sequence[np.ndarray], room: int
 
 
 class CachedStepper:
-    """One prefill of all prompts without padding, then one token a row from a preallocated cache."""
+    """One prefill of all prompts, without padding, and then a token a row from a cache."""
 
     def __init__(self, base: Base, weft: Weft, prompts: Sequence[np.ndarray], room: int) -> None:
         """At most `room` tokens follow each prompt."""

@@ -119,9 +119,8 @@ def test_exact_match_is_of_normalised_greedy_text(base, tmp_path):
     engine, bank = LocalEngine(base), Bank.of({"base": None})
     prompts = [f"table: {i}\ncolumns: a, b\nQ: what\nA: " for i in range(3)]
     ids = [np.array(base.tokenizer(p)["input_ids"]) for p in prompts]
-    texts = [
-        base.tokenizer.decode(t.ids) for t in engine.generate(bank, ids, Decoding(max_tokens=6))[0]
-    ]
+    said = engine.generate(bank, ids, Decoding(max_tokens=6))[0]
+    texts = [base.tokenizer.decode(completion.ids) for completion in said]
     from dataclasses import replace
 
     from weft.data.tasks import TASKS
