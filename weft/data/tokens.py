@@ -74,8 +74,8 @@ class Encoder:
                 "the tokenizer has no end-of-sequence token to put after a response",
                 hint="set `data.append_eos=false`",
             )
-        template = _read_template(config.chat_template) if config.chat_template else None
-        return cls(tokenizer, _head(tokenizer), eos, config.train_on_prompt, template)
+        template = read_template(config.chat_template) if config.chat_template else None
+        return cls(tokenizer, head_ids(tokenizer), eos, config.train_on_prompt, template)
 
     def encode(self, rows: Sequence[Rendered | Chat | Tokens]) -> list[Encoded | RowProblem]:
         """Every row, in order; all are of one kind, as one format makes them."""
@@ -90,12 +90,14 @@ class Encoder:
         return Encoded(ids_T, labels_T, len(prompt), texts.prompt, texts.completion)
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of the texts alone."""
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any
+) -> list[list[int]]:
+    """Ids of the texts alone; `options` are the tokenizer's."""
     if not texts:
         return []
     encoded = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False, **options
     )
     return encoded["input_ids"]
 
@@ -246,7 +248,7 @@ ENCODERS: dict[type, Callable[[Encoder, Sequence[Any]], list[Encoded | RowProble
 }
 
 
-def _head(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def head_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The ids that the tokenizer puts before a text, found by trying."""
     tried = tokenizer("a", return_special_tokens_mask=True)
     added = tried["special_tokens_mask"]
@@ -258,8 +260,9 @@ def _first_supervised(labels_T: np.ndarray) -> int:
     return int(supervised[0]) if len(supervised) else len(labels_T)
 
 
-def _read_template(path: Path) -> str:
+def read_template(path: Path, option: str = "`data.chat_template`") -> str:
+    """The Jinja text of a file that `option` names."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"cannot read `data.chat_template` {path}: {e}") from e
+        raise InputError(f"cannot read {option} {path}: {e}") from e
