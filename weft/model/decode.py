@@ -97,8 +97,12 @@ def decode(
     context: int | None,
     detokenise: Detokenise,
     on_token: OnToken | None = None,
+    copies: Sequence[int] | None = None,
 ) -> list[list[Completion]]:
-    """Completions, [member][prompt]. `stepper` starts from these prompts; `stop_ids` end a text."""
+    """Completions, [member][prompt]. `stepper` starts from these prompts; `stop_ids` end a text.
+
+    `copies` says which of its copies each prompt is, where some of them are in other calls.
+    """
     texts = [
         _start(member, number, prompt, decoding, context)
         for number, prompt in enumerate(prompts)
@@ -107,7 +111,7 @@ def decode(
     rows, present = texts, list(range(members))
     ending = stop_ids if not decoding.ignore_eos else frozenset()
     take = _Taking(ending.union(decoding.stop_ids), decoding.stop, detokenise, on_token)
-    choose = Chooser(decoding, prompts)
+    choose = Chooser(decoding, prompts, copies)
     logits_BV = stepper.start()
     while True:
         token_B = choose(logits_BV, [t.prompt for t in rows], [t.history for t in rows])

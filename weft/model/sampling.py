@@ -23,16 +23,25 @@ from weft.model.noise import log_exponential
 REMOVED = -math.inf
 
 
-def request_keys(seed: int, prompts: Sequence[np.ndarray]) -> list[Key]:
-    """A key for each prompt, from its tokens; the same prompt again has the next key."""
+def copy_numbers(prompts: Sequence[np.ndarray]) -> list[int]:
+    """How many times each prompt was there before, from 0."""
     given: dict[bytes, int] = {}
-    keys = []
+    numbers = []
     for prompt in prompts:
         ids = prompt.astype("<i8").tobytes()
-        number = given.get(ids, 0)
-        given[ids] = number + 1
-        keys.append(Key.of(seed).fold("sample", ids.hex(), number))
-    return keys
+        numbers.append(given.get(ids, 0))
+        given[ids] = numbers[-1] + 1
+    return numbers
+
+
+def request_keys(
+    seed: int, prompts: Sequence[np.ndarray], copies: Sequence[int] | None = None
+) -> list[Key]:
+    """A key for each prompt, from its tokens and which of its copies it is (default: counted)."""
+    return [
+        Key.of(seed).fold("sample", prompt.astype("<i8").tobytes().hex(), number)
+        for prompt, number in zip(prompts, copies or copy_numbers(prompts), strict=True)
+    ]
 
 
 def distribution(logits_BV: torch.Tensor, decoding: Decoding) -> torch.Tensor:
@@ -87,9 +96,14 @@ def penalise(logits_BV: torch.Tensor, seen_BV: torch.Tensor, penalty: float) -> 
 class Chooser:
     """Chooses the next token of every row, position after position."""
 
-    def __init__(self, decoding: Decoding, prompts: Sequence[np.ndarray]) -> None:
+    def __init__(
+        self,
+        decoding: Decoding,
+        prompts: Sequence[np.ndarray],
+        copies: Sequence[int] | None = None,
+    ) -> None:
         self.decoding = decoding
-        self.keys = [] if decoding.greedy else request_keys(decoding.seed, prompts)
+        self.keys = [] if decoding.greedy else request_keys(decoding.seed, prompts, copies)
         self.position = 0
 
     def __call__(
