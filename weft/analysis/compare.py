@@ -97,7 +97,7 @@ def compare(
             hint="name one member of a run, as RUN/members/NAME",
         )
     rows_of = load_split(subject, data_for(subject.places, task=task, path=data), split)
-    bank, engine = subject.bank, subject.engine
+    bank, engine = subject.bank, subject.local
     name_a, name_b = bank.members
     scores = evaluate(engine, bank, rows_of, batch_size=batch_size, rows=rows)
     apart = contrast(engine, bank, rows_of, rows=rows, batch_size=batch_size, watch=watch)

@@ -5,13 +5,14 @@ Shapes: N members, E examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from weft.core.batch import Batch
+from weft.model.adapter import Site
 from weft.model.bank import Bank
 from weft.model.decoding import Completion, Decoding
 
@@ -59,6 +60,15 @@ class Engine(Protocol):
         """The base's own stop tokens."""
         ...
 
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """Every place of the base that can carry an adapter, by Weft's name of it."""
+        ...
+
+    def record(self) -> dict[str, str]:
+        """What computes: name, device, dtype and versions, to be stored beside what it found."""
+        ...
+
     def score(self, bank: Bank, batch: Batch) -> Scores:
         """Every member on every example, without dropout."""
         ...
@@ -69,11 +79,13 @@ class Engine(Protocol):
         prompts: Sequence[np.ndarray],
         decoding: Decoding,
         on_token: OnToken | None = None,
+        copies: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """The continuation of every prompt under every member: [member][prompt].
 
         A completion depends on the weights, its prompt and `decoding`, and on nothing else: not on
-        its batch mates. Of a prompt that is given several times, each has noise of its own.
+        its batch mates. Of a prompt that is given several times, each has noise of its own:
+        `copies` numbers them, where some of them are in other calls.
         Raises `InputError` for an empty prompt and for one that leaves no room in the context.
         """
         ...

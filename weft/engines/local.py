@@ -5,9 +5,10 @@ Shapes: L lanes (adapters that train together), N members, E examples, P paramet
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import zip_longest
 
 import numpy as np
@@ -19,9 +20,10 @@ from weft.core.keys import Key
 from weft.data.tokens import decode_completion
 from weft.engines.engine import OnToken, Scores
 from weft.methods.estimate import Gradient
-from weft.model.adapter import Adapter, Layout
+from weft.model.adapter import Adapter, Layout, Site
 from weft.model.bank import Bank
 from weft.model.base import Base
+from weft.model.check import CacheCheck
 from weft.model.decode import check_prompts, decode
 from weft.model.decoding import Completion, Decoding
 from weft.model.forward import make_rows, target_nll, target_scores
@@ -69,6 +71,20 @@ class LocalEngine:
         """The base's own stop tokens."""
         return self.base.stop_ids
 
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """Every place of the base that can carry an adapter."""
+        return self.base.sites
+
+    def record(self) -> dict[str, str]:
+        """What computes: name, device, dtype and versions."""
+        return {
+            "name": self.name,
+            "device": str(self.base.device),
+            "dtype": str(self.base.dtype).removeprefix("torch."),
+            **{package: version(package) for package in ("torch", "transformers")},
+        }
+
     def score(self, bank: Bank, batch: Batch) -> Scores:
         """Every member on every example, without a graph and without dropout."""
         bank = bank.to(self.base.device)
@@ -97,15 +113,25 @@ class LocalEngine:
         prompts: Sequence[np.ndarray],
         decoding: Decoding,
         on_token: OnToken | None = None,
+        copies: Sequence[int] | None = None,
+        check: CacheCheck | None = None,
     ) -> list[list[Completion]]:
-        """The continuation of every prompt under every member: [member][prompt]."""
+        """The continuation of every prompt under every member: [member][prompt].
+
+        With `check` every step is computed a second time without the cache, and compared.
+        """
         check_prompts(prompts, self.context)
         tokenizer = self.tokenizer
         texts = []
         for start, stop in _spans(len(bank.members), self.members_per_forward):
             weft = Weft(bank.part(start, stop).to(self.base.device), self.stack)
+            stepper = stepper_for(self.base, weft, prompts, decoding.max_tokens)
+            if check is not None:
+                stepper = check.watching(
+                    stepper, self.base, weft, prompts, decoding, copies, first_member=start
+                )
             texts += decode(
-                stepper_for(self.base, weft, prompts, decoding.max_tokens),
+                stepper,
                 stop - start,
                 prompts,
                 decoding,
@@ -113,6 +139,7 @@ class LocalEngine:
                 context=self.context,
                 detokenise=lambda number, ids: decode_completion(tokenizer, prompts[number], ids),
                 on_token=_offset(on_token, start),
+                copies=copies,
             )
         return texts
 

@@ -146,12 +146,18 @@ def _check_device(device: str) -> None:
 
 def context_of(ref: str) -> int | None:
     """The longest sequence that a base was built for, from its configuration alone."""
-    return getattr(_config(ref), "max_position_embeddings", None)
+    return getattr(load_config(ref), "max_position_embeddings", None)
+
+
+def stored_dtype(ref: str) -> DType | None:
+    """The dtype of a base's files, as its configuration declares it; None where it does not."""
+    declared = getattr(load_config(ref), "dtype", None)
+    return next((name for name, dtype in DTYPES.items() if dtype == declared), None)
 
 
 def skeleton(ref: str) -> dict[str, Site]:
     """The sites of a base, from its configuration alone: no weights are read."""
-    config = _config(ref)
+    config = load_config(ref)
     try:
         with torch.device("meta"):
             return find_sites(AutoModelForCausalLM.from_config(config))
@@ -162,7 +168,8 @@ def skeleton(ref: str) -> dict[str, Site]:
         ) from error
 
 
-def _config(ref: str) -> PretrainedConfig:
+def load_config(ref: str) -> PretrainedConfig:
+    """What a base says of itself, as transformers reads it; no weights are read."""
     path = resolve_base(ref)
     try:
         return AutoConfig.from_pretrained(path)

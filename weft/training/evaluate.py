@@ -17,7 +17,7 @@ from weft.core.errors import NumericError
 from weft.core.table import ScoreTable
 from weft.data.split import Split
 from weft.data.tokens import decode_completion, encode_completions
-from weft.engines.local import LocalEngine
+from weft.engines.engine import Engine
 from weft.model.bank import Bank
 from weft.model.decoding import Decoding
 
@@ -34,6 +34,7 @@ class Evaluation:
     split: str
     batch_size: int
     max_length: int
+    engine: dict[str, str]  # what computed it
 
     def record(self, member: str) -> dict[str, Any]:
         """One member's line for `eval.json`."""
@@ -48,13 +49,14 @@ class Evaluation:
             "split": self.split,
             "batch_size": self.batch_size,
             "max_length": self.max_length,
+            "engine": self.engine,
             "metric": list(self.metrics)[-1],
             **{name: float(values[index]) for name, values in self.metrics.items()},
         }
 
 
 def evaluate(
-    engine: LocalEngine,
+    engine: Engine,
     bank: Bank,
     split: Split,
     *,
@@ -77,11 +79,11 @@ def evaluate(
     if task_metric and split.task.metric != "token_accuracy":
         measure = METRICS[split.task.metric]
         metrics[split.task.metric] = measure(engine, bank, split, len(examples), batch_size)
-    return Evaluation(table, metrics, split.name, batch_size, split.max_length)
+    return Evaluation(table, metrics, split.name, batch_size, split.max_length, engine.record())
 
 
 def score_all(
-    engine: LocalEngine,
+    engine: Engine,
     bank: Bank,
     examples: Sequence[Example],
     batch_size: int,
@@ -101,10 +103,10 @@ def score_all(
 
 
 def choice_accuracy(
-    engine: LocalEngine, bank: Bank, split: Split, rows: int, batch_size: int
+    engine: Engine, bank: Bank, split: Split, rows: int, batch_size: int
 ) -> np.ndarray:
     """Share of rows whose own response has the best mean log-probability of all candidates, [N]."""
-    tokenizer = engine.base.tokenizer
+    tokenizer = engine.tokenizer
     candidates = split.task.candidates
     endings = [np.array(ids) for ids in encode_completions(tokenizer, list(candidates))]
     items = split.items[:rows]
@@ -117,10 +119,10 @@ def choice_accuracy(
 
 
 def exact_match(
-    engine: LocalEngine, bank: Bank, split: Split, rows: int, batch_size: int
+    engine: Engine, bank: Bank, split: Split, rows: int, batch_size: int
 ) -> np.ndarray:
     """Share of rows whose greedy completion equals the response after normalising, [N]."""
-    tokenizer = engine.base.tokenizer
+    tokenizer = engine.tokenizer
     items = split.items[:rows]
     longest = max(len(i.example.ids_T) - i.prompt_length for i in items)
     right = np.zeros(len(bank.members))

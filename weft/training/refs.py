@@ -20,11 +20,12 @@ from weft.data.sources import find_sources
 from weft.data.split import Split
 from weft.data.templates import FORMATS, detect
 from weft.data.tokenizer import BUNDLED, resolve_base
+from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
+from weft.engines.registry import open_engine
 from weft.formats.peft import CONFIG, is_adapter, read_adapter
 from weft.model.adapter import Adapter
 from weft.model.bank import Bank
-from weft.model.base import load_base
 from weft.model.config import DType
 from weft.runs.layout import RunLayout
 from weft.runs.reader import RunReader
@@ -55,9 +56,16 @@ class Place:
 class Subject:
     """References over one base, ready to be scored: one member for each adapter or bare base."""
 
-    engine: LocalEngine
+    engine: Engine
     adapters: dict[str, Adapter | None]
     places: tuple[Place, ...]
+
+    @property
+    def local(self) -> LocalEngine:
+        """The engine, for what only PyTorch in this process can do."""
+        if not isinstance(self.engine, LocalEngine):
+            raise InputError(f"the {self.engine.name} engine cannot do this", hint="--engine local")
+        return self.engine
 
     @property
     def bank(self) -> Bank:
@@ -99,28 +107,32 @@ def open_subject(
     dtype: DType | None = None,
     device: str | None = None,
     rows_per_forward: int | None = None,
+    engine: str = "local",
 ) -> Subject:
     """Load one base and every adapter that the references mean, as members named after them.
 
     The base is `base` if given, else the one that the references name; they must name the same.
+    `engine` is a name of `ENGINES`.
     """
     places = tuple(locate(ref) for ref in refs)
     config = next((place.config for place in places if place.config), None)
     for path in (path for place in places for path in place.adapters.values()):
         read_adapter(path)  # a file that cannot be read is found before the weights are loaded
-    loaded = load_base(
+    opened = open_engine(
+        engine,
         base or _common_base(places),
-        dtype or (config.dtype if config else "float32"),
-        device or (config.device if config else "cpu"),
+        dtype=dtype or (config.dtype if config else "float32"),
+        device=device or (config.device if config and engine == "local" else None),
+        rows_per_forward=rows_per_forward,
     )
     adapters: dict[str, Adapter | None] = {}
     for place in places:
         read: dict[str, Adapter | None] = {
-            name: read_adapter(path, loaded.sites).adapter for name, path in place.adapters.items()
+            name: read_adapter(path, opened.sites).adapter for name, path in place.adapters.items()
         }
         for name, adapter in (read or {place.ref: None}).items():
             adapters[name if name not in adapters else f"{name} (2)"] = adapter
-    return Subject(LocalEngine(loaded, rows_per_forward=rows_per_forward), adapters, places)
+    return Subject(opened, adapters, places)
 
 
 def data_for(
@@ -204,8 +216,8 @@ def _read_like(run: DataConfig, path: Path) -> dict[str, Any]:
 
 def load_split(subject: Subject, data: DataConfig, name: str) -> Split:
     """One split, tokenised for the subject's base."""
-    base = subject.engine.base
-    return load_splits(data, base.tokenizer, (name,), base.context)[name]
+    engine = subject.engine
+    return load_splits(data, engine.tokenizer, (name,), engine.context)[name]
 
 
 def _locate_run(ref: str, path: Path) -> Place:

@@ -84,7 +84,7 @@ def contrast_logits(subject, split):
     from weft.model.rows import Block
     from weft.model.weaving import Weft
 
-    base = subject.engine.base
+    base = subject.local.base
     return [
         target_logits(base, Weft(subject.bank), make_rows(base, [Block(0, 1, Batch((example,)))]))
         for example in split.examples
@@ -147,8 +147,8 @@ def test_contrast_of_an_adapter_with_itself_is_zero(resolved, tmp_path, rows_dir
     root = str(tmp_path / "run")
     subject = open_subject([root, root, "base"])
     split = load_split(subject, subject.places[0].config.data, "valid")
-    same = contrast(subject.engine, subject.bank.part(0, 2), split, rows=None, batch_size=4)
-    other = contrast(subject.engine, subject.bank.part(1, 3), split, rows=None, batch_size=4)
+    same = contrast(subject.local, subject.bank.part(0, 2), split, rows=None, batch_size=4)
+    other = contrast(subject.local, subject.bank.part(1, 3), split, rows=None, batch_size=4)
     means = dict(zip(QUANTITIES, same.table.means(), strict=True))
     assert means["kl_ab"] == means["kl_ba"] == means["l2"] == 0
     assert means["agree"] == 1
