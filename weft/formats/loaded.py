@@ -9,6 +9,9 @@ from typing import Any
 from weft.core.errors import InputError
 from weft.model.adapter import Adapter
 
+GIVEN = "given by whoever read it"
+"""`LoadedAdapter.scale_from` where the reader was told the scale."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedAdapter:

@@ -7,36 +7,42 @@ W + scale * B @ A cannot express is refused by name, never dropped.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from transformers import PretrainedConfig
 
-from weft.core.errors import InputError, did_you_mean
+from weft.core.errors import InputError
 from weft.core.files import atomic_dir, read_json, write_atomic, write_json
 from weft.formats import peft_config
-from weft.formats.loaded import LoadedAdapter
+from weft.formats.folder import (
+    CONFIG,
+    find_tensors,
+    read_safetensors,
+    refuse_to_overwrite,
+    require_tensors,
+)
+from weft.formats.loaded import GIVEN, LoadedAdapter
 from weft.formats.peft_config import PeftConfig
+from weft.formats.problems import fit_words, misfits, natural, not_finite, refuse, strangers
 from weft.model.adapter import Adapter, Layout, Site, Slot
 from weft.model.sites import ALIASES
 
-CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?:base_model\.model\.)?(?P<site>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight"
 )
-_SHOWN = 12  # problems that an error lists before it counts the rest
 
 Factors = dict[str, torch.Tensor]  # "A" and "B" of one site
 
 
-def is_adapter(directory: Path) -> bool:
-    """Whether this looks like a PEFT adapter: told by file names, which other formats lack."""
-    return any((directory / name).is_file() for name in (TENSORS, _PICKLE))
+def is_adapter(path: Path) -> bool:
+    """Whether `path`, a directory or a tensor file, holds a PEFT adapter, or a pickle of one."""
+    return find_tensors(path, "peft", TENSORS) is not None or _is_pickle(path)
 
 
 def write_adapter(
@@ -46,14 +52,16 @@ def write_adapter(
     base_ref: str,
     dropout: float = 0.0,
     sites: Mapping[str, Site] | None = None,
+    base_config: PretrainedConfig | None = None,
 ) -> None:
     """Write the adapter so that PEFT loads it as the same function; the same adapter, same bytes.
 
     `base_ref` is what PEFT loads the base by. `dropout` is kept for whoever trains on; PEFT allows
     none on routers. With `sites`, all adaptable sites of the base, `target_modules` is shortened to
-    leaf names where that is exact. An earlier adapter in `directory` is replaced.
+    leaf names where that is exact. `base_config` is for formats that need it; PEFT's does not. An
+    earlier adapter in `directory` is replaced.
     """
-    _refuse_to_overwrite_others(directory)
+    refuse_to_overwrite(directory, (CONFIG, TENSORS))
     tensors = {
         f"{_PREFIX}{name}.lora_{factor}.weight": tensor.detach().to("cpu", torch.float32)
         for name, pair in adapter.sites.items()
@@ -65,94 +73,93 @@ def write_adapter(
         write_json(temporary / CONFIG, config)
 
 
-def read_adapter(directory: Path, sites: Mapping[str, Site] | None = None) -> LoadedAdapter:
-    """Read an adapter that PEFT, or `write_adapter`, wrote.
+def read_adapter(
+    path: Path,
+    sites: Mapping[str, Site] | None = None,
+    *,
+    scale: float | None = None,
+    base_config: PretrainedConfig | None = None,
+) -> LoadedAdapter:
+    """Read an adapter that PEFT, or `write_adapter`, wrote: a directory, or its tensor file.
 
     `sites` are all adaptable sites of the base: tensors that do not fit them are one `InputError`,
     and the slots come in their order. Without `sites`, kinds and shapes are taken from the files.
+    `scale` goes before alpha and r, everywhere. `base_config` is for formats that need it.
     """
-    _require_files(directory)
-    fields = read_json(directory / CONFIG)
-    config = peft_config.parse(fields, directory / CONFIG)
-    factors, foreign = _by_site(_read_tensors(directory / TENSORS))
-    _refuse(
-        f"the adapter {directory} is more than W + scale * B @ A",
+    file = _require_tensors(path)
+    fields = read_json(file.parent / CONFIG)
+    config = peft_config.parse(fields, file.parent / CONFIG)
+    factors, foreign = _by_site(read_safetensors(file))
+    refuse(
+        f"the adapter {path} is more than W + scale * B @ A",
         peft_config.beyond_lora(config) + foreign,
         hint="merge it into its base with PEFT (`merge_and_unload`) and use that as the base",
     )
     trained_on = config.base_model_name_or_path
-    _refuse(
-        f"the adapter {directory}"
-        + (f", trained on {trained_on}," if trained_on else "")
-        + (" does not fit the base" if sites is not None else " does not fit together"),
+    refuse(
+        f"the adapter {path}{fit_words(trained_on, knows_base=sites is not None)}",
         [
-            *_unexpected(factors, sites),
+            *strangers(factors, sites),
             *(p for name in factors for p in _misfits(name, factors[name], config, sites)),
         ],
         hint="load it on the base model that it was trained on" if sites is not None else None,
     )
     found = _infer_sites(factors, config) if sites is None else sites
-    slots = tuple(
-        Slot(site, config.rank(name), config.scale(name))
-        for name, site in found.items()
-        if name in factors
-    )
+    own = {name: config.scale(name) for name in found if name in factors}
+    scales = own if scale is None else dict.fromkeys(own, scale)
+    slots = tuple(Slot(found[name], config.rank(name), scales[name]) for name in scales)
     parts = [factors[slot.site.name][f].float().flatten() for slot in slots for f in "AB"]
+    rule = "alpha / sqrt(r) (rsLoRA)" if config.use_rslora else "alpha / r"
+    named = {f"{name}.lora_{f}": t for name, pair in factors.items() for f, t in pair.items()}
     return LoadedAdapter(
         adapter=Adapter(Layout(slots), torch.cat(parts)),
         config=fields,
         base_ref=trained_on or None,
-        notes=_notes(factors),
+        notes=(*_contradiction(own, scale, rule), *not_finite(named)),
         format="peft",
-        scale_from="alpha / sqrt(r) (rsLoRA)" if config.use_rslora else "alpha / r",
+        scale_from=rule if scale is None else GIVEN,
     )
 
 
-def _require_files(directory: Path) -> None:
-    if not directory.is_dir():
-        raise InputError(f"there is no directory {directory}")
-    if (directory / TENSORS).is_file():
-        return
-    if (directory / _PICKLE).is_file():
+def _is_pickle(path: Path) -> bool:
+    return (path / _PICKLE).is_file() and not (path / TENSORS).is_file()
+
+
+def _require_tensors(path: Path) -> Path:
+    if _is_pickle(path):
         raise InputError(
-            f"{directory} holds {_PICKLE}, a pickle file, and no {TENSORS}",
+            f"{path} holds {_PICKLE}, a pickle file, and no {TENSORS}",
             hint="Weft opens no pickles; if you trust it, convert it with"
             f" `safetensors.torch.save_file(torch.load({_PICKLE!r}, weights_only=True),"
             f" {TENSORS!r})`",
         )
-    below = sorted(entry.parent for entry in directory.glob(f"*/{TENSORS}"))
-    raise InputError(
-        f"{directory} is not a PEFT adapter: it has no {TENSORS}",
-        hint=f"did you mean {below[0]}?" if below else None,
-    )
+    below = sorted(entry.parent for entry in path.glob(f"*/{TENSORS}"))
+    return require_tensors(path, "peft", TENSORS, "a PEFT adapter", instead=below)
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"cannot read {path} as a safetensors file: {error}",
-            hint="it may have been cut short by a download or a copy; fetch it again",
-        ) from None
-    if not tensors:
-        raise InputError(f"{path} holds no tensors")
-    return tensors
+def _contradiction(own: Mapping[str, float], given: float | None, rule: str) -> tuple[str, ...]:
+    """A note on a scale that was given where the files say another one."""
+    said = sorted(set(own.values()))
+    if given is None or said == [given]:
+        return ()
+    told = f"{said[0]:g}" if len(said) == 1 else f"{said[0]:g} to {said[-1]:g}"
+    return (f"the scale {given:g} was given and is used; the files mean {told} ({rule})",)
 
 
 def _by_site(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Factors], list[str]]:
     """The factors of each site in natural order of names, and what is not a factor of LoRA."""
     factors: dict[str, Factors] = {}
     foreign = []
-    for name in sorted(tensors, key=_natural):
+    for name in sorted(tensors, key=natural):
         match = _FACTOR.fullmatch(name)
         if match is None:
             foreign.append(f"tensor `{name}` {_meaning(name)}")
         elif not tensors[name].is_floating_point():
             foreign.append(f"tensor `{name}` is {tensors[name].dtype}")
+        elif match["factor"] in (pair := factors.setdefault(_today(match["site"]), {})):
+            foreign.append(f"tensor `{name}` is a second one for the same place")
         else:
-            factors.setdefault(_today(match["site"]), {})[match["factor"]] = tensors[name]
+            pair[match["factor"]] = tensors[name]
     return factors, foreign
 
 
@@ -179,29 +186,15 @@ def _meaning(name: str) -> str:
     return "is not known to Weft"
 
 
-def _unexpected(names: Iterable[str], sites: Mapping[str, Site] | None) -> Iterator[str]:
-    """Names that the base does not have, with the nearest that it has."""
-    strangers = [name for name in names if sites is not None and name not in sites]
-    for index, name in enumerate(strangers):
-        near = did_you_mean(name, list(sites or ())) if index < _SHOWN else None  # it is slow
-        yield f"{name}: not a place that can be adapted" + (f"; {near}" if near else "")
-
-
 def _misfits(
     name: str, pair: Factors, config: PeftConfig, sites: Mapping[str, Site] | None
 ) -> Iterator[str]:
-    """Factors of one site that are missing or of another shape than the base or the rank asks."""
+    """Factors of one site that are missing, or of another shape than the base or the rank asks."""
     rank = config.rank(name)
     site = (sites or {}).get(name)
     inputs, outputs = (site.inputs, site.outputs) if site else (None, None)
-    for factor, wanted in (("A", (rank, inputs)), ("B", (outputs, rank))):
-        if factor not in pair:
-            yield f"{name}: lora_{factor} is missing"
-            continue
-        shape = tuple(pair[factor].shape)
-        if len(shape) != 2 or any(w not in (None, s) for s, w in zip(shape, wanted, strict=True)):
-            words = ", ".join("any" if size is None else str(size) for size in wanted)
-            yield f"{name}: lora_{factor} is {list(shape)}, expected [{words}]"
+    found = {f"lora_{factor}": tensor for factor, tensor in pair.items()}
+    return misfits(name, found, {"lora_A": (rank, inputs), "lora_B": (outputs, rank)})
 
 
 def _infer_sites(factors: Mapping[str, Factors], config: PeftConfig) -> dict[str, Site]:
@@ -213,41 +206,3 @@ def _infer_sites(factors: Mapping[str, Factors], config: PeftConfig) -> dict[str
         inputs, outputs = pair["A"].shape[1], pair["B"].shape[0]
         sites[name] = Site(name, kind, inputs, outputs, peft_config.layer_index(name))
     return sites
-
-
-def _notes(factors: Mapping[str, Factors]) -> tuple[str, ...]:
-    broken = [
-        f"{name}.lora_{factor}"
-        for name, pair in factors.items()
-        for factor, tensor in pair.items()
-        if not tensor.isfinite().all()
-    ]
-    return (f"not finite: {_shortened(broken, ', ')}",) if broken else ()
-
-
-def _refuse(what: str, problems: Sequence[str], hint: str | None) -> None:
-    if problems:
-        raise InputError(f"{what}:\n  {_shortened(problems, chr(10) + '  ')}", hint)
-
-
-def _shortened(items: Sequence[str], separator: str) -> str:
-    more = [f"and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
-    return separator.join([*items[:_SHOWN], *more])
-
-
-def _refuse_to_overwrite_others(directory: Path) -> None:
-    """An adapter directory is replaced whole: nothing but an adapter may be in it."""
-    if directory.is_file():
-        raise InputError(f"{directory} is a file; an adapter is a directory")
-    if directory.exists():
-        others = {entry.name for entry in directory.iterdir()} - {CONFIG, TENSORS}
-        if others:
-            raise InputError(
-                f"{directory} holds other files too: {_shortened(sorted(others), ', ')}",
-                hint="choose a new or an empty directory for the adapter",
-            )
-
-
-def _natural(name: str) -> list[str | int]:
-    """Sort key that puts layer 2 before layer 10."""
-    return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]

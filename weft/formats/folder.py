@@ -1,0 +1,185 @@
+"""The files of an adapter: which one holds its tensors, told by content, and their raw reading.
+
+A name is only believed where the content says nothing: a torn file, or one without factors.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from weft.core.errors import InputError
+from weft.formats.problems import shortened
+
+CONFIG = "adapter_config.json"
+CERTIFICATE = "certificate.json"
+
+_SUFFIXES = (".safetensors", ".npz")
+_MLX = re.compile(r".+\.lora_[ab]")
+_PEFT = re.compile(r".+\.lora_([AB]\b|embedding_[AB]|magnitude_vector).*")
+_ZIP = b"PK\x03\x04"
+_NPZ_ERRORS = (OSError, EOFError, ValueError, KeyError, MemoryError, SyntaxError, zlib.error)
+
+
+def find_tensors(path: Path, kind: str, usual: str) -> Path | None:
+    """The file at `path`, or in the directory `path`, whose tensors are of `kind`; None if none.
+
+    `usual` is the name that the format gives its file: it comes first, and it is taken on trust
+    where the content tells nothing. Several files of other names are no choice to make here.
+    """
+    if path.is_file():
+        return path if _kind(path) == kind or _trusted(path, usual) else None
+    if not path.is_dir():
+        return None
+    if _kind(path / usual) == kind or _trusted(path / usual, usual):
+        return path / usual
+    others = [entry for entry in _tensor_files(path) if _kind(entry) == kind]
+    return others[0] if len(others) == 1 else None
+
+
+def require_tensors(
+    path: Path, kind: str, usual: str, what: str, instead: Sequence[Path] = ()
+) -> Path:
+    """Like `find_tensors`; `InputError` that says what was looked for and what is there."""
+    if not path.exists():
+        raise InputError(f"there is no directory {path}, and no file")
+    found = find_tensors(path, kind, usual)
+    if found is not None:
+        return found
+    if path.is_file():
+        raise InputError(f"{path} is not {what}: {contents(path)}")
+    several = [str(entry) for entry in _tensor_files(path) if _kind(entry) == kind]
+    if several:
+        raise InputError(
+            f"{path} is {what} several times, and none is called {usual}",
+            hint=f"name one of them: {shortened(several, ', ')}",
+        )
+    raise InputError(
+        f"{path} is not {what}: it has no {usual}; {contents(path)}",
+        hint=f"did you mean {instead[0]}?" if instead else None,
+    )
+
+
+def contents(path: Path) -> str:
+    """What is at `path`, in words, for an error."""
+    if path.is_file():
+        return f"it is a file of {_words(_kind(path))}"
+    names = sorted(entry.name for entry in path.iterdir())
+    if not names:
+        return "the directory is empty"
+    told = [
+        f"{name} ({_words(_kind(path / name))})" if name.endswith(_SUFFIXES) else name
+        for name in names
+    ]
+    return f"it holds {shortened(told, ', ')}"
+
+
+def refuse_to_overwrite(directory: Path, own: Collection[str]) -> None:
+    """An adapter directory is replaced whole: nothing but the files of one adapter may be in it."""
+    if directory.is_file():
+        raise InputError(f"{directory} is a file; an adapter is a directory")
+    if directory.exists():
+        others = {entry.name for entry in directory.iterdir()} - {*own, CERTIFICATE}
+        if others:
+            raise InputError(
+                f"{directory} holds other files too: {shortened(sorted(others), ', ')}",
+                hint="choose a new or an empty directory for the adapter",
+            )
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file; `InputError` for one that is torn or empty."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"cannot read {path} as a safetensors file: {error}",
+            hint="it may have been cut short by a download or a copy; fetch it again",
+        ) from None
+    if not tensors:
+        raise InputError(f"{path} holds no tensors")
+    return tensors
+
+
+def read_npz(path: Path) -> dict[str, torch.Tensor]:
+    """All arrays of an npz file, without pickles; `InputError` for one that is torn or empty."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():
+                raise InputError(f"cannot read {path} as an npz file: {broken} is damaged")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, *_NPZ_ERRORS) as error:
+        if isinstance(error, InputError):
+            raise
+        if "allow_pickle=False" in str(error):
+            raise InputError(
+                f"{path} holds pickled Python objects, not only arrays of numbers",
+                hint="Weft opens no pickles; save the factors again with"
+                " `mlx.core.savez` or `numpy.savez` as plain arrays",
+            ) from None
+        raise InputError(
+            f"cannot read {path} as an npz file: {error}",
+            hint="it may have been cut short by a download or a copy; fetch it again",
+        ) from None
+    if not arrays:
+        raise InputError(f"{path} holds no tensors")
+    strange = [
+        f"{name} is {value.dtype if isinstance(value, np.ndarray) else 'no array'}"
+        for name, value in arrays.items()
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub"
+    ]
+    if strange:
+        raise InputError(f"{path} holds what is not numbers: {shortened(strange, ', ')}")
+    return {
+        name: torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=True))
+        for name, value in arrays.items()
+    }
+
+
+def _trusted(path: Path, usual: str) -> bool:
+    return path.name == usual and path.is_file() and _kind(path) is None
+
+
+def _tensor_files(directory: Path) -> list[Path]:
+    return sorted(entry for entry in directory.iterdir() if entry.suffix in _SUFFIXES)
+
+
+def _kind(path: Path) -> str | None:
+    """What the names of the tensors tell: "peft", "mlx", "npz", or None where they do not."""
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(len(_ZIP)) == _ZIP
+        names = _zip_names(path) if is_zip else _safetensors_names(path)
+    except (OSError, SafetensorError, zipfile.BadZipFile, ValueError):
+        return None
+    if any(_MLX.fullmatch(name) for name in names):
+        return "npz" if is_zip else "mlx"
+    return "peft" if not is_zip and any(_PEFT.fullmatch(name) for name in names) else None
+
+
+def _zip_names(path: Path) -> Iterable[str]:
+    with zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def _safetensors_names(path: Path) -> Iterable[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def _words(kind: str | None) -> str:
+    return {
+        "peft": "PEFT's factors",
+        "mlx": "mlx-lm's factors",
+        "npz": "factors of the legacy mlx-examples",
+        None: "no factors that Weft knows",
+    }[kind]

@@ -1,0 +1,190 @@
+"""Adapters in mlx-lm's format: `adapters.safetensors` and `adapter_config.json`.
+
+The tensors decide what is adapted, and the one `scale` of the configuration multiplies B @ A
+itself. mlx-lm has one rank and one scale for all places; what differs is put into the factors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
+from safetensors.torch import save
+from transformers import PretrainedConfig
+
+from weft.core.errors import InputError
+from weft.core.files import atomic_dir, read_json, write_atomic, write_json
+from weft.formats import mlx_scale, mlx_tensors
+from weft.formats.folder import (
+    CONFIG,
+    find_tensors,
+    read_safetensors,
+    refuse_to_overwrite,
+    require_tensors,
+)
+from weft.formats.loaded import LoadedAdapter, ScaleCandidate
+from weft.formats.mlx_names import to_mlx
+from weft.formats.problems import fit_words, not_finite, refuse
+from weft.model.adapter import Adapter, Site
+
+TENSORS = "adapters.safetensors"
+_ALL_LAYERS = -1
+_BLOCK = re.compile(r"(?P<list>.*?\.)(?P<layer>\d+)\.(?P<key>.+)")
+
+
+class LoraParameters(BaseModel):
+    """mlx-lm's `lora_parameters`; `alpha` counted until 2024-06-02."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    rank: PositiveInt
+    scale: FiniteFloat
+    alpha: FiniteFloat | None = None
+
+
+class MlxConfig(BaseModel):
+    """The fields that decide what the tensors mean. mlx-lm stores all settings of its run."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    fine_tune_type: str | None = "lora"
+    use_dora: bool | None = False
+    num_layers: int | None = None
+    lora_parameters: LoraParameters | None = None
+    model: str | None = None
+
+
+def detect(path: Path) -> bool:
+    """Whether `path`, a directory or a tensor file, holds an adapter in mlx-lm's layout."""
+    return find_tensors(path, "mlx", TENSORS) is not None
+
+
+def read(
+    path: Path,
+    sites: Mapping[str, Site] | None = None,
+    *,
+    scale: float | None = None,
+    base_config: PretrainedConfig | None = None,
+) -> LoadedAdapter:
+    """Read an adapter that mlx-lm, or `write`, wrote: a directory, or its tensor file.
+
+    `sites` are all adaptable sites of the base: tensors that do not fit them are one `InputError`,
+    and the slots come in their order. Without `sites`, kinds and shapes are taken from the files.
+    `scale` goes before what the files say. Without it, files that leave the scale open (no
+    configuration, or an old one) are an `UndecidedScale`.
+    """
+    file = require_tensors(path, "mlx", TENSORS, "an adapter of mlx-lm")
+    source = file.parent / CONFIG
+    fields: dict[str, Any] = read_json(source) if source.is_file() else {}
+    config = _parse(fields, source)
+    found = mlx_tensors.sort_out(read_safetensors(file), sites)
+    refuse(
+        f"the adapter {path} is more than W + scale * B @ A",
+        [*_beyond_lora(config), *found.foreign],
+        hint="fuse it into its base with `mlx_lm.fuse` and use that as the base",
+    )
+    parameters = config.lora_parameters
+    trained_on = config.model or fields.get("base_model_name_or_path")
+    refuse(
+        f"the adapter {path}{fit_words(trained_on, knows_base=sites is not None)}",
+        mlx_tensors.problems_of(found, sites, parameters.rank if parameters else None),
+        hint="load it on the base model that it was trained on" if sites is not None else None,
+    )
+    decided = mlx_scale.decide(f"the adapter {path}", *_candidates(config, found), given=scale)
+    return LoadedAdapter(
+        adapter=mlx_tensors.assemble(found, sites, decided.scale, base_config),
+        config=fields,
+        base_ref=trained_on or None,
+        notes=(*decided.notes, *not_finite(found.named())),
+        format="mlx",
+        scale_from=decided.reason,
+    )
+
+
+def write(
+    adapter: Adapter,
+    directory: Path,
+    *,
+    base_ref: str,
+    dropout: float = 0.0,
+    sites: Mapping[str, Site] | None = None,
+    base_config: PretrainedConfig | None = None,
+) -> None:
+    """Write the adapter so that mlx-lm loads it as the same function; same adapter, same bytes.
+
+    The scale is that of most sites and the rank is the largest. Other scales are multiplied into
+    B, which rounds; smaller ranks are padded with zeros, which does not. mlx-lm puts adapters on
+    the last `num_layers` layers: places there that this adapter does not have get no tensors, and
+    keep the B of zeros that mlx-lm gives them. Without `sites`, all adaptable sites of the base,
+    that is all layers. `base_config` is needed where names depend on the architecture. An earlier
+    adapter in `directory` is replaced.
+    """
+    refuse_to_overwrite(directory, (CONFIG, TENSORS))
+    layout = adapter.layout
+    scale = mlx_tensors.common_scale(layout)
+    rank = max(slot.rank for slot in layout.slots)
+    names = {slot.site.name: to_mlx(slot.site.name, base_config) for slot in layout.slots}
+    tensors = mlx_tensors.disassemble(adapter, scale, rank, names.__getitem__)
+    keys, num_layers = _placement(names, sites)
+    config = {
+        "fine_tune_type": "lora",
+        "lora_parameters": {"dropout": dropout, "keys": keys, "rank": rank, "scale": scale},
+        "model": base_ref,
+        "num_layers": num_layers,
+    }
+    with atomic_dir(directory) as temporary:
+        write_atomic(temporary / TENSORS, save(tensors, metadata={"format": "mlx"}))
+        write_json(temporary / CONFIG, config)
+
+
+def _parse(fields: Any, source: Path) -> MlxConfig:
+    try:
+        return MlxConfig.model_validate(fields)
+    except ValidationError as error:
+        problems = [
+            f"\n  `{'.'.join(map(str, e['loc']))}`: {e['msg']}"
+            + ("" if e["type"] == "missing" else f", not {e['input']!r:.80}")
+            for e in error.errors()
+        ]
+        raise InputError(f"{source} is not mlx-lm's configuration:{''.join(problems)}") from None
+
+
+def _beyond_lora(config: MlxConfig) -> list[str]:
+    """The fields with which the tensors are no plain factors."""
+    problems = []
+    if config.fine_tune_type not in (None, "lora"):
+        problems.append(f"`fine_tune_type` is {config.fine_tune_type!r}")
+    if config.use_dora:
+        problems.append("`use_dora` is True")
+    return problems
+
+
+def _candidates(config: MlxConfig, found: mlx_tensors.Found) -> tuple[list[ScaleCandidate], bool]:
+    """What the scale may be, and whether the files determine it."""
+    parameters = config.lora_parameters
+    if parameters is None:
+        return mlx_scale.without_config(npz=False, meta=bool(found.meta)), False
+    return mlx_scale.of_config(
+        parameters.scale, parameters.rank, parameters.alpha, dated=config.num_layers is not None
+    )
+
+
+def _placement(names: Mapping[str, str], sites: Mapping[str, Site] | None) -> tuple[list[str], int]:
+    """mlx-lm's `keys` and `num_layers` that cover all of these names (site -> mlx-lm's name).
+
+    A key is a name within a block, or a whole name for a place outside the blocks.
+    """
+    places = {site: _BLOCK.fullmatch(name) for site, name in names.items()}
+    blocks = Counter(m["list"] for m in places.values() if m)
+    main = blocks.most_common(1)[0][0] if blocks else None
+    inside = {site: m for site, m in places.items() if m and m["list"] == main}
+    keys = {inside[site]["key"] if site in inside else name for site, name in names.items()}
+    if not inside or sites is None:
+        return sorted(keys), _ALL_LAYERS
+    lists = {(_BLOCK.fullmatch(site) or {"list": None})["list"] for site in inside}
+    layers = [int(m["layer"]) for s in sites if (m := _BLOCK.fullmatch(s)) and m["list"] in lists]
+    return sorted(keys), max(layers) + 1 - min(int(m["layer"]) for m in inside.values())
