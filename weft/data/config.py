@@ -45,6 +45,10 @@ class DataConfig(BaseModel):
     train_on_prompt: bool = False
     """Supervise the prompt as well as the response."""
 
+    pad_target: bool = False
+    """Supervise one padding token, id 0, after each row that is shorter than `max_length`, as
+    mlx-lm's loss does: to compare losses with it."""
+
     append_eos: bool = True
     """Put the tokenizer's end-of-sequence token after the response, and supervise it."""
 

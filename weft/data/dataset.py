@@ -60,7 +60,8 @@ def load_splits(
     if bad and config.on_bad_row == "stop":
         raise _bad_rows(bad)
     made = {
-        name: _split(name, task, readings[name], *encoded[name], max_length) for name in readings
+        name: _split(name, task, readings[name], *encoded[name], max_length, config.pad_target)
+        for name in readings
     }
     first = made[splits[0]]
     return made | {first.name: replace(first, notices=(*notices, *first.notices))}
@@ -166,12 +167,13 @@ def _split(
     encoded: list[tuple[Row, Encoded]],
     bad: list[BadRow],
     max_length: int,
+    pad_target: bool,
 ) -> Split:
     """Cut the rows to length, drop those that lose their whole response, and count."""
     cut = ((row, whole, whole.cut(max_length)) for row, whole in encoded)
     items = tuple(
         Item(
-            Example(f"{reading.origin}:{row.line}", short.ids_T, short.labels_T),
+            _example(reading, row, short.padded(max_length) if pad_target else short),
             row.value,
             whole.prompt,
             whole.response,
@@ -199,6 +201,10 @@ def _split(
             hint=_hint_when_empty(counts, bad),
         )
     return Split(name, task, items, max_length, counts, _notices(name, counts, bad, max_length))
+
+
+def _example(reading: Reading, row: Row, encoded: Encoded) -> Example:
+    return Example(f"{reading.origin}:{row.line}", encoded.ids_T, encoded.labels_T)
 
 
 def _notices(name: str, counts: dict[str, int], bad: list[BadRow], limit: int) -> tuple[str, ...]:

@@ -51,6 +51,16 @@ class Encoded:
             return self
         return replace(self, ids_T=self.ids_T[:length], labels_T=self.labels_T[:length])
 
+    def padded(self, length: int) -> Encoded:
+        """With a supervised id 0 at the end, where there is room for it; itself where not.
+
+        mlx-lm fills the rows of a batch with zeros and counts one of them in the loss of a row.
+        There is none after a row of `max_seq_length` tokens.
+        """
+        if len(self.ids_T) >= length:
+            return self
+        return replace(self, ids_T=np.append(self.ids_T, 0), labels_T=np.append(self.labels_T, 0))
+
 
 @dataclass(frozen=True)
 class Encoder:

@@ -34,7 +34,7 @@ from weft.training.resolve import from_record
 
 DEFAULT_BASE = "weft/tiny"
 
-CUT = ("max_length", "append_eos", "train_on_prompt")
+CUT = ("max_length", "append_eos", "train_on_prompt", "pad_target")
 """How rows of any source become examples: other rows than the run's are treated the same."""
 
 READ = ("format", "chat_template")
