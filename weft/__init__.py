@@ -48,19 +48,21 @@ def evaluate(
     split: str = "valid",
     rows: int | None = None,
     batch_size: int = 32,
+    engine: str = "local",
     watch: Watch | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Loss, perplexity and metric of every adapter that `subject` means, by its name.
 
     `subject` is a run, an adapter directory, or `base`. Without `task` or `data` the rows are
-    those that the run was trained with. `notice` is told what happened to rows: cut, dropped.
+    those that the run was trained with. `engine` is `local` or `mlx`. `notice` is told what
+    happened to rows: cut, dropped.
     """
     from weft.training.evaluate import evaluate as score
     from weft.training.refs import data_for, load_split, locate, open_subject
 
     wanted = data_for([locate(str(subject))], task=task, path=None if data is None else Path(data))
-    opened = open_subject([str(subject)], base=base)
+    opened = open_subject([str(subject)], base=base, engine=engine)
     bank, found = opened.bank, load_split(opened, wanted, split)
     if notice is not None:
         for text in found.notices:

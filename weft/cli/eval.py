@@ -26,6 +26,7 @@ def evaluate(
     split: options.Split = "valid",
     rows: options.Rows = None,
     batch_size: options.BatchSize = 32,
+    engine: options.Engine = "local",
     out: options.Out = None,
     json: options.Json = False,
 ) -> None:
@@ -49,13 +50,14 @@ def evaluate(
             split=split,
             rows=rows,
             batch_size=batch_size,
+            engine=engine,
             watch=watch,
             notice=notices.append,
         )
     screen.notices(notices)
     written = []
     if place.run is not None and base is None:
-        written = _write_results(place, records, _suffix(task, data, split, rows))
+        written = _write_results(place, records, _suffix(task, data, split, rows, engine))
     if out is not None:
         write_json(out, _unwrapped(records))
         written.append(out)
@@ -68,6 +70,8 @@ def evaluate(
     screen.say(
         f"{split}: {first['num_examples']:,} rows, {first['supervised_tokens']:,} supervised tokens"
     )
+    if engine != "local":
+        screen.say(f"engine: {engine}")
     for path in written:
         screen.say(f"written: {path}")
 
@@ -85,10 +89,10 @@ def _unwrapped(records: Mapping[str, Any]) -> Any:
     return next(iter(records.values())) if len(records) == 1 else dict(records)
 
 
-def _suffix(task: str | None, data: Path | None, split: str, rows: int | None) -> str:
+def _suffix(task: str | None, data: Path | None, split: str, rows: int | None, engine: str) -> str:
     """What tells this measurement from the run's own validation, which is `eval` alone."""
     parts = [task, data.stem if data else None, split if split != "valid" else None]
-    parts.append(f"first-{rows}" if rows else None)
+    parts += [f"first-{rows}" if rows else None, engine if engine != "local" else None]
     return re.sub(r"[^A-Za-z0-9_.-]", "-", "".join(f"-{part}" for part in parts if part))
 
 

@@ -22,5 +22,8 @@ Rows = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Only the first rows [default: all].")
 ]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Rows of one forward.")]
+Engine = Annotated[
+    str, typer.Option(metavar="NAME", help="What computes: local (PyTorch) or mlx (mlx-lm).")
+]
 Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the JSON here.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
