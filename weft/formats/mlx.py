@@ -41,8 +41,8 @@ class LoraParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    rank: PositiveInt
-    scale: FiniteFloat
+    rank: PositiveInt | None = None
+    scale: FiniteFloat | None = None
     alpha: FiniteFloat | None = None
 
 
@@ -56,6 +56,11 @@ class MlxConfig(BaseModel):
     num_layers: int | None = None
     lora_parameters: LoraParameters | None = None
     model: str | None = None
+
+    @property
+    def lora(self) -> LoraParameters:
+        """What it says of the factors: nothing, in a full fine-tuning."""
+        return self.lora_parameters or LoraParameters()
 
 
 def detect(path: Path) -> bool:
@@ -87,11 +92,10 @@ def read(
         [*_beyond_lora(config), *found.foreign],
         hint="fuse it into its base with `mlx_lm.fuse` and use that as the base",
     )
-    parameters = config.lora_parameters
     trained_on = config.model or fields.get("base_model_name_or_path")
     refuse(
         f"the adapter {path}{fit_words(trained_on, knows_base=sites is not None)}",
-        mlx_tensors.problems_of(found, sites, parameters.rank if parameters else None),
+        mlx_tensors.problems_of(found, sites, config.lora.rank),
         hint="load it on the base model that it was trained on" if sites is not None else None,
     )
     decided = mlx_scale.decide(f"the adapter {path}", *_candidates(config, found), given=scale)
@@ -165,12 +169,11 @@ def _beyond_lora(config: MlxConfig) -> list[str]:
 
 def _candidates(config: MlxConfig, found: mlx_tensors.Found) -> tuple[list[ScaleCandidate], bool]:
     """What the scale may be, and whether the files determine it."""
-    parameters = config.lora_parameters
-    if parameters is None:
+    said = config.lora
+    if said.scale is None:
         return mlx_scale.without_config(npz=False, meta=bool(found.meta)), False
-    return mlx_scale.of_config(
-        parameters.scale, parameters.rank, parameters.alpha, dated=config.num_layers is not None
-    )
+    rank = said.rank or next(iter(found.pairs.values()))["lora_a"].shape[1]
+    return mlx_scale.of_config(said.scale, rank, said.alpha, dated=config.num_layers is not None)
 
 
 def _placement(names: Mapping[str, str], sites: Mapping[str, Site] | None) -> tuple[list[str], int]:
@@ -178,13 +181,18 @@ def _placement(names: Mapping[str, str], sites: Mapping[str, Site] | None) -> tu
 
     A key is a name within a block, or a whole name for a place outside the blocks.
     """
-    places = {site: _BLOCK.fullmatch(name) for site, name in names.items()}
-    blocks = Counter(m["list"] for m in places.values() if m)
-    main = blocks.most_common(1)[0][0] if blocks else None
-    inside = {site: m for site, m in places.items() if m and m["list"] == main}
+    places = {site: m for site, name in names.items() if (m := _BLOCK.fullmatch(name))}
+    blocks = Counter(m["list"] for m in places.values()).most_common(1)
+    inside = {site: m for site, m in places.items() if m["list"] == blocks[0][0]}
     keys = {inside[site]["key"] if site in inside else name for site, name in names.items()}
-    if not inside or sites is None:
+    if sites is None or not inside:
         return sorted(keys), _ALL_LAYERS
-    lists = {(_BLOCK.fullmatch(site) or {"list": None})["list"] for site in inside}
-    layers = [int(m["layer"]) for s in sites if (m := _BLOCK.fullmatch(s)) and m["list"] in lists]
-    return sorted(keys), max(layers) + 1 - min(int(m["layer"]) for m in inside.values())
+    own = {_block_list(site) for site in inside}
+    last = max(sites[site].layer or 0 for site in sites if _block_list(site) in own)
+    return sorted(keys), last + 1 - min(int(m["layer"]) for m in inside.values())
+
+
+def _block_list(site: str) -> str | None:
+    """What the list of blocks that a site is in is called: `model.layers.`."""
+    match = _BLOCK.fullmatch(site)
+    return match["list"] if match else None

@@ -7,7 +7,7 @@ difference goes with the `model_type` of the base.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from transformers import PretrainedConfig
 
@@ -15,7 +15,7 @@ from weft.core.errors import InputError
 
 _ROUTER = "block_sparse_moe.gate"
 _TEXT = (r"^model\.language_model\.", "language_model.model.")
-_RENAMED: Mapping[str, tuple[str, str]] = {
+_RENAMED = {
     "gpt2": (r"^transformer\.h\.", "model.h."),
     "gptj": (r"^transformer\.h\.", "model.h."),
     "gpt_neox": (r"^gpt_neox\.layers\.", "model.h."),
@@ -26,6 +26,10 @@ _RENAMED: Mapping[str, tuple[str, str]] = {
     "gemma4": _TEXT,
 }
 """By model type: a pattern in transformers' name, and what mlx-lm has in its place."""
+
+_INNER = (r"^model\.", "language_model.model.")
+_TEXT_OF_MORE = {"qwen3_5_text": _INNER, "qwen3_5_moe_text": _INNER}
+"""The same for models that transformers takes out of a larger one, and mlx-lm leaves there."""
 
 _KEPT = {
     r"^transformer\.h\.": "gpt_bigcode",
@@ -45,12 +49,13 @@ _META_BLOCKS = {"attention": "self_attn", "feed_forward": "mlp"}
 def to_mlx(site: str, base_config: PretrainedConfig | None) -> str:
     """mlx-lm's name of a site.
 
-    `InputError` where the name depends on the architecture and `base_config` is not given.
+    Without `base_config`, a name that tells too little of its architecture is an `InputError`;
+    `model.layers.*` is what it is everywhere but in Qwen 3.5.
     """
     if base_config is not None:
-        pattern, new = _RENAMED.get(base_config.model_type, ("", ""))
-        return re.sub(pattern, new, site) if pattern else site
-    names = {re.sub(pattern, new, site) for pattern, new in _RENAMED.values()} - {site}
+        rule = (_RENAMED | _TEXT_OF_MORE).get(base_config.model_type)
+        return re.sub(*rule, site) if rule else site
+    names = {re.sub(*rule, site) for rule in _RENAMED.values()} - {site}
     if any(re.search(pattern, site) for pattern in _KEPT):
         names.add(site)
     if len(names) > 1:
@@ -64,9 +69,8 @@ def to_mlx(site: str, base_config: PretrainedConfig | None) -> str:
 def sites_by_mlx_name(sites: Iterable[str]) -> dict[str, str]:
     """Every name that mlx-lm may have for one of these sites, and the site."""
     sites = list(sites)
-    renamed = {
-        re.sub(pattern, new, site): site for pattern, new in _RENAMED.values() for site in sites
-    }
+    rules = (_RENAMED | _TEXT_OF_MORE).values()
+    renamed = {re.sub(*rule, site): site for rule in rules for site in sites}
     return renamed | {site: site for site in sites}
 
 

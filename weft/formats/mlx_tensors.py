@@ -95,7 +95,7 @@ def assemble(
         a_rI.copy_(found.pairs[name]["lora_a"].T)
         b_Or.copy_(found.pairs[name]["lora_b"].T)
         if name in found.rotated:
-            b_Or.copy_(half_split(b_Or, head_size(base_config)))
+            b_Or.copy_(half_split(b_Or, head_size(base_config, outputs=len(b_Or))))
     return Adapter(layout, flat)
 
 
@@ -137,8 +137,8 @@ def half_split(b_Or: torch.Tensor, head_size: int) -> torch.Tensor:
     return b_HD2r.transpose(1, 2).reshape(outputs, rank)
 
 
-def head_size(base_config: PretrainedConfig | None) -> int:
-    """D, the size of an attention head; `InputError` where the base is not known."""
+def head_size(base_config: PretrainedConfig | None, outputs: int) -> int:
+    """D, the size of an attention head; `InputError` where the base does not say, or not that."""
     if base_config is None:
         raise InputError(
             "the adapter is in Meta's rotary order, which mlx-examples used until 2024-01-09, and"
@@ -146,8 +146,10 @@ def head_size(base_config: PretrainedConfig | None) -> int:
             hint="say which base it is for",
         )
     config = base_config.get_text_config()
-    size = getattr(config, "head_dim", None)
-    return int(size or config.hidden_size // config.num_attention_heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if outputs % size or size % 2:
+        raise InputError(f"{outputs} outputs of q or k are no whole number of heads of {size}")
+    return int(size)
 
 
 def _infer(found: Found) -> dict[str, Site]:
