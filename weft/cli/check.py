@@ -39,14 +39,17 @@ def check(
         from weft.data.show import show as show_split
         from weft.data.tokenizer import load_tokenizer
         from weft.model.base import skeleton
-        from weft.model.sites import choose_sites
+        from weft.model.sites import choose_sites, layers_notice
         from weft.training.block import configuration_block
         from weft.training.job import load_data
 
         splits = load_data(resolved.config)
-        layout = choose_sites(skeleton(resolved.config.base), resolved.config.adapter)
+        sites = skeleton(resolved.config.base)
+        layout = choose_sites(sites, resolved.config.adapter)
     block = configuration_block(resolved.config, layout, splits)
     notices = [*resolved.notices, *(text for s in splits.values() for text in s.notices)]
+    if layers := layers_notice(sites, resolved.config.adapter):
+        notices.append(layers)
     if json:
         screen.put_json(
             {

@@ -1,4 +1,4 @@
-"""`weft eval`: loss, perplexity and the task's own metric of a run, an adapter or a base."""
+"""`weft eval`: loss, perplexity and the task's own metrics of a run, an adapter or a base."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluate(
 ) -> None:
     """Score a run, an adapter or the base.
 
-    Prints loss, perplexity and the task's own metric on the data that the run was trained with,
+    Prints loss, perplexity and the task's own metrics on the data that the run was trained with,
     unless --task or --data says otherwise. What is measured of a run also goes to its results/.
     """
     from weft import evaluate as score
@@ -77,8 +77,7 @@ def evaluate(
 
 
 def _table(records: Mapping[str, Mapping[str, Any]]) -> Any:
-    metric = next(iter(records.values()))["metric"]
-    names = list(dict.fromkeys(["eval_loss", "perplexity", "token_accuracy", metric]))
+    names = ["eval_loss", "perplexity", *next(iter(records.values()))["metrics"]]
     rows = [(ref, *(screen.number(r[name]) for name in names)) for ref, r in records.items()]
     header = [name.removeprefix("eval_").replace("_", " ") for name in names]
     return screen.table(("", *header), rows)

@@ -142,7 +142,7 @@ def _metrics(reader: RunReader) -> tuple[list[Metric], str]:
     if COMPARISON in reader.result_names():
         return _compared(reader.results(COMPARISON))
     if {"valid", "valid-step-0"} <= set(reader.table_names()):
-        return _before_and_after(reader.table("valid-step-0"), reader.table("valid"))
+        return _before_and_after(reader)
     return [], ""
 
 
@@ -165,7 +165,7 @@ def _compared(found: dict[str, Any]) -> tuple[list[Metric], str]:
     return metrics, note
 
 
-def _before_and_after(before: ScoreTable, after: ScoreTable) -> tuple[list[Metric], str]:
+def _before_and_after(reader: RunReader) -> tuple[list[Metric], str]:
     import numpy as np
 
     from weft.analysis.compare import perplexity, perplexity_difference
@@ -174,6 +174,7 @@ def _before_and_after(before: ScoreTable, after: ScoreTable) -> tuple[list[Metri
     from weft.core.table import pair
     from weft.report.html import Metric
 
+    before, after = reader.table("valid-step-0"), reader.table("valid")
     best = after.members[int(np.argmin(after.means()))]
     a, b = pair(before.row(best), after.row(best))
     key = Key.of(0).fold("report")
@@ -182,9 +183,21 @@ def _before_and_after(before: ScoreTable, after: ScoreTable) -> tuple[list[Metri
     metrics = [
         Metric("held-out loss", a.mean, b.mean, change),
         Metric("perplexity", perplexity(a.mean), perplexity(b.mean), apart),
+        *_judgements(reader, "eval" if len(after.members) == 1 else f"eval-{best}"),
     ]
     which = f" Of {len(after.members)} adapters this is {best}." if len(after.members) > 1 else ""
     return metrics, f"On {len(a.ids):,} validation rows, before training and after.{which}"
+
+
+def _judgements(reader: RunReader, name: str) -> list[Metric]:
+    """The task's metrics, which are measured of the kept adapter only."""
+    from weft.report.html import Metric
+
+    found = reader.results(name) if name in reader.result_names() else {}
+    return [
+        Metric(metric.replace("_", " "), None, found[metric], lower_is_better=False, style=".1%")
+        for metric in found.get("metrics", ())
+    ]
 
 
 def _samples(reader: RunReader) -> list[Sample]:

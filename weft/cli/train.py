@@ -136,21 +136,23 @@ def _refuse_overrides(resume: Path, overrides: list[str]) -> None:
 
 
 def results_table(outcome: Outcome) -> RenderableType:
-    """Before and after: held-out loss, perplexity and the task's metric of every adapter."""
+    """Before and after: held-out loss, perplexity and the task's metrics of every adapter."""
     from math import exp
 
     rows = []
-    metric = "metric"
+    metrics: list[str] = []
     for name, result in outcome.results.items():
-        metric = result["metric"]
+        metrics = result["metrics"][1:] or result["metrics"]  # a task's own, where it has some
         label = "" if len(outcome.results) == 1 else f"{name}, "
         if (before := outcome.initial_loss.get(name)) is not None:
             perplexity = exp(before) if before < LARGEST_LOSS else None
-            rows.append((f"{label}before", *map(screen.number, (before, perplexity)), "-"))
-        after = (result["eval_loss"], result["perplexity"], result[metric])
+            unknown = ["-"] * len(metrics)
+            rows.append((f"{label}before", *map(screen.number, (before, perplexity)), *unknown))
+        after = (result["eval_loss"], result["perplexity"], *(result[metric] for metric in metrics))
         which = f"{label}{result['kept']} (step {result['step']:,})"
         rows.append((which, *map(screen.number, after)))
-    return screen.table(("held-out", "loss", "perplexity", metric.replace("_", " ")), rows)
+    words = [metric.replace("_", " ") for metric in metrics]
+    return screen.table(("held-out", "loss", "perplexity", *words), rows)
 
 
 def places(root: Path) -> dict[str, str]:

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from weft.core.errors import did_you_mean
 from weft.data.tasks import TASKS
 
-FormatName = Literal["auto", "text", "prompt_completion", "alpaca", "messages", "sst2", "tokenized"]
+FormatName = Literal[
+    "auto", "text", "prompt_completion", "alpaca", "messages", "sst2", "tables", "tokenized"
+]
 
 
 class DataConfig(BaseModel):
@@ -32,7 +34,8 @@ class DataConfig(BaseModel):
     """Test rows, where `path` does not hold them."""
 
     format: FormatName = "auto"
-    """How a row is read. `auto` decides by the fields of the first row, and says what it chose."""
+    """How a row is read. `auto` decides by the fields of the first row, and says what it chose;
+    a `text` that is a question about a table makes it `tables`."""
 
     max_length: int = Field(512, ge=2)
     """Longest example in tokens. Longer ones lose their end; a row that would lose its whole

@@ -129,8 +129,9 @@ def _task(config: DataConfig, readings: dict[str, Reading]) -> tuple[Task, list[
     if not rows:
         bad = [problem for reading in readings.values() for problem in reading.bad]
         raise _bad_rows(bad) if bad else InputError(f"{config.path} has no rows")
-    found = detect(rows[0])
-    notice = f"format {found.name}, by the fields of {rows[0].file}:{rows[0].line}"
+    found, row = detect(rows)
+    shown = "fields" if found.recognises is None else "text"
+    notice = f"format {found.name}, by the {shown} of {row.file}:{row.line}"
     if config.chat_template is not None and found.name != "messages":
         raise InputError(f"`data.chat_template` applies to `messages`, and this is {notice}")
     return task_of_format(found), [notice]

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from weft.data.templates import Format
-
-MetricKind = Literal["token_accuracy", "exact_match", "choice"]
-"""How answers are judged: share of supervised tokens predicted right, share of generated answers
-equal to the reference, or share of rows whose right candidate scores best."""
+from weft.data.templates import Format, Judge
 
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of rows with its metric; the bundled ones also have a directory of rows."""
+    """A kind of rows with its metrics; the bundled ones also have a directory of rows."""
 
     name: str
     format: Format
-    metric: MetricKind
-    normalise: Callable[[str], str] = str.strip
-    """Two answers are equal when their normal forms are."""
     directory: Path | None = None
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """The possible responses of a `choice` task."""
+        """The possible responses of a task that chooses between them."""
         return self.format.candidates
+
+    @property
+    def judges(self) -> Mapping[str, Judge]:
+        """How generated responses are judged, by metric."""
+        return self.format.judges
+
+    @property
+    def metric(self) -> str:
+        """The main metric: a share of rows, or of supervised tokens that are predicted right.
+
+        `choice` is the share of rows whose right candidate scores best; a judge's metric that of
+        rows whose greedy response it accepts.
+        """
+        return "choice" if self.candidates else next(iter(self.judges), "token_accuracy")
 
 
 def task_of_format(row_format: Format) -> Task:
     """The task of a user's own rows."""
-    metric: MetricKind = "choice" if row_format.candidates else "token_accuracy"
-    return Task(row_format.name, row_format, metric)
+    return Task(row_format.name, row_format)
 
 
 def bundled(name: str) -> Path:

@@ -7,13 +7,14 @@ Shapes: T tokens of one example.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from weft.core.errors import InputError
+from weft.data import sql
 from weft.data.rows import Row, RowProblem
 
 
@@ -40,9 +41,13 @@ class Tokens:
     labels_T: np.ndarray
 
 
+Judge = Callable[[str, str, str], bool]
+"""Whether a generated text answers a prompt as its reference does: (prompt, reference, text)."""
+
+
 @dataclass(frozen=True)
 class Format:
-    """A kind of row."""
+    """A kind of row, and how a model's answer to one is judged."""
 
     name: str
     fields: tuple[str, ...]
@@ -50,6 +55,18 @@ class Format:
     render: Callable[[dict[str, Any]], Rendered | Chat | Tokens]
     candidates: tuple[str, ...] = ()
     """All possible responses, where they are few: label i has candidate i."""
+    judges: Mapping[str, Judge] = field(default_factory=dict)
+    """How generated responses are judged, by the name of the metric; the first one is the main."""
+    recognises: Callable[[dict[str, Any]], bool] | None = None
+    """Whether a row looks like this format, where its fields alone do not tell."""
+
+    def told_by(self, rows: Sequence[Row]) -> Row | None:
+        """The row that shows rows to be of this format, if there is one."""
+        if not set(self.fields) <= rows[0].value.keys():
+            return None
+        if self.recognises is None:
+            return rows[0]
+        return next((row for row in rows if self.recognises(row.value)), None)
 
 
 # The wording is that of the Stanford Alpaca project: models trained on it expect it to the letter.
@@ -115,6 +132,13 @@ def render_sst2(row: dict[str, Any]) -> Rendered:
     return Rendered(f"{sentence} It was", SST2_CANDIDATES[label])
 
 
+def render_tables(row: dict[str, Any]) -> Rendered:
+    """A question about a table up to "A: " as prompt, and its query, which the table can answer."""
+    prompt, query = sql.divide(response(row, "text"))
+    sql.Table.of(prompt).parse(query)
+    return Rendered(prompt, query)
+
+
 def render_tokenized(row: dict[str, Any]) -> Tokens:
     """`input_ids`, and `labels` of the same length (without them every token is supervised).
 
@@ -136,17 +160,25 @@ FORMATS: dict[str, Format] = {
         Format("alpaca", ("instruction", "output"), render_alpaca),
         Format("prompt_completion", ("prompt", "completion"), render_prompt_completion),
         Format("sst2", ("sentence", "label"), render_sst2, SST2_CANDIDATES),
+        Format(
+            "tables",
+            ("text",),
+            render_tables,
+            judges={"exact_match": sql.exact_match, "logical_form": sql.logical_form},
+            recognises=lambda row: sql.looks_like_question(row.get("text")),
+        ),
         Format("text", ("text",), render_text),
     )
 }
 
 
-def detect(row: Row) -> Format:
-    """The format whose fields the row has."""
+def detect(rows: Sequence[Row]) -> tuple[Format, Row]:
+    """The format that the rows are of, and the row that shows it."""
     for candidate in FORMATS.values():
-        if set(candidate.fields) <= row.value.keys():
-            return candidate
+        if row := candidate.told_by(rows):
+            return candidate, row
     accepted = "; ".join(f"{f.name}: {_names(f.fields)}" for f in FORMATS.values())
+    row = rows[0]
     raise InputError(
         f"{row.file}:{row.line}: no format has the fields {_names(row.value) or '(none)'}",
         hint=f"the accepted fields are {accepted}",

@@ -64,6 +64,14 @@ def choose_sites(sites: dict[str, Site], config: AdapterConfig) -> Layout:
     return Layout(tuple(slots))
 
 
+def layers_notice(sites: dict[str, Site], config: AdapterConfig) -> str | None:
+    """What to say where `last N` or `first N` is more than the base has."""
+    have = {site.layer for site in sites.values() if site.layer is not None}
+    if not isinstance(config.layers, str) or int(config.layers.split()[1]) <= len(have):
+        return None
+    return f"`adapter.layers` is `{config.layers}` and the base has {len(have)}: all are used"
+
+
 def _matching(sites: dict[str, Site], targets: Sequence[str]) -> list[Site]:
     chosen: set[str] = set()
     for target in targets:

@@ -6,7 +6,7 @@ Shapes: N members, E examples, C candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,19 @@ import numpy as np
 from weft.core.batch import IGNORE, Example, batches_of
 from weft.core.errors import NumericError
 from weft.core.table import ScoreTable
-from weft.data.split import Split
+from weft.data.split import Item, Split
+from weft.data.task import Task
+from weft.data.templates import Judge
 from weft.data.tokens import decode_completion, encode_completions
 from weft.engines.engine import Engine
 from weft.model.bank import Bank
 from weft.model.decoding import Decoding
 
 Watch = Callable[[int, int], None]
-"""Called with rows done and rows in all."""
+"""Called with rows done and rows in all; twice through all rows where responses are generated."""
+
+SPARE_TOKENS = 8
+"""How many tokens longer than the longest response a generated one may be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +35,8 @@ class Evaluation:
     """What every member of a bank scored on one split."""
 
     table: ScoreTable
-    metrics: dict[str, np.ndarray]  # name to [N]; the task's own metric comes last
+    metrics: dict[str, np.ndarray]  # name to [N]
+    metric: str  # the main one
     split: str
     batch_size: int
     max_length: int
@@ -50,7 +56,8 @@ class Evaluation:
             "batch_size": self.batch_size,
             "max_length": self.max_length,
             "engine": self.engine,
-            "metric": list(self.metrics)[-1],
+            "metric": self.metric,
+            "metrics": list(self.metrics),
             **{name: float(values[index]) for name, values in self.metrics.items()},
         }
 
@@ -76,10 +83,12 @@ def evaluate(
     count_NE = np.broadcast_to(count_E, loss_NE.shape)
     table = ScoreTable(bank.members, tuple(e.id for e in examples), loss_NE, count_NE)
     metrics = {"token_accuracy": correct_NE.sum(axis=1) / count_E.sum()}
-    if task_metric and split.task.metric != "token_accuracy":
-        measure = METRICS[split.task.metric]
-        metrics[split.task.metric] = measure(engine, bank, split, len(examples), batch_size)
-    return Evaluation(table, metrics, split.name, batch_size, split.max_length, engine.record())
+    if task_metric:
+        metrics |= task_metrics(engine, bank, split.items[:rows], split.task, batch_size, watch)
+    metric = split.task.metric if split.task.metric in metrics else "token_accuracy"
+    return Evaluation(
+        table, metrics, metric, split.name, batch_size, split.max_length, engine.record()
+    )
 
 
 def score_all(
@@ -102,14 +111,31 @@ def score_all(
     )
 
 
+def task_metrics(
+    engine: Engine,
+    bank: Bank,
+    items: Sequence[Item],
+    task: Task,
+    batch_size: int,
+    watch: Watch | None = None,
+) -> dict[str, np.ndarray]:
+    """The metrics of a task that need more than the loss, name to [N]."""
+    if task.candidates:
+        return {"choice": choice_accuracy(engine, bank, items, task.candidates, batch_size)}
+    if task.judges:
+        return judged(engine, bank, items, task.judges, batch_size, watch)
+    return {}
+
+
 def choice_accuracy(
-    engine: Engine, bank: Bank, split: Split, rows: int, batch_size: int
+    engine: Engine,
+    bank: Bank,
+    items: Sequence[Item],
+    candidates: Sequence[str],
+    batch_size: int,
 ) -> np.ndarray:
     """Share of rows whose own response has the best mean log-probability of all candidates, [N]."""
-    tokenizer = engine.tokenizer
-    candidates = split.task.candidates
-    endings = [np.array(ids) for ids in encode_completions(tokenizer, list(candidates))]
-    items = split.items[:rows]
+    endings = [np.array(ids) for ids in encode_completions(engine.tokenizer, candidates)]
     examples = [_ending(item.prompt_ids, ids) for item in items for ids in endings]
     loss_NX, _, count_X = score_all(engine, bank, examples, batch_size * len(candidates))
     mean_NEC = (loss_NX / count_X).reshape(len(bank.members), len(items), len(candidates))
@@ -118,28 +144,33 @@ def choice_accuracy(
     return (chosen_NE == right_E).mean(axis=1)
 
 
-def exact_match(
-    engine: Engine, bank: Bank, split: Split, rows: int, batch_size: int
-) -> np.ndarray:
-    """Share of rows whose greedy completion equals the response after normalising, [N]."""
-    tokenizer = engine.tokenizer
-    items = split.items[:rows]
-    longest = max(len(i.example.ids_T) - i.prompt_length for i in items)
-    right = np.zeros(len(bank.members))
+def judged(
+    engine: Engine,
+    bank: Bank,
+    items: Sequence[Item],
+    judges: Mapping[str, Judge],
+    batch_size: int,
+    watch: Watch | None = None,
+) -> dict[str, np.ndarray]:
+    """Share of rows whose greedy completion each judge accepts, name to [N].
+
+    A row is continued once, whatever the number of judges, by at most a few tokens more than the
+    longest response has.
+    """
+    longest = max(len(item.example.ids_T) - item.prompt_length for item in items)
+    decoding = Decoding(max_tokens=longest + SPARE_TOKENS)
+    accepted = {name: np.zeros(len(bank.members)) for name in judges}
     for start in range(0, len(items), batch_size):
         part = items[start : start + batch_size]
-        decoding = Decoding(max_tokens=longest + 8)
         said = engine.generate(bank, [item.prompt_ids for item in part], decoding)
-        for index, row in enumerate(said):
-            for item, completion in zip(part, row, strict=True):
-                text = decode_completion(tokenizer, item.prompt_ids, completion.ids)
-                wanted = split.task.normalise(item.reference)
-                right[index] += split.task.normalise(text) == wanted
-    return right / len(items)
-
-
-METRICS = {"choice": choice_accuracy, "exact_match": exact_match}
-"""Metrics that need more than the loss, by the name a task gives them."""
+        for member, completions in enumerate(said):
+            for item, completion in zip(part, completions, strict=True):
+                text = decode_completion(engine.tokenizer, item.prompt_ids, completion.ids)
+                for name, judge in judges.items():
+                    accepted[name][member] += judge(item.prompt, item.reference, text)
+        if watch:
+            watch(start + len(part), len(items))
+    return {name: count_N / len(items) for name, count_N in accepted.items()}
 
 
 def _ending(prompt_ids: np.ndarray, ids: np.ndarray) -> Example:

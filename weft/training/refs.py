@@ -208,8 +208,8 @@ def _read_like(run: DataConfig, path: Path) -> dict[str, Any]:
     rows = read_rows(source).rows
     if not rows:
         return {}
-    fits = run.format != "auto" and set(FORMATS[run.format].fields) <= rows[0].value.keys()
-    name = run.format if fits else detect(rows[0]).name
+    fits = run.format != "auto" and FORMATS[run.format].told_by(rows) is not None
+    name = run.format if fits else detect(rows)[0].name
     kept: dict[str, Any] = {"format": run.format} if fits else {}
     return kept | ({"chat_template": run.chat_template} if name == "messages" else {})
 

@@ -16,6 +16,7 @@ import torch
 from weft.core.errors import CheckFailed, InputError
 from weft.core.files import sha256_file
 from weft.formats.peft import TENSORS, write_adapter
+from weft.model.sites import layers_notice
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
 from weft.runs.provenance import code_state, hardware, versions
@@ -200,7 +201,8 @@ def _manifest(job: Job, theta_LP: torch.Tensor, name: str) -> Manifest:
 def _notices(job: Job) -> Sequence[str]:
     found = [*job.resolved.notices]
     found += [notice for split in job.splits.values() for notice in split.notices]
-    return found + ([job.base.notice] if job.base.notice else [])
+    layers = layers_notice(job.base.sites, job.config.adapter)
+    return found + [notice for notice in (layers, job.base.notice) if notice]
 
 
 def _torch_facts(job: Job) -> dict[str, Any]:

@@ -33,6 +33,10 @@ def test_the_page_needs_no_model(cli, mine):
     source = (mine / "report.html").read_text()
     assert "Held-out loss" in source and source.count("data:image/png") == 2
     assert "adapter.rank" in source and "(command line)" in source
+    shown = page(RunReader(mine)).metrics
+    assert [m.label for m in shown] == ["held-out loss", "perplexity", "token accuracy"]
+    kept = json.loads((mine / "results" / "eval.json").read_text())
+    assert (shown[-1].left, shown[-1].right) == (None, kept["token_accuracy"])
 
 
 def test_the_page_shows_a_stored_comparison(cli, mine):

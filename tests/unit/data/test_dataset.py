@@ -77,6 +77,42 @@ def test_a_given_format_is_not_guessed(write_rows: Write, gpt2: Tokenizer) -> No
     assert (split.task.name, split.prompts, split.notices) == ("text", ("",), ())
 
 
+def question(table: str = "1-1", column: str = "Name") -> dict[str, str]:
+    head = "table: 1-1\ncolumns: Name, Age\nQ: Who is 3?\nA: "
+    return {"text": f"{head}SELECT {column} FROM {table} WHERE Age = 3"}
+
+
+def test_texts_that_ask_about_a_table_are_known_by_their_lines(
+    write_rows: Write, gpt2: Tokenizer
+) -> None:
+    path = write_rows(question(), question(column="Age"))
+    split = train(path, gpt2)
+    assert split.notices == (f"format tables, by the text of {path}:1",)
+    assert split.task.name == "tables"
+    assert split.prompts[0].endswith("\nA: ")
+    assert split.references[0] == "SELECT Name FROM 1-1 WHERE Age = 3"
+    assert train(path, gpt2, format="text").prompts == ("", "")
+    plain = write_rows({"text": "table: we sat at it"}, {"text": "columns: of marble"})
+    assert train(plain, gpt2).task.name == "text"
+
+
+def test_a_question_on_another_table_is_a_bad_row(write_rows: Write, gpt2: Tokenizer) -> None:
+    """One broken or plain row does not turn the others into plain text."""
+    rows = [{"text": "plain"}, question(), question(table="1-2"), question(column="Size")]
+    path = write_rows(*rows)
+    with pytest.raises(InputError) as caught:
+        train(path, gpt2)
+    assert caught.value.problem.splitlines()[1:] == [
+        f"  {path}:1: line 1 of `text` must be `table: ...`, is `plain`",
+        f"  {path}:3: the query reads FROM `1-2`, and the row's table is 1-1",
+        f"  {path}:4: the query selects `Size`, and the row's columns are Name, Age",
+    ]
+    split = train(path, gpt2, on_bad_row="skip")
+    assert (split.counts["bad"], [e.id for e in split.examples]) == (3, ["train:2"])
+    with pytest.raises(InputError, match="is `plain`"):
+        train(write_rows({"text": "plain"}), gpt2, format="tables")
+
+
 def test_settings_that_a_format_has_no_use_for_are_not_ignored_in_silence(
     write_rows: Write, gpt2: Tokenizer, tmp_path: Path
 ) -> None:

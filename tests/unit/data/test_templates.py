@@ -211,12 +211,12 @@ def test_reasons_name_the_field(name: str, row: dict[str, Any], reason: str) -> 
     ],
 )
 def test_the_fields_tell_the_format(fields: list[str], name: str) -> None:
-    assert detect(Row("rows.jsonl", 1, dict.fromkeys(fields))).name == name
+    assert detect([Row("rows.jsonl", 1, dict.fromkeys(fields))])[0].name == name
 
 
 def test_unknown_fields_are_answered_with_the_known_ones() -> None:
     with pytest.raises(InputError) as caught:
-        detect(Row("rows.jsonl", 3, {"question": "", "answer": ""}))
+        detect([Row("rows.jsonl", 3, {"question": "", "answer": ""})])
     assert caught.value.problem == "rows.jsonl:3: no format has the fields question, answer"
     for accepted in ("alpaca: instruction, output", "sst2: sentence, label", "text: text"):
         assert accepted in (caught.value.hint or "")

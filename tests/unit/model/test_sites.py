@@ -4,7 +4,7 @@ import pytest
 
 from weft.core.errors import InputError
 from weft.model.config import AdapterConfig
-from weft.model.sites import choose_sites, find_sites
+from weft.model.sites import choose_sites, find_sites, layers_notice
 
 
 def chosen(model, **settings):
@@ -39,6 +39,17 @@ def test_layers(layers, expected, make_model):
         find_sites(make_model("llama")), AdapterConfig(targets=("q_proj",), layers=layers)
     )
     assert {slot.site.layer for slot in layout.slots} == expected
+
+
+@pytest.mark.parametrize("layers", ["last 3", "first 1", (0, 1), None])
+def test_layers_that_the_base_has_are_nothing_to_talk_about(layers, make_model):
+    assert layers_notice(find_sites(make_model("llama")), AdapterConfig(layers=layers)) is None
+
+
+@pytest.mark.parametrize("layers", ["last 4", "first 16"])
+def test_more_layers_than_the_base_has_are_all_of_them_and_said(layers, make_model):
+    said = layers_notice(find_sites(make_model("llama")), AdapterConfig(layers=layers))
+    assert said == f"`adapter.layers` is `{layers}` and the base has 3: all are used"
 
 
 def test_the_router_has_the_name_people_know(make_model):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import peft
@@ -16,7 +17,7 @@ from weft.data.dataset import load_splits
 from weft.engines.local import LocalEngine
 from weft.model.bank import Bank
 from weft.model.base import load_base
-from weft.model.decoding import Decoding
+from weft.model.decoding import Completion
 from weft.training.contrast import QUANTITIES, contrast
 from weft.training.evaluate import evaluate
 from weft.training.refs import load_split, open_subject
@@ -114,32 +115,66 @@ def test_choice_accuracy_compares_mean_log_probabilities(base, small_base, tmp_p
     assert found.metrics["choice"][0] == right / 3
 
 
-def test_exact_match_is_of_normalised_greedy_text(base, tmp_path):
-    """References are what the base really says, so it scores 1; a changed one lowers it."""
+def test_every_judge_hears_the_one_greedy_response_of_a_row(base, split):
+    """As transformers generates it, from the prompt alone, for every member and in any batch."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base.ref)
+    heard = []
+
+    def listen(prompt, reference, text):
+        heard.append((prompt, reference, text))
+        return text == heard[0][2]
+
+    judges = {"first": listen, "other": lambda prompt, reference, text: prompt == heard[0][0]}
+    task = replace(split.task, format=replace(split.task.format, judges=judges))
+    bank = Bank.of({"base": None, "again": None})
+    found = evaluate(LocalEngine(base), bank, replace(split, task=task), batch_size=5)
+    longest = max(len(item.example.ids_T) - item.prompt_length for item in split.items)
+    said = []
+    for item in split.items:
+        ids = torch.tensor(item.prompt_ids)[None]
+        whole = model.generate(ids, max_new_tokens=longest + 8, do_sample=False, pad_token_id=0)[0]
+        words = base.tokenizer.decode(whole[ids.shape[1] :], skip_special_tokens=True)
+        said.append((item.prompt, item.reference, words))
+    assert sorted(heard) == sorted(said * 2)
+    first = [text == said[0][2] for _, _, text in said]
+    other = [prompt == said[0][0] for prompt, _, _ in said]
+    assert sum(first) > 0 and sum(other) < len(said)
+    assert found.metrics["first"].tolist() == [np.mean(first)] * 2
+    assert found.metrics["other"].tolist() == [np.mean(other)] * 2
+    record = found.record("again")
+    assert record["metric"] == "first"
+    assert record["metrics"] == ["token_accuracy", "first", "other"]
+    assert record["other"] == np.mean(other)
+
+
+def test_without_the_tasks_own_metrics_nothing_is_generated(base, split):
+    task = replace(split.task, format=replace(split.task.format, judges={"none": None}))
     engine, bank = LocalEngine(base), Bank.of({"base": None})
-    prompts = [f"table: {i}\ncolumns: a, b\nQ: what\nA: " for i in range(3)]
-    ids = [np.array(base.tokenizer(p)["input_ids"]) for p in prompts]
-    said = engine.generate(bank, ids, Decoding(max_tokens=6))[0]
-    texts = [base.tokenizer.decode(completion.ids) for completion in said]
-    from dataclasses import replace
+    found = evaluate(engine, bank, replace(split, task=task), batch_size=5, task_metric=False)
+    assert found.record("base")["metrics"] == [found.metric] == ["token_accuracy"]
 
-    from weft.data.tasks import TASKS
 
-    for changed, expected in ((0, 1.0), (1, 2 / 3)):
-        rows = [p + t for p, t in zip(prompts, texts, strict=True)]
-        rows[:changed] = [prompts[0] + "SELECT nothing"] * changed
-        path = tmp_path / f"rows-{changed}.jsonl"
-        path.write_text("\n".join(json.dumps({"text": row}) for row in rows))
-        config = DataConfig(path=path, valid_path=path)
-        # the base never stops by itself: what it says first is what the reference asks for
-        task = replace(TASKS["tables"], normalise=lambda s: s.strip()[:6])
-        split = load_splits(config, base.tokenizer, ("valid",))["valid"]
-        items = tuple(
-            replace(item, prompt_length=len(i), reference=t if k >= changed else "SELECT nothing")
-            for k, (item, i, t) in enumerate(zip(split.items, ids, texts, strict=True))
-        )
-        found = evaluate(engine, bank, replace(split, task=task, items=items), batch_size=2)
-        assert found.metrics["exact_match"][0] == pytest.approx(expected)
+def test_questions_about_tables_are_judged_twice(base, tmp_path):
+    """The reference that the base itself gives is matched; the loss is of the same rows."""
+    prompt = "table: t\ncolumns: a, b\nQ: what\nA: "
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": prompt + "SELECT a FROM t WHERE b = 1 AND a = 'x'"}))
+    split = load_splits(DataConfig(path=path, valid_path=path), base.tokenizer, ("valid",))["valid"]
+    same, equal = (
+        "select a  from t where b = 1 and a = 'x'",
+        "SELECT a FROM t WHERE a = 'X' AND b = '1'",
+    )
+    texts = iter([same, equal, "SELECT a FROM t WHERE b = 1"])
+
+    class Said(LocalEngine):
+        def generate(self, bank, prompts, decoding, on_token=None):
+            ids = (self.tokenizer(next(texts))["input_ids"] for _ in bank.members)
+            return [[Completion(tuple(each), "stop token")] for each in ids]
+
+    found = evaluate(Said(base), Bank.of(dict.fromkeys("abc")), split, batch_size=2)
+    assert found.metrics["exact_match"].tolist() == [1, 0, 0]
+    assert found.metrics["logical_form"].tolist() == [1, 1, 0]
+    assert found.metric == "exact_match"
 
 
 def test_contrast_of_an_adapter_with_itself_is_zero(resolved, tmp_path, rows_dir):

@@ -39,6 +39,13 @@ def test_rows_of_a_file_are_read_like_the_runs_where_they_can_be(rows):
     assert data_for([run], task="tables").format == "auto"
 
 
+def test_questions_are_read_like_the_runs_and_plain_text_is_not(rows):
+    run = place("run", "data.path=train.jsonl", "data.format=tables")
+    question = {"text": "table: t\ncolumns: a\nQ: what\nA: SELECT a FROM t"}
+    assert data_for([run], path=rows(question)).format == "tables"
+    assert data_for([run], path=rows({"text": "the cat"})).format == "auto"
+
+
 def test_a_chat_template_goes_with_messages_only(rows):
     run = place("run", "data.path=train.jsonl", "data.chat_template=mine.jinja")
     turns = [{"role": role, "content": "hello"} for role in ("user", "assistant")]

@@ -5,4 +5,4 @@ from __future__ import annotations
 from weft.data.task import Task, bundled
 from weft.data.templates import FORMATS
 
-INSTRUCT = Task("instruct", FORMATS["alpaca"], "token_accuracy", directory=bundled("instruct"))
+INSTRUCT = Task("instruct", FORMATS["alpaca"], bundled("instruct"))

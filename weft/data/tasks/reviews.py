@@ -5,4 +5,4 @@ from __future__ import annotations
 from weft.data.task import Task, bundled
 from weft.data.templates import FORMATS
 
-REVIEWS = Task("reviews", FORMATS["sst2"], "choice", directory=bundled("reviews"))
+REVIEWS = Task("reviews", FORMATS["sst2"], bundled("reviews"))
