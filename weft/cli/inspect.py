@@ -62,20 +62,19 @@ def _show_base(base: BaseFacts, every: bool) -> None:
 def _show_adapter(facts: AdapterFacts, base: str | None, every: bool) -> None:
     ranks = sorted({site.rank for site in facts.sites})
     scales = sorted({site.scale for site in facts.sites})
-    screen.put(
-        screen.pairs(
-            {
-                "adapter": str(facts.path),
-                "base": base or "not loaded",
-                "rank": ", ".join(map(str, ranks)),
-                "alpha": f"{facts.alpha:g}" + (" (rsLoRA)" if facts.rslora else ""),
-                "scale": ", ".join(f"{scale:g}" for scale in scales),
-                "dropout": f"{facts.dropout:g}",
-                "trainable": f"{facts.trainable:,} of {facts.parameters:,} parameters: {facts.why}",
-                "attached": f"at {len(facts.sites)} sites; {_effect(facts)}",
-            }
-        )
-    )
+    scale = ", ".join(f"{scale:g}" for scale in scales)
+    lines = {
+        "adapter": str(facts.path),
+        "format": facts.format,
+        "base": base or "not loaded",
+        "rank": ", ".join(map(str, ranks)),
+        "alpha": None if facts.alpha is None else f"{facts.alpha:g}",
+        "scale": f"{scale} ({facts.scale_from})",
+        "dropout": None if facts.dropout is None else f"{facts.dropout:g}",
+        "trainable": f"{facts.trainable:,} of {facts.parameters:,} parameters: {facts.why}",
+        "attached": f"at {len(facts.sites)} sites; {_effect(facts)}",
+    }
+    screen.put(screen.pairs({label: text for label, text in lines.items() if text is not None}))
     screen.put()
     if every or len(facts.sites) <= MANY:
         screen.put(_each_site(facts.sites))

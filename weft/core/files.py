@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,11 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     """Fill the directory that this yields; it becomes `path`, synced, when the block succeeds.
 
     An existing `path` is replaced. Directories cannot be exchanged in one step everywhere, so a
-    kill between the two renames leaves no `path`; whoever needs the old one then keeps two.
+    kill between the two renames leaves no `path`; whoever needs the old one then keeps two. When
+    the block fails, nothing is left, not even the parents that were made for it.
     """
     with _os_errors_name(path):
+        made = [parent for parent in path.parents if not parent.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(path)
         temporary.mkdir()
@@ -86,6 +88,9 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):  # somebody else has put something there
+                for parent in made:
+                    parent.rmdir()
             raise
         sync(path.parent)
 

@@ -1,6 +1,6 @@
 """What an adapter is: where it sits, how strong it is, whether it acts, and what is odd about it.
 
-Shapes: r rank, I inputs and O outputs of a site, S positions, V vocabulary.
+Shapes: r rank, I inputs and O outputs of a site, T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,27 +11,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
-from weft.core.batch import Batch, Example
 from weft.core.errors import InputError
+from weft.engines.local import LocalEngine
 from weft.formats.loaded import LoadedAdapter
-from weft.formats.peft import read_adapter
 from weft.model.adapter import Adapter, Layout, Site, Slot
-from weft.model.bank import Bank
 from weft.model.base import Base, load_base, skeleton
 from weft.model.divergence import divergence
-from weft.model.forward import make_rows, target_logits
-from weft.model.rows import Block
-from weft.model.weaving import Weft
-from weft.training.refs import DEFAULT_BASE, Place, locate
+from weft.training.origin import check_origins
+from weft.training.refs import DEFAULT_BASE, Place, locate, read_adapter
+from weft.training.trial import examples, logits
 
 USUAL_SCALES = (1e-3, 64.0)
 """Scales outside are legal and rarely meant."""
 STANDS_OUT = 10.0
 """An update this many times the median of the sites is worth a look."""
-TRIAL_TEXT = "The quick brown fox jumps over the lazy dog, and then asks: what is 12 + 30?"
 
 
 @dataclass(frozen=True)
@@ -82,9 +77,10 @@ class AdapterFacts:
     parameters: int
     trainable: int
     why: str
-    alpha: float
-    rslora: bool
-    dropout: float
+    format: str
+    scale_from: str
+    alpha: float | None  # None where the format has no such thing
+    dropout: float | None  # likewise
     sites: tuple[SiteFacts, ...]
     effect: Effect | None
     oddities: tuple[Oddity, ...]
@@ -142,13 +138,15 @@ def inspect(ref: str, *, base: str | None = None) -> Inspection:
     if not place.adapters:
         name = base or place.base or DEFAULT_BASE
         return Inspection(ref, BaseFacts(name, tuple(skeleton(name).values())), name, (), ())
-    files = {name: read_adapter(path) for name, path in place.adapters.items()}
     loaded, notes = _load(base, place)
+    config = loaded.model.config if loaded else None
+    files = {name: read_adapter(path, base_config=config) for name, path in place.adapters.items()}
+    origin, more = _origin(place, loaded)
     adapters = tuple(
-        adapter_facts(name, place.adapters[name], read, loaded, _recorded_scales(place))
+        adapter_facts(name, place.adapters[name], read, loaded, _recorded_scales(place), origin)
         for name, read in files.items()
     )
-    return Inspection(ref, None, loaded.ref if loaded else None, adapters, notes)
+    return Inspection(ref, None, loaded.ref if loaded else None, adapters, (*notes, *more))
 
 
 def adapter_facts(
@@ -157,8 +155,12 @@ def adapter_facts(
     files: LoadedAdapter,
     base: Base | None,
     recorded: Mapping[str, float] = {},
+    known: Sequence[Oddity] = (),
 ) -> AdapterFacts:
-    """The facts of one adapter, read without regard to the base, which it may not fit."""
+    """The facts of one adapter, read without regard to the base, which it may not fit.
+
+    `known` are oddities that were found elsewhere.
+    """
     adapter, config = files.adapter, files.config
     misfits = list(_misfits(adapter.layout, base.sites)) if base else []
     weights = {} if base is None or misfits else _weight_norms(adapter.layout, base)
@@ -166,6 +168,7 @@ def adapter_facts(
     finite = bool(adapter.flat.isfinite().all())
     effect = measure_effect(adapter, base) if base and finite and not misfits else None
     oddities = [
+        *known,
         *(Oddity(text, breaks=True) for text in misfits),
         *_not_finite(adapter),
         *_zeros(adapter),
@@ -173,17 +176,19 @@ def adapter_facts(
         *_strengths(sites),
         *_ineffective(adapter, effect),
     ]
-    frozen = bool(config.get("inference_mode", False))
+    frozen = config.get("inference_mode")
     parameters = adapter.layout.size
+    alpha, dropout = config.get("lora_alpha"), config.get("lora_dropout")
     return AdapterFacts(
         name=name,
         path=path,
         parameters=parameters,
         trainable=0 if frozen else parameters,
         why=_why(frozen),
-        alpha=float(config["lora_alpha"]),
-        rslora=bool(config.get("use_rslora", False)),
-        dropout=float(config.get("lora_dropout") or 0.0),
+        format=files.format,
+        scale_from=files.scale_from,
+        alpha=None if alpha is None else float(alpha),
+        dropout=None if dropout is None else float(dropout),
         sites=sites,
         effect=effect,
         oddities=tuple(oddities),
@@ -200,16 +205,11 @@ def update_norm(a_rI: torch.Tensor, b_Or: torch.Tensor) -> float:
 @torch.no_grad()
 def measure_effect(adapter: Adapter, base: Base) -> Effect:
     """Compare the logits of a few tokens with and without the adapter, in one forward."""
-    ids_T = np.array(base.tokenizer(TRIAL_TEXT)["input_ids"][:32])
-    rows = make_rows(base, [Block(0, 2, Batch((Example("trial", ids_T, ids_T),)))])
-    bank = Bank.of({"base": None, "adapter": adapter}).to(base.device)
-    logits_SV = target_logits(base, Weft(bank), rows)
-    # one target after the other, and within a target the base before the adapter
-    without_SV, with_SV = logits_SV[0::2], logits_SV[1::2]
+    without_TV, with_TV = logits(base, (None, adapter), examples(base)[0])
     return Effect(
-        positions=len(without_SV),
-        kl=float(divergence(without_SV, with_SV).kl_ab.mean()),
-        largest_logit_change=float((with_SV - without_SV).abs().max()),
+        positions=len(without_TV),
+        kl=float(divergence(without_TV, with_TV).kl_ab.mean()),
+        largest_logit_change=float((with_TV - without_TV).abs().max()),
     )
 
 
@@ -235,7 +235,19 @@ def _recorded_scales(place: Place) -> dict[str, float]:
     return {name: float(facts["scale"]) for name, facts in sites.items()}
 
 
-def _why(frozen: bool) -> str:
+def _origin(place: Place, base: Base | None) -> tuple[list[Oddity], tuple[str, ...]]:
+    """Whether the base has the weights that the adapter belongs to: oddities and notes."""
+    if base is None:
+        return [], ()
+    try:
+        return [], check_origins([(place.ref, place.origin)], LocalEngine(base))
+    except InputError as error:
+        return [Oddity(error.problem, breaks=True)], ()
+
+
+def _why(frozen: bool | None) -> str:
+    if frozen is None:
+        return "its format has no mark for inference only"
     if frozen:
         return (
             "its files say `inference_mode: true`, saved for inference; it acts all the same "

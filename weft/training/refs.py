@@ -1,15 +1,17 @@
 """What people point at (a base, an adapter, a run) to an engine and a bank.
 
-A reference is `base` or the name of a base, an adapter directory, a run, or a member of a run
-(`RUN/members/seed-1`).
+A reference is `base` or the name of a base, an adapter (a directory or a tensor file, in any
+format), a run, or a member of a run (`RUN/members/seed-1`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from transformers import PretrainedConfig
 
 from weft.core.errors import InputError
 from weft.core.files import read_json
@@ -23,16 +25,24 @@ from weft.data.tokenizer import BUNDLED, resolve_base
 from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
 from weft.engines.registry import open_engine
-from weft.formats.peft import CONFIG, is_adapter, read_adapter
-from weft.model.adapter import Adapter
+from weft.formats.certificate import certified_scale
+from weft.formats.folder import CONFIG
+from weft.formats.loaded import LoadedAdapter, UndecidedScale
+from weft.formats.registry import detect_format, read_any
+from weft.model.adapter import Adapter, Site
 from weft.model.bank import Bank
+from weft.model.base import load_config
 from weft.model.config import DType
 from weft.runs.layout import RunLayout
 from weft.runs.reader import RunReader
 from weft.training.config import RunConfig
+from weft.training.origin import Origin, check_origins, origin_of_files, origin_of_run
 from weft.training.resolve import from_record
 
 DEFAULT_BASE = "weft/tiny"
+
+BASE_KEYS = ("base_model_name_or_path", "model")
+"""What PEFT and mlx-lm call the base in an adapter's configuration."""
 
 CUT = ("max_length", "append_eos", "train_on_prompt", "pad_target")
 """How rows of any source become examples: other rows than the run's are treated the same."""
@@ -50,6 +60,7 @@ class Place:
     adapters: dict[str, Path]
     run: Path | None = None
     config: RunConfig | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +70,7 @@ class Subject:
     engine: Engine
     adapters: dict[str, Adapter | None]
     places: tuple[Place, ...]
+    notices: tuple[str, ...] = ()  # what could not be checked of the base
 
     @property
     def local(self) -> LocalEngine:
@@ -85,14 +97,15 @@ def locate(ref: str) -> Place:
         return Place(ref, ref, {})
     if RunLayout(path).manifest.is_file():
         return _locate_run(ref, path)
-    if is_adapter(path):
+    if detect_format(path):
         return _locate_adapter(ref, path, path)
-    if is_adapter(RunLayout(path).adapter):
+    if detect_format(RunLayout(path).adapter):
         return _locate_adapter(ref, path, RunLayout(path).adapter)
     if path.exists():
         raise InputError(
             f"{ref} is not an adapter, a run or a base",
-            hint=f"an adapter directory holds {CONFIG}, a run manifest.json, a base config.json",
+            hint="an adapter is a directory or file of tensors (PEFT, mlx-lm, mlx-examples); "
+            "a run holds manifest.json, a base config.json",
         )
     raise InputError(
         f"there is no {ref}",
@@ -116,11 +129,14 @@ def open_subject(
     """
     places = tuple(locate(ref) for ref in refs)
     config = next((place.config for place in places if place.config), None)
+    name = base or common_base(places)
+    base_config = load_config(name)
     for path in (path for place in places for path in place.adapters.values()):
-        read_adapter(path)  # a file that cannot be read is found before the weights are loaded
+        # a file that cannot be read is found before the weights are loaded
+        read_adapter(path, base_config=base_config)
     opened = open_engine(
         engine,
-        base or _common_base(places),
+        name,
         dtype=dtype or (config.dtype if config else "float32"),
         device=device or (config.device if config and engine == "local" else None),
         rows_per_forward=rows_per_forward,
@@ -128,11 +144,38 @@ def open_subject(
     adapters: dict[str, Adapter | None] = {}
     for place in places:
         read: dict[str, Adapter | None] = {
-            name: read_adapter(path, opened.sites).adapter for name, path in place.adapters.items()
+            name: read_adapter(path, opened.sites, base_config).adapter
+            for name, path in place.adapters.items()
         }
         for name, adapter in (read or {place.ref: None}).items():
             adapters[name if name not in adapters else f"{name} (2)"] = adapter
-    return Subject(opened, adapters, places)
+    notices = check_origins([(place.ref, place.origin) for place in places], opened)
+    return Subject(opened, adapters, places, notices)
+
+
+def read_adapter(
+    path: Path,
+    sites: Mapping[str, Site] | None = None,
+    base_config: PretrainedConfig | None = None,
+) -> LoadedAdapter:
+    """Read an adapter in any format, at the scale that its files determine.
+
+    Raises `UndecidedScale` where they determine none and no certificate of Weft does.
+    """
+    try:
+        return read_any(path, sites, base_config=base_config)
+    except UndecidedScale as undecided:
+        scale = certified_scale(path)
+        if scale is None:
+            problem, _, _ = undecided.problem.partition("\n")
+            raise UndecidedScale(
+                problem,
+                undecided.candidates,
+                hint=f"say it once: `weft import {path} --out DIR --scale NUMBER`, or `--scale "
+                "auto --data FILE`, which scores each of these on rows that it was trained for",
+            ) from None
+        read = read_any(path, sites, scale=scale, base_config=base_config)
+        return replace(read, scale_from="the certificate beside it")
 
 
 def data_for(
@@ -226,22 +269,34 @@ def _locate_run(ref: str, path: Path) -> Place:
     layout = reader.layout
     members = {name: layout.member(name).adapter for name in reader.member_names()}
     adapters = members or {ref: layout.adapter}
-    if not all(is_adapter(adapter) for adapter in adapters.values()):
+    if not all(detect_format(adapter) for adapter in adapters.values()):
         raise InputError(
             f"the run {ref} has no adapter yet: it is {reader.manifest.status}",
             hint=f"finish it with `weft train --resume {ref}`",
         )
-    return Place(ref, config.base, adapters, path, config)
+    origin = origin_of_run(reader.manifest, layout.manifest)
+    return Place(ref, config.base, adapters, path, config, origin)
 
 
 def _locate_adapter(ref: str, path: Path, adapter: Path) -> Place:
-    """An adapter directory; if it lies in a run, the run says the base and the data."""
+    """An adapter; if it lies in a run, the run says the base and the data."""
+    origin = origin_of_files(adapter)
     for parent in (path.parent, *path.parent.parents[:2]):
-        if RunLayout(parent).manifest.is_file():
-            config = _stored_config(RunReader(parent))
-            return Place(ref, config.base, {ref: adapter}, None, config)
-    base = read_json(adapter / CONFIG).get("base_model_name_or_path")
-    return Place(ref, base or None, {ref: adapter})
+        if origin is None and RunLayout(parent).manifest.is_file():
+            reader = RunReader(parent)
+            config = _stored_config(reader)
+            origin = origin_of_run(reader.manifest, reader.layout.manifest)
+            return Place(ref, config.base, {ref: adapter}, None, config, origin)
+    base = _named_base(adapter) or (origin.base if origin else None)
+    return Place(ref, base, {ref: adapter}, origin=origin)
+
+
+def _named_base(adapter: Path) -> str | None:
+    """The base that an adapter's own configuration names: PEFT's, or mlx-lm's."""
+    path = (adapter if adapter.is_dir() else adapter.parent) / CONFIG
+    fields = read_json(path) if path.is_file() else {}
+    names = [fields.get(key) for key in BASE_KEYS] if isinstance(fields, dict) else []
+    return next((name for name in names if isinstance(name, str) and name), None)
 
 
 def _stored_config(reader: RunReader) -> RunConfig:
@@ -250,12 +305,18 @@ def _stored_config(reader: RunReader) -> RunConfig:
     return from_record(manifest.config, manifest.origins, str(reader.layout.manifest)).config
 
 
-def _common_base(places: Sequence[Place]) -> str:
+def common_base(places: Sequence[Place]) -> str:
+    """The one base that the references name; the bundled one for `base` alone."""
     named = {place.base: place.ref for place in places if place.base}
     if len({resolve_base(base) for base in named}) > 1:
         facts = "; ".join(f"{ref} is on {base}" for base, ref in named.items())
         raise InputError(
             f"these are on different bases: {facts}",
             hint="if they are the same weights under two names, say which with --base",
+        )
+    homeless = [place.ref for place in places if place.adapters and not place.base]
+    if homeless and not named:
+        raise InputError(
+            f"{homeless[0]} does not say which base it was trained on", hint="give it with --base"
         )
     return next(iter(named), DEFAULT_BASE)

@@ -1,0 +1,95 @@
+"""A base with an adapter merged into its weights: a model in transformers' layout, on its own.
+
+    W' = W + scale * B @ A, accumulated in float32, rounded once to the dtype of the files
+
+Shapes: O outputs and I inputs of a site, r rank.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+
+from weft.core.errors import InputError
+from weft.core.files import read_json, write_json
+from weft.model.adapter import Adapter, Slot
+from weft.model.base import DTYPES, Base
+from weft.model.config import DType
+
+SHARD = "5GB"
+"""The largest file of weights."""
+
+Weights = dict[str, torch.Tensor]
+"""All weights of a model, as in its `state_dict`."""
+
+
+def merged_weights(base: Base, adapter: Adapter, dtype: DType) -> Weights:
+    """All weights of the base in `dtype`, the adapted ones with their update, on the CPU.
+
+    Weights that are one in the base are one in the result. Nothing of the base is written.
+    Raises `InputError` where an adapted weight is tied to another place, which would change, too.
+    """
+    weights = base.model.state_dict()
+    names = _names_by_storage(weights)
+    _refuse_tied(adapter, weights, names)
+    merged: Weights = {}
+    for tied in names.values():
+        site = tied[0].removesuffix(".weight")
+        weight = weights[tied[0]]
+        if site in adapter.layout.by_name:
+            weight = weight.float() + update(adapter, site).to(weight.device)
+        if weight.is_floating_point():
+            weight = weight.to(DTYPES[dtype])
+        weight = weight.cpu()
+        merged |= dict.fromkeys(tied, weight)
+    return {name: merged[name] for name in weights}
+
+
+def update(adapter: Adapter, site: str) -> torch.Tensor:
+    """dW = scale * B @ A in float32, in the orientation in which the base stores the weight."""
+    a_rI, b_Or = adapter.sites[site]
+    slot: Slot = adapter.layout.by_name[site]
+    dw_OI = slot.scale * (b_Or.float() @ a_rI.float())
+    return dw_OI.T if slot.site.kind == "conv1d" else dw_OI
+
+
+def write_merged(base: Base, weights: Weights, dtype: DType, directory: Path) -> None:
+    """Write `merged_weights` with the base's configuration, generation settings and tokenizer.
+
+    `directory` exists and is empty. transformers loads it like the base, without an adapter.
+    """
+    shell = copy.copy(base.model)  # saving writes into the configuration: into this one
+    shell.config = copy.deepcopy(base.model.config)
+    shell.save_pretrained(directory, state_dict=weights, max_shard_size=SHARD)
+    config = read_json(directory / "config.json")
+    config.pop("torch_dtype", None)
+    write_json(directory / "config.json", config | {"dtype": dtype})
+    base.tokenizer.save_pretrained(directory)
+    mode = (directory / "config.json").stat().st_mode
+    for file in directory.iterdir():  # safetensors lets nobody but the owner read its files
+        file.chmod(mode)
+
+
+def _names_by_storage(weights: Weights) -> dict[tuple[int, torch.Size], list[str]]:
+    """Names of the same weight, together: tied weights have several."""
+    found: dict[tuple[int, torch.Size], list[str]] = {}
+    for name, weight in weights.items():
+        key = (weight.data_ptr(), weight.shape) if weight.numel() else (id(weight), weight.shape)
+        found.setdefault(key, []).append(name)
+    return found
+
+
+def _refuse_tied(
+    adapter: Adapter, weights: Weights, names: dict[tuple[int, torch.Size], list[str]]
+) -> None:
+    for site in adapter.sites:
+        weight = weights[f"{site}.weight"]
+        others = set(names[weight.data_ptr(), weight.shape]) - {f"{site}.weight"}
+        if others:
+            raise InputError(
+                f"{site} cannot be merged: its weight is also {', '.join(sorted(others))}, "
+                "which the adapter does not change",
+                hint="keep the adapter as one (--to peft), which leaves the base as it is",
+            )
