@@ -46,8 +46,7 @@ def packed_attention(
     cache, layer = weft_rows.cache, getattr(module, "layer_idx", 0)
     if cache is not None and cache.filled:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [B, H or G, D]
-        out = cache.attend(layer, q[:, :, None], k, v, scaling, sliding_window)
-        return out.transpose(1, 2).flatten(0, 1)[None], None
+        return cache.attend(layer, q, k, v, scaling, sliding_window)[None], None
     sizes = [piece.tokens for piece in weft_rows.pieces]
     parts, row = [], 0
     for piece, q, k, v in zip(

@@ -27,6 +27,7 @@ from weft.model.attention import NAME as PACKED
 from weft.model.attention import counted_calls
 from weft.model.bank import Bank
 from weft.model.config import DType
+from weft.model.lean import LeanModel, lean_model
 from weft.model.rows import Block
 from weft.model.sites import find_sites
 
@@ -56,6 +57,8 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     packs: bool
     notice: str | None = None
+    lean: LeanModel | None = None
+    """How a Llama-like base takes a decoding step."""
 
     @property
     def device(self) -> torch.device:
@@ -186,7 +189,7 @@ def prepare(ref: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     base = Base(ref, model, tokenizer, packs=False)
     obstacle = _obstacle_to_packing(base)
     if obstacle is None:
-        return replace(base, packs=True)
+        return replace(base, packs=True, lean=lean_model(model))
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     name = type(model).__name__
     return replace(

@@ -5,6 +5,8 @@ Shapes: B rows, G key/value heads, C cache length, D head size, H query heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -12,57 +14,87 @@ from torch.nn.functional import scaled_dot_product_attention
 class KVCache:
     """Filled by one prefill, then extended by one position a row and step."""
 
-    def __init__(self, lengths_B: torch.Tensor, capacity: int) -> None:
-        """`lengths_B` are the prompts' lengths; `capacity` is C."""
-        self.lengths_B = lengths_B
+    def __init__(self, lengths: Sequence[int], capacity: int, device: torch.device) -> None:
+        """`lengths` are the prompts' lengths, one a row; `capacity` is C."""
+        self.lengths = list(lengths)
         self.capacity = capacity
+        self.device = device
         self.filled = False
+        self._order_B = torch.tensor(sorted(range(len(lengths)), key=lengths.__getitem__))
         self._keys: dict[int, torch.Tensor] = {}  # layer to [B, G, C, D]
         self._values: dict[int, torch.Tensor] = {}
+        self._begin()
 
     def store(self, layer: int, start: int, k_bGlD: torch.Tensor, v_bGlD: torch.Tensor) -> None:
-        """Prefill: rows start.. of a layer get their prompt's keys and values."""
+        """Prefill: the shortest rows first, from the start-th on, get their keys and values."""
+        rows = self._order_B[start : start + len(k_bGlD)]
         for into, x in ((self._keys, k_bGlD), (self._values, v_bGlD)):
             if layer not in into:
-                shape = (len(self.lengths_B), x.shape[1], self.capacity, x.shape[3])
+                shape = (len(self.lengths), x.shape[1], self.capacity, x.shape[3])
                 into[layer] = x.new_zeros(shape)
-            into[layer][start : start + len(x), :, : x.shape[2]] = x
+            into[layer][rows, :, : x.shape[2]] = x
 
     def attend(
         self,
         layer: int,
-        q_BH1D: torch.Tensor,
+        q_BHD: torch.Tensor,
         k_BGD: torch.Tensor,
         v_BGD: torch.Tensor,
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        """Append one position to every row and attend to the row's history: [B, H, 1, D]."""
+        """Append one position to every row and attend to the row's history: [B, H, D]."""
         keys, values = self._keys[layer], self._values[layer]
-        row_B = torch.arange(len(keys), device=keys.device)
-        keys[row_B, :, self.lengths_B] = k_BGD
-        values[row_B, :, self.lengths_B] = v_BGD
-        used = int(self.lengths_B.max()) + 1
-        place_C = torch.arange(used, device=keys.device)
-        mask_BC = place_C <= self.lengths_B[:, None]
-        if window is not None:
-            mask_BC &= place_C > self.lengths_B[:, None] - window
-        return scaled_dot_product_attention(
-            q_BH1D,
-            keys[:, :, :used],
-            values[:, :, :used],
-            attn_mask=mask_BC[:, None, None],
+        if self._uniform:
+            keys[:, :, self.lengths[0]] = k_BGD
+            values[:, :, self.lengths[0]] = v_BGD
+        else:
+            keys[self._row_B, :, self.lengths_B] = k_BGD
+            values[self._row_B, :, self.lengths_B] = v_BGD
+        stop = max(self.lengths) + 1
+        start = 0 if window is None else max(0, min(self.lengths) + 1 - window)
+        # the query heads that share a key head are queries of one attention
+        out_BGqD = scaled_dot_product_attention(
+            q_BHD.unflatten(1, (k_BGD.shape[1], -1)),
+            keys[:, :, start:stop],
+            values[:, :, start:stop],
+            attn_mask=self._mask(start, stop, window, q_BHD.dtype),
             scale=scaling,
-            enable_gqa=q_BH1D.shape[1] != keys.shape[1],
         )
+        return out_BGqD.flatten(1, 2)
 
-    def advance(self, live_B: torch.Tensor) -> None:
+    def advance(self, live_B: Sequence[bool]) -> None:
         """The step is over in every layer; rows that are not live will write their place again."""
-        self.lengths_B = self.lengths_B + live_B
+        self.lengths = [n + live for n, live in zip(self.lengths, live_B, strict=True)]
+        self._begin()
 
-    def keep(self, rows: torch.Tensor) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """Only these rows go on, in this order."""
-        self.lengths_B = self.lengths_B[rows]
+        at = torch.tensor(rows, device=self.device)
+        self.lengths = [self.lengths[row] for row in rows]
         for part in (self._keys, self._values):
             for layer, x in part.items():
-                part[layer] = x[rows]
+                part[layer] = x[at]
+        self._begin()
+
+    def _begin(self) -> None:
+        """What all layers of a step share."""
+        self.lengths_B = torch.tensor(self.lengths, device=self.device)
+        self._uniform = len(set(self.lengths)) == 1
+        self._row_B = torch.arange(len(self.lengths), device=self.device)
+        self._masks: dict[int | None, torch.Tensor] = {}
+
+    def _mask(
+        self, start: int, stop: int, window: int | None, dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        """What is added to scores [B, 1, 1, stop - start]; None where every row sees all."""
+        if self._uniform:
+            return None
+        if window not in self._masks:
+            place_C = torch.arange(start, stop, device=self.device)
+            out_BC = place_C > self.lengths_B[:, None]
+            if window is not None:
+                out_BC |= place_C <= self.lengths_B[:, None] - window
+            mask_BC = torch.zeros(out_BC.shape, dtype=dtype, device=self.device)
+            self._masks[window] = mask_BC.masked_fill_(out_BC, -torch.inf)[:, None, None]
+        return self._masks[window]

@@ -62,7 +62,7 @@ class AddLowRank(torch.autograd.Function):
             seen_NMI = plan.keep[number].float() * x_NMI if plan.keep else x_NMI.float()
             z_NMr = torch.bmm(seen_NMI, a_NrI[start:stop].transpose(1, 2))
             z_NMr *= plan.scale_N11[start:stop] / plan.keep_rate
-            _add_product(y_NMO, z_NMr, b_NOr[start:stop].transpose(1, 2))
+            add_product(y_NMO, z_NMr, b_NOr[start:stop].transpose(1, 2))
             zs.append(z_NMr)
         ctx.mark_dirty(y)
         ctx.save_for_backward(x, a_NrI, b_NOr, *zs)
@@ -101,7 +101,8 @@ class AddLowRank(torch.autograd.Function):
         return dy, None if dx is None else dx.to(x.dtype), da_NrI, db_NOr, None
 
 
-def _add_product(y_NMO: torch.Tensor, z_NMr: torch.Tensor, b_NrO: torch.Tensor) -> None:
+def add_product(y_NMO: torch.Tensor, z_NMr: torch.Tensor, b_NrO: torch.Tensor) -> None:
+    """y += z @ B in place; a y in lower precision is rounded once, after the sum."""
     if y_NMO.dtype == torch.float32:
         y_NMO.baddbmm_(z_NMr, b_NrO)
     else:

@@ -5,7 +5,7 @@ Shapes: N members, R prompts, B = R * N rows with members fastest, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from weft.model.base import Base
 from weft.model.cache import KVCache
 from weft.model.decode import Stepper
 from weft.model.forward import make_rows, packed_hidden, target_logits
+from weft.model.lean import LeanStep
 from weft.model.rows import Block, Piece, pack
 from weft.model.weaving import Weft
 
@@ -35,10 +36,9 @@ class CachedStepper:
         self.base, self.weft, self.prompts = base, weft, prompts
         members = len(weft.bank.members)
         lengths_B = np.repeat([len(p) for p in prompts], members)
-        self.order = np.argsort(lengths_B, kind="stable")  # as `pack` lays them
-        self.cache = KVCache(
-            torch.from_numpy(lengths_B[self.order]).to(base.device), int(lengths_B.max()) + room
-        )
+        capacity = int(lengths_B.max()) + room
+        self.cache = KVCache(lengths_B.tolist(), capacity, base.device)
+        self._prepare_step()
 
     def start(self) -> torch.Tensor:
         """The prefill."""
@@ -46,15 +46,36 @@ class CachedStepper:
         batch = Batch(tuple(Example("", p, np.full(len(p), IGNORE)) for p in self.prompts))
         rows = replace(pack([Block(0, members, batch)], self.base.device), cache=self.cache)
         hidden_TD = packed_hidden(self.base, self.weft, rows)
-        ends_R = np.cumsum(np.sort([len(p) for p in self.prompts])) - 1
-        last_B = (ends_R[:, None] * members + np.arange(members)).reshape(-1)
         self.cache.filled = True
-        self.cache.keep(torch.from_numpy(np.argsort(self.order)).to(self.base.device))
         self.rows = rows
-        return self._logits(hidden_TD[torch.from_numpy(last_B[np.argsort(self.order)])])
+        lengths_R = np.array([len(p) for p in self.prompts])
+        order_R = np.argsort(lengths_R, kind="stable")  # as `pack` lays them
+        ends_R = np.empty_like(lengths_R)
+        ends_R[order_R] = np.cumsum(lengths_R[order_R]) - 1
+        last_B = (ends_R[:, None] * members + np.arange(members)).reshape(-1)
+        return self._logits(hidden_TD[torch.from_numpy(last_B).to(self.base.device)])
 
     def extend(self, token_B: torch.Tensor, live_B: Sequence[bool]) -> torch.Tensor:
-        """A packed row of one token for each text."""
+        """One token for each text."""
+        hidden_BD = self.step(token_B, self.cache)
+        self.cache.advance(live_B)
+        return self._logits(hidden_BD)
+
+    def keep(self, rows: Sequence[int], members: Sequence[int]) -> None:
+        """The cache of these rows, and the adapters of these members."""
+        self.cache.keep(rows)
+        if list(members) != list(range(len(self.weft.bank.members))):
+            self.weft = self.weft.only(members)
+            self._prepare_step()
+
+    def _prepare_step(self) -> None:
+        """The lean step where the base has one, else the model's own modules on a packed row."""
+        lean = self.base.lean
+        self.step: Callable[[torch.Tensor, KVCache], torch.Tensor] = (
+            self._packed_step if lean is None else LeanStep(lean, self.weft, self.cache.capacity)
+        )
+
+    def _packed_step(self, token_B: torch.Tensor, cache: KVCache) -> torch.Tensor:
         members = len(self.weft.bank.members)
         count = len(token_B) // members
         one = Example("", np.zeros(1, np.int64), np.full(1, IGNORE))
@@ -62,17 +83,10 @@ class CachedStepper:
             self.rows,
             blocks=(Block(0, members, Batch((one,) * count)),),
             ids_1T=token_B[None],
-            positions_1T=self.cache.lengths_B[None],
+            positions_1T=cache.lengths_B[None],
             pieces=(Piece(count, 1, members),),
         )
-        hidden_BD = packed_hidden(self.base, self.weft, rows)
-        self.cache.advance(torch.tensor(live_B, device=self.base.device))
-        return self._logits(hidden_BD)
-
-    def keep(self, rows: Sequence[int], members: Sequence[int]) -> None:
-        """The cache of these rows, and the adapters of these members."""
-        self.cache.keep(torch.tensor(rows, device=self.base.device))
-        self.weft = self.weft.only(members)
+        return packed_hidden(self.base, self.weft, rows)
 
     def _logits(self, hidden_BD: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(hidden_BD, *self.base.head).float()
