@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def open_subject(
             for name, path in place.adapters.items()
         }
         for name, adapter in (read or {place.ref: None}).items():
-            adapters[name if name not in adapters else f"{name} (2)"] = adapter
+            adapters[_free(name, adapters)] = adapter
     notices = check_origins([(place.ref, place.origin) for place in places], opened)
     return Subject(opened, adapters, places, notices)
 
@@ -176,6 +177,12 @@ def read_adapter(
             ) from None
         read = read_any(path, sites, scale=scale, base_config=base_config)
         return replace(read, scale_from="the certificate beside it")
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name, or with a number that tells it from those of the same name."""
+    names = chain([name], (f"{name} ({number})" for number in count(2)))
+    return next(each for each in names if each not in taken)
 
 
 def data_for(
