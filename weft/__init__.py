@@ -12,15 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from weft.analysis.compare import Comparison
+    from weft.formats.certificate import Certificate
     from weft.training.inspect import Inspection
     from weft.training.train import Outcome
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compare", "evaluate", "inspect", "train"]
+__all__ = [
+    "__version__",
+    "compare",
+    "evaluate",
+    "export_adapter",
+    "import_adapter",
+    "inspect",
+    "train",
+]
 
 Watch = Callable[[int, int], None]
 """Called with rows done and rows in all."""
@@ -108,3 +117,55 @@ def inspect(subject: str | Path, *, base: str | None = None) -> Inspection:
     from weft.training.inspect import inspect as look
 
     return look(str(subject), base=base)
+
+
+def export_adapter(
+    subject: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+) -> Certificate:
+    """Write an adapter, or the one of a run, to `out` as `peft`, `mlx`, `npz` or `merged`.
+
+    `merged` is a full model in `dtype` (default: that of the base's files). Source and result are
+    both read back and run; where they are not the same function, `CheckFailed` is raised and
+    nothing is left. The certificate also lies in `out`.
+    """
+    from weft.training.convert import carry_out, prepare
+
+    job = prepare(str(subject), to, Path(out), base=base, dtype=dtype)
+    return carry_out(job, job.read())
+
+
+def import_adapter(
+    source: str | Path,
+    out: str | Path,
+    *,
+    from_format: str | None = None,
+    base: str | None = None,
+    scale: float | Literal["auto"] | None = None,
+    task: str | None = None,
+    data: str | Path | None = None,
+    watch: Watch | None = None,
+) -> Certificate:
+    """Read an adapter in any format and write it to `out` in Weft's own, which is PEFT's.
+
+    The format is told by the tensors; `from_format` only insists on one. `scale` goes before what
+    the files say. Where they leave it open it must be given, or be "auto": then every scale that
+    they may mean is scored on `data` or `task`, and `CheckFailed` is raised where the rows do not
+    tell the best two apart. The certificate is as for `export_adapter`.
+    """
+    from weft.analysis.scale import import_adapter as bring
+
+    return bring(
+        str(source),
+        Path(out),
+        insist=from_format,
+        base=base,
+        scale=scale,
+        task=task,
+        data=None if data is None else Path(data),
+        watch=watch,
+    )

@@ -166,6 +166,8 @@ def update_difference(source: Factors, result: Factors) -> float:
     if source is None or result is None:
         return 0.0 if _norm(source) == _norm(result) == 0 else 1.0
     (a_rI, b_Or), (other_rI, other_Or) = source, result
+    if torch.equal(a_rI, other_rI) and torch.equal(b_Or, other_Or):
+        return 0.0
     apart = _norm((torch.cat([a_rI, other_rI]), torch.cat([b_Or, -other_Or], dim=1)))
     size = max(_norm(source), _norm(result))
     return apart / size if size else 0.0

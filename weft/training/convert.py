@@ -225,8 +225,9 @@ def _logit_record(job: Conversion, found: Apart) -> LogitRecord:
         rounding = UNITS * UNIT[job.dtype] * found.largest_logit
         tolerance = max(tolerance, min(rounding, found.effect / 2))
         reason = (
-            f"merging rounds every weight to {job.dtype}, by up to {UNIT[job.dtype]:.1%}: {UNITS} "
-            "such steps of the largest logit, or half of the adapter's own effect if that is less"
+            f"merging rounds each weight to {job.dtype}, by up to {UNIT[job.dtype]:.2g} of itself: "
+            f"{UNITS} times that of the largest logit, or half of the adapter's own effect if that "
+            "is less"
         )
     return LogitRecord(
         texts=found.texts,
