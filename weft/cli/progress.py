@@ -102,3 +102,49 @@ def rows_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+PATIENCE_SECONDS = 2.0
+"""Generation that ends sooner shows no progress."""
+
+
+class TokensProgress:
+    """Tokens, their rate and the time to go at most, when a generation takes its time."""
+
+    def __init__(self, texts: int, most: int) -> None:
+        """So many texts, of `most` tokens together at the very most."""
+        self._texts, self._most, self._share = texts, most, most // max(texts, 1)
+        self._done = self._tokens = 0
+        self._start = time.monotonic()
+        self._next = self._start + PATIENCE_SECONDS
+        self._line: _LiveLine | None = None
+
+    def add(self) -> None:
+        """One token more."""
+        self._tokens += 1
+        now = time.monotonic()
+        if self._line:
+            self._line.show(self._tokens, self._words(now))
+        elif now >= self._next and screen.console().is_terminal:
+            self._line = _LiveLine(self._tokens, self._most)
+            self._line.start()
+        elif now >= self._next:
+            self._next = now + QUIET_SECONDS
+            screen.say(f"{self._tokens:,} tokens, {self._words(now)}")
+
+    def finished(self, texts: int, tokens: int) -> None:
+        """So many texts are complete; they may be shorter than they could have been."""
+        self._done += texts
+        self._most -= texts * self._share - tokens
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the line down: something else is going to be printed."""
+        if self._line:
+            self._line.stop()
+            self._line = None
+
+    def _words(self, now: float) -> str:
+        rate = self._tokens / max(now - self._start, 1e-9)
+        left = max(self._most - self._tokens, 0) / rate
+        return f"{self._done}/{self._texts} texts, {rate:,.0f} tok/s, at most {left:,.0f} s left"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -50,6 +50,8 @@ class Prompt:
     text: str
     """With every special token spelled out."""
     ids_T: np.ndarray
+    mode: Literal["raw", "chat", "row"]
+    """Plain text, a conversation in the words of a chat template, or as a row of data says."""
     reference: str | None = None
     """The response that is expected, where the prompt is a row of data."""
 
@@ -65,10 +67,8 @@ class Style:
 
     def record(self) -> dict[str, Any]:
         """What was chosen, for people and for `samples.jsonl`."""
-        mode = {None: "as given", True: "chat", False: "raw"}[self.chat]
         template = None if self.chat_template is None else str(self.chat_template)
         return {
-            "mode": mode,
             "system": self.system,
             "chat_template": template,
             "tokenizer_options": dict(self.options),
@@ -122,7 +122,8 @@ def encode_asks(
         with_head = bool(style.options.get("add_special_tokens", not is_chat))
         (ids,) = encode_texts(tokenizer, [said], split_special_tokens=split)
         ids_T = np.array([*(head if with_head else ()), *ids], dtype=np.int64)
-        prompts.append(Prompt(ask.id, spelled + said if with_head else said, ids_T))
+        mode: Literal["raw", "chat"] = "chat" if is_chat else "raw"
+        prompts.append(Prompt(ask.id, spelled + said if with_head else said, ids_T, mode))
     return prompts
 
 
@@ -130,9 +131,7 @@ def _is_chat(ask: Ask, style: Style) -> bool:
     return not isinstance(ask.said, str) if style.chat is None else style.chat
 
 
-def _template(
-    tokenizer: PreTrainedTokenizerBase, asks: Sequence[Ask], style: Style
-) -> str | None:
+def _template(tokenizer: PreTrainedTokenizerBase, asks: Sequence[Ask], style: Style) -> str | None:
     """The Jinja text that conversations are put into; None where there is no conversation."""
     chats = [ask for ask in asks if _is_chat(ask, style)]
     if style.chat is False and (given := [a for a in asks if not isinstance(a.said, str)]):
@@ -164,9 +163,7 @@ def _variables(template: str | None, style: Style) -> dict[str, Any]:
 
     for name in TOKENIZER_OPTIONS:
         if type(style.options.get(name, True)) is not bool:
-            raise InputError(
-                f"tokenizer option {name}: true or false, is {style.options[name]!r}"
-            )
+            raise InputError(f"tokenizer option {name}: true or false, is {style.options[name]!r}")
     rest = {name: v for name, v in style.options.items() if name not in TOKENIZER_OPTIONS}
     if not rest:
         return rest

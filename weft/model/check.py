@@ -48,6 +48,8 @@ class Flip:
 class CacheCheck:
     """What was compared so far: hand one to `generate`, and read it afterwards."""
 
+    first_prompt: int = 0
+    """Number of the first prompt of the call that is next, where prompts come in several calls."""
     tokens: int = 0
     """Tokens whose logits were compared; 0 where the base is run without a cache."""
     largest: float = 0.0
@@ -108,7 +110,8 @@ class _CheckedStepper:
         self.again = RecomputingStepper(base, weft, prompts)
         self.share = ROUNDING[base.dtype]
         self.choosers = choosers
-        members = range(first_member, first_member + len(weft.bank.members))
+        self.first_member, self.first_prompt = first_member, check.first_prompt
+        members = range(len(weft.bank.members))
         self.rows = [(member, prompt) for prompt in range(len(prompts)) for member in members]
         self.token = 0
 
@@ -154,4 +157,4 @@ class _CheckedStepper:
 
     def _place(self, row: int) -> Place:
         member, prompt = self.rows[row]
-        return Place(member, prompt, self.token)
+        return Place(self.first_member + member, self.first_prompt + prompt, self.token)

@@ -97,7 +97,7 @@ class RunLayout:
 
     @property
     def done(self) -> Path:
-        """Written when the run is complete: only figures and reports may come after it."""
+        """Written when the run is complete: only samples, figures and reports may come after it."""
         return self.root / "DONE.json"
 
     @property
