@@ -6,10 +6,12 @@ A name is only believed where the content says nothing: a torn file, or one with
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -25,7 +27,11 @@ _SUFFIXES = (".safetensors", ".npz")
 _MLX = re.compile(r".+\.lora_[ab]")
 _PEFT = re.compile(r".+\.lora_([AB]\b|embedding_[AB]|magnitude_vector).*")
 _ZIP = b"PK\x03\x04"
-_NPZ_ERRORS = (OSError, EOFError, ValueError, KeyError, MemoryError, SyntaxError, zlib.error)
+_ZIP_ERRORS = (
+    OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, SyntaxError, TokenError,
+    struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What zipfile and NumPy raise for files that are torn, or of a kind that they do not read."""
 
 
 def find_tensors(path: Path, kind: str, usual: str) -> Path | None:
@@ -117,9 +123,9 @@ def read_npz(path: Path) -> dict[str, torch.Tensor]:
                 raise InputError(f"cannot read {path} as an npz file: {broken} is damaged")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, *_NPZ_ERRORS) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except _ZIP_ERRORS as error:
         if "allow_pickle=False" in str(error):
             raise InputError(
                 f"{path} holds pickled Python objects, not only arrays of numbers",
@@ -159,7 +165,7 @@ def _kind(path: Path) -> str | None:
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP
         names = _zip_names(path) if is_zip else _safetensors_names(path)
-    except (OSError, SafetensorError, zipfile.BadZipFile, ValueError):
+    except (SafetensorError, *_ZIP_ERRORS):
         return None
     if any(_MLX.fullmatch(name) for name in names):
         return "npz" if is_zip else "mlx"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -222,13 +224,32 @@ def test_every_misfit_is_told_at_once(save, qv, sites):
     assert "model.layers.9.self_attn.q_proj: not a place that can be adapted; did you mean" in text
 
 
-def test_damage_inside_the_file_is_found(save, qv):
-    path = save(arrays_of(qv()))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 255
-    path.write_bytes(data)
-    with pytest.raises(InputError, match=r"cannot read .*adapters\.npz"):
-        npz.read(path, scale=20.0)
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_damaged_file_is_one_clear_error_or_harmless(compressed, qv, tmp_path):
+    """Whichever byte is wrong: data, or a field of the archive."""
+    write = np.savez_compressed if compressed else np.savez
+    path = tmp_path / "adapters.npz"
+    write(path, **dict(list(arrays_of(qv(rank=1)).items())[:2]))
+    whole = path.read_bytes()
+    places = np.random.default_rng(0).integers(0, len(whole), 200)
+    refused = 0
+    for place, value in zip(places, range(1, 201), strict=True):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ value]) + whole[place + 1 :])
+        try:
+            npz.read(path, scale=20.0)
+        except InputError:
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize("header", ["", "{'descr'", "(((", "{'descr': '<f4', 'shape': (9,)}"])
+def test_an_array_with_a_broken_header_is_refused(header, tmp_path):
+    text = header.encode()
+    with zipfile.ZipFile(tmp_path / "adapters.npz", "w") as archive:
+        content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(32)
+        archive.writestr(f"{Q0}.lora_a.npy", content)
+    with pytest.raises(InputError, match=r"cannot read .*adapters\.npz as an npz file"):
+        npz.read(tmp_path, scale=20.0)
 
 
 def test_an_npz_without_arrays_is_refused(save):
