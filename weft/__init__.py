@@ -10,13 +10,15 @@ Importing this module loads nothing else: a function brings what it needs when i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from weft.analysis.compare import Comparison
     from weft.formats.certificate import Certificate
+    from weft.model.config import DType
+    from weft.training.generate import Generation
     from weft.training.inspect import Inspection
     from weft.training.train import Outcome
 
@@ -26,6 +28,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export_adapter",
+    "generate",
     "import_adapter",
     "inspect",
     "train",
@@ -74,7 +77,7 @@ def evaluate(
     opened = open_subject([str(subject)], base=base, engine=engine)
     bank, found = opened.bank, load_split(opened, wanted, split)
     if notice is not None:
-        for text in found.notices:
+        for text in (*opened.notices, *found.notices):
             notice(text)
     scored = score(opened.engine, bank, found, batch_size=batch_size, rows=rows, watch=watch)
     return {member: scored.record(member) for member in bank.members}
@@ -110,6 +113,55 @@ def compare(
         max_tokens=max_tokens,
         watch=watch,
     )
+
+
+def generate(
+    *subjects: str | Path,
+    prompts: str | Sequence[str] = (),
+    messages: Sequence[Sequence[Mapping[str, str]]] = (),
+    chat: bool | None = None,
+    system: str | None = None,
+    chat_template: str | Path | None = None,
+    tokenizer_options: Mapping[str, Any] | None = None,
+    stop_tokens: Sequence[str | int] = (),
+    base: str | None = None,
+    dtype: DType | None = None,
+    device: str | None = None,
+    engine: str = "local",
+    batch_size: int = 32,
+    notice: Callable[[str], None] | None = None,
+    **parameters: Any,
+) -> list[Generation]:
+    """What runs, adapters and bases say on prompts: prompt by prompt, in it member by member.
+
+    All members are decoded in one batch. A text of `prompts` is gone on from as it is, or is a
+    user's turn with `chat=True`; an item of `messages` is a conversation for the chat template.
+    `parameters` are the fields of `weft.model.decoding.Decoding`: `temperature` (0, which is
+    greedy), `max_tokens`, `stop`, `seed` and so on. Nothing is written. Raises `InputError` for
+    whatever is wrong, before the first token.
+    """
+    from weft.data.prompts import Style, asked, conversations
+    from weft.training.generate import Source, open_generation
+
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    template = None if chat_template is None else Path(chat_template)
+    session = open_generation(
+        [str(subject) for subject in subjects or ("base",)],
+        Source(
+            (*asked(texts), *conversations(messages)),
+            style=Style(chat, system, template, tokenizer_options or {}),
+        ),
+        parameters,
+        stop_tokens=stop_tokens,
+        base=base,
+        dtype=dtype,
+        device=device,
+        engine=engine,
+    )
+    if notice is not None:
+        for text in session.notices:
+            notice(text)
+    return [said for part in session.run(batch_size=batch_size) for said in part]
 
 
 def inspect(subject: str | Path, *, base: str | None = None) -> Inspection:

@@ -128,7 +128,7 @@ def compare(
         },
         largest=apart.largest,
         samples=_samples(engine, bank, items, max_tokens),
-        notices=(*differing, *rows_of.notices, *skipped),
+        notices=(*differing, *subject.notices, *rows_of.notices, *skipped),
     )
 
 

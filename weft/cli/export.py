@@ -113,8 +113,9 @@ def _candidates(choice: dict[str, Any]) -> screen.Renderable:
         above = found["above_best"]
         ends = f"{screen.number(above['low'])} to {screen.number(above['high'])}" if above else "-"
         more = screen.number(above["estimate"]) if above else "best"
-        rows.append((f"{found['scale']:g}", screen.number(found["loss"]), more, ends))
-    rows.append(("base", screen.number(choice["base_loss"]), "", ""))
+        what = f"{found['scale']:g}, {found['reason']}"
+        rows.append((what, screen.number(found["loss"]), more, ends))
+    rows.append(("the base alone", screen.number(choice["base_loss"]), "", ""))
     on = f"loss on {choice['examples']:,} rows"
     return screen.table(("scale", on, "above the best", "95 % interval"), rows)
 

@@ -20,6 +20,9 @@ from weft.cli.check import check
 from weft.cli.compare import compare
 from weft.cli.demo import demo
 from weft.cli.eval import evaluate
+from weft.cli.export import export
+from weft.cli.generate import generate
+from weft.cli.import_ import import_
 from weft.cli.inspect import inspect
 from weft.cli.recipes import recipes
 from weft.cli.report import report
@@ -31,8 +34,11 @@ VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "train": train,
     "eval": evaluate,
+    "generate": generate,
     "compare": compare,
     "inspect": inspect,
+    "export": export,
+    "import": import_,
     "report": report,
     "check": check,
     "recipes": recipes,
@@ -81,7 +87,8 @@ def _usage(error: Any) -> tuple[str, str]:
     context = error.ctx
     path = context.command_path if context else "weft"
     hint = f"see `{path} --help`"
-    settings = any(parameter.name == "settings" for parameter in context.command.params)
+    parameters = context.command.params if context else ()
+    settings = any(parameter.name == "settings" for parameter in parameters)
     if settings and hasattr(error, "option_name"):
         hint = f"settings are given as key=value, such as steps=100; {hint}"
     return problem, hint
