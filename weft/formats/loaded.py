@@ -9,7 +9,7 @@ from typing import Any
 from weft.core.errors import InputError
 from weft.model.adapter import Adapter
 
-GIVEN = "given by whoever read it"
+GIVEN = "given, not taken from the files"
 """`LoadedAdapter.scale_from` where the reader was told the scale."""
 
 

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt
 from safetensors.torch import save
 from transformers import PretrainedConfig
 
-from weft.core.errors import InputError
 from weft.core.files import atomic_dir, read_json, write_atomic, write_json
 from weft.formats import mlx_scale, mlx_tensors
 from weft.formats.folder import (
@@ -28,7 +27,7 @@ from weft.formats.folder import (
 )
 from weft.formats.loaded import LoadedAdapter, ScaleCandidate
 from weft.formats.mlx_names import to_mlx
-from weft.formats.problems import fit_words, not_finite, refuse
+from weft.formats.problems import fit_words, not_finite, parsed, refuse
 from weft.model.adapter import Adapter, Site
 
 TENSORS = "adapters.safetensors"
@@ -85,7 +84,7 @@ def read(
     file = require_tensors(path, "mlx", TENSORS, "an adapter of mlx-lm")
     source = file.parent / CONFIG
     fields: dict[str, Any] = read_json(source) if source.is_file() else {}
-    config = _parse(fields, source)
+    config = parsed(MlxConfig, fields, f"{source} is not mlx-lm's configuration")
     found = mlx_tensors.sort_out(read_safetensors(file), sites)
     refuse(
         f"the adapter {path} is more than W + scale * B @ A",
@@ -143,18 +142,6 @@ def write(
     with atomic_dir(directory) as temporary:
         write_atomic(temporary / TENSORS, save(tensors, metadata={"format": "mlx"}))
         write_json(temporary / CONFIG, config)
-
-
-def _parse(fields: Any, source: Path) -> MlxConfig:
-    try:
-        return MlxConfig.model_validate(fields)
-    except ValidationError as error:
-        problems = [
-            f"\n  `{'.'.join(map(str, e['loc']))}`: {e['msg']}"
-            + ("" if e["type"] == "missing" else f", not {e['input']!r:.80}")
-            for e in error.errors()
-        ]
-        raise InputError(f"{source} is not mlx-lm's configuration:{''.join(problems)}") from None
 
 
 def _beyond_lora(config: MlxConfig) -> list[str]:

@@ -114,7 +114,7 @@ def disassemble(
         lora_a = torch.zeros(slot.site.inputs, r)
         lora_b = torch.zeros(r, slot.site.outputs)
         lora_a[:, : slot.rank] = a_rI.detach().T
-        b_rO = b_Or.detach().T
+        b_rO = b_Or.detach().cpu().T
         lora_b[: slot.rank] = b_rO if slot.scale == scale else b_rO.double() * (slot.scale / scale)
         tensors[f"{rename(name)}.lora_a"] = lora_a
         tensors[f"{rename(name)}.lora_b"] = lora_b

@@ -122,7 +122,7 @@ def read_adapter(
 
 
 def _is_pickle(path: Path) -> bool:
-    return (path / _PICKLE).is_file() and not (path / TENSORS).is_file()
+    return (path / _PICKLE).is_file() and not any(path.glob("*.safetensors"))
 
 
 def _require_tensors(path: Path) -> Path:

@@ -13,16 +13,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    FiniteFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, field_validator
 
-from weft.core.errors import InputError
+from weft.formats.problems import parsed
 from weft.model.adapter import Layout, Site, Slot
 
 _INERT = {
@@ -94,15 +87,7 @@ class PeftConfig(BaseModel):
 
 def parse(fields: Any, source: Path) -> PeftConfig:
     """The configuration; what PEFT could not have written is an `InputError`."""
-    try:
-        return PeftConfig.model_validate(fields)
-    except ValidationError as error:
-        problems = [
-            f"\n  `{'.'.join(map(str, e['loc']))}`: {e['msg']}"
-            + ("" if e["type"] == "missing" else f", not {e['input']!r:.80}")
-            for e in error.errors()
-        ]
-        raise InputError(f"{source} is not PEFT's LoRA configuration:{''.join(problems)}") from None
+    return parsed(PeftConfig, fields, f"{source} is not PEFT's LoRA configuration")
 
 
 def beyond_lora(config: PeftConfig) -> list[str]:

@@ -7,15 +7,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 
 from weft.core.errors import InputError, did_you_mean
 
 _SHOWN = 12  # problems that an error lists before it counts the rest
 
+Fields = TypeVar("Fields", bound=BaseModel)
 Wanted = tuple[int | None, ...]
 """The shape that a tensor must have; None where any size will do."""
+
+
+def parsed(kind: type[Fields], fields: Any, what: str) -> Fields:
+    """The fields of a configuration as `kind`; one `InputError` for all that are wrong."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        problems = [
+            f"\n  `{'.'.join(map(str, e['loc']))}`: {e['msg']}"
+            + ("" if e["type"] == "missing" else f", not {e['input']!r:.80}")
+            for e in error.errors()
+        ]
+        raise InputError(f"{what}:{''.join(problems)}") from None
 
 
 def refuse(what: str, problems: Sequence[str], hint: str | None) -> None:

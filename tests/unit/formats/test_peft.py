@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -395,6 +394,16 @@ def test_a_router_under_its_name_of_transformers_4_is_read(saved_by_peft, make_m
     assert_same(deltas(read_adapter(directory, find_sites(make_model("mixtral"))).adapter), wanted)
 
 
+def test_one_place_under_two_names_is_refused(saved_by_peft, make_model):
+    directory, _ = saved_by_peft("mixtral", r=2)
+    path = directory / "adapter_model.safetensors"
+    tensors = load_file(path)
+    twice = {k.replace(".mlp.gate.", ".block_sparse_moe.gate."): v for k, v in tensors.items()}
+    save_file({name: tensor.clone() for name, tensor in (tensors | twice).items()}, path)
+    with pytest.raises(InputError, match=r"gate\.lora_A\.weight` is a second one for the same"):
+        read_adapter(directory, find_sites(make_model("mixtral")))
+
+
 def test_half_precision_is_widened_and_numbers_that_are_not_finite_are_noted(edited):
     def halved(tensors):
         tensors = {key: tensor.bfloat16() for key, tensor in tensors.items()}
@@ -435,10 +444,3 @@ def test_formats_recognise_their_own_files(edited, tmp_path):
     assert [f.name for f in FORMATS.values() if f.detect(directory)] == ["peft"]
     assert not is_adapter(tmp_path)
     assert {name: f.name for name, f in FORMATS.items()} == {name: name for name in FORMATS}
-
-
-def test_a_gpu_or_trained_vector_is_written_as_plain_numbers(a_layout, adapter_of, tmp_path):
-    adapter = adapter_of(a_layout)
-    trained = replace(adapter, flat=adapter.flat.double().requires_grad_())
-    write_adapter(trained, tmp_path / "a", base_ref="b")
-    assert torch.equal(read_adapter(tmp_path / "a").adapter.flat, adapter.flat)
