@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from weft.formats import mlx, npz
 from weft.formats.peft import read_adapter, write_adapter
+from weft.formats.registry import read_any
 from weft.model.adapter import Slot
 from weft.model.sites import find_sites
 
 pytest.importorskip("mlx_lm")
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from mlx_lm.lora import CONFIG_DEFAULTS, train_model
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model, save_config
@@ -173,3 +177,40 @@ def test_weft_reads_what_mlx_saved_as_npz(in_mlx, make_model, merged, logits_of,
     adapter = npz.read(tmp_path, find_sites(make_model("mixtral")), scale=20.0).adapter
     found = logits_of(merged(make_model("mixtral"), adapter))
     assert (found - mlx_logits(model)).abs().max() <= TOLERANCE
+
+
+class Rows(list):
+    """Rows of token ids, as mlx-lm's trainer asks for them."""
+
+    def process(self, row):
+        """The ids, and where the supervised ones begin."""
+        return row, 0
+
+
+@pytest.mark.slow  # mlx compiles its kernels with the C++ compiler
+@pytest.mark.parametrize("num_layers", [2, -1])
+def test_weft_reads_the_folder_that_a_training_of_mlx_lm_leaves(
+    num_layers, in_mlx, make_model, merged, logits_of, tmp_path
+):
+    rows = Rows(np.random.default_rng(i).integers(2, 97, 12).tolist() for i in range(8))
+    settings = CONFIG_DEFAULTS | {"model": "some/base", "train": True, "num_layers": num_layers}
+    settings |= {"batch_size": 4, "iters": 4, "learning_rate": 1e-3, "save_every": 2}
+    settings |= {"adapter_path": str(tmp_path), "val_batches": 1}
+    model = in_mlx("llama")
+    train_model(SimpleNamespace(**settings), model, rows, rows)
+
+    sites = find_sites(make_model("llama"))
+    loaded = read_any(tmp_path, sites)
+    layers = 3 if num_layers == -1 else num_layers
+    assert {slot.site.layer for slot in loaded.adapter.layout.slots} == set(range(3 - layers, 3))
+    assert (loaded.format, loaded.base_ref, loaded.notes) == ("mlx", "some/base", ())
+    assert {(slot.rank, slot.scale) for slot in loaded.adapter.layout.slots} == {(8, 20.0)}
+    model.eval()
+    wanted = mlx_logits(model)
+    found = logits_of(merged(make_model("llama"), loaded.adapter))
+    assert (found - wanted).abs().max() <= TOLERANCE
+    assert (wanted - logits_of(make_model("llama"))).abs().max() > 1e-2
+
+    earlier = read_any(tmp_path / "0000002_adapters.safetensors", sites).adapter
+    assert earlier.layout == loaded.adapter.layout
+    assert not torch.equal(earlier.flat, loaded.adapter.flat)
