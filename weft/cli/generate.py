@@ -247,7 +247,7 @@ def _source(
     style: dict[str, Any],
 ) -> Source:
     """The one source of prompts that was given; standard input where none was."""
-    from weft.data.prompts import Style
+    from weft.data.prompts import Style, asked
     from weft.training.generate import Source
 
     named = {"--prompt": prompt, "--prompts": prompts, "--row": row}
@@ -267,7 +267,7 @@ def _source(
         )
     if not given:
         prompt = [_standard_input()]
-    return Source(prompt or (), prompts, row or (), task, data, split, Style(**style))
+    return Source(asked(prompt or ()), prompts, row or (), task, data, split, Style(**style))
 
 
 def _standard_input() -> str:

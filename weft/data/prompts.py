@@ -80,6 +80,17 @@ def asked(texts: Sequence[str]) -> list[Ask]:
     return [Ask(f"prompt:{number}", said) for number, said in enumerate(texts, 1)]
 
 
+def conversations(given: Sequence[Sequence[Mapping[str, str]]]) -> list[Ask]:
+    """Prompts out of messages {role, content}; `InputError` for what is no conversation."""
+    asks = []
+    for number, messages in enumerate(given, 1):
+        try:
+            asks.append(Ask(f"messages:{number}", tuple(_messages(list(messages)))))
+        except RowProblem as problem:
+            raise InputError(f"conversation {number}: {problem}") from None
+    return asks
+
+
 def read_asks(path: Path) -> tuple[list[Ask], tuple[str, ...]]:
     """The prompts of a file, and what there is to say about it.
 

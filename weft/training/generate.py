@@ -1,6 +1,6 @@
 """Texts: references, prompts and parameters in, completions with all that determined them out.
 
-    session = open_generation(["base", "runs/mine"], Source(["Once"]), {"temperature": 0.8})
+    session = open_generation(["base", "runs/mine"], Source(asked(["Once"])), {"temperature": 0.8})
     for texts in session.run(batch_size=32): ...
 
 Everything that can be wrong is found before the first token is made.
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from weft.core.batch import Batch
 from weft.core.errors import InputError
-from weft.data.prompts import Prompt, Style, asked, encode_asks, read_asks
+from weft.data.prompts import Ask, Prompt, Style, encode_asks, read_asks
 from weft.data.split import Split
 from weft.data.stream_text import TextStream, before_stop
 from weft.data.tokens import decode_completion, head_ids
@@ -45,7 +45,7 @@ Notice = Callable[[str], None]
 class Source:
     """Where the prompts come from: one of texts, a file, and lines of a split of data."""
 
-    prompts: Sequence[str] = ()
+    prompts: Sequence[Ask] = ()
     file: Path | None = None
     lines: Sequence[int] = ()
     task: str | None = None
@@ -262,7 +262,7 @@ def open_generation(
     are names or ids of more tokens that end a completion.
     """
     decoding = make_decoding(parameters, names or {})
-    asks, notices = read_asks(source.file) if source.file else (asked(source.prompts), ())
+    asks, notices = read_asks(source.file) if source.file else (source.prompts, ())
     if not asks and not source.lines:
         raise InputError("there is no prompt", hint="give a text, a file, or the row of some data")
     places = [locate(ref) for ref in refs]

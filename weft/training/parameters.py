@@ -25,9 +25,14 @@ def make_decoding(parameters: Mapping[str, Any], names: Mapping[str, str]) -> De
     try:
         return Decoding(**parameters)
     except ValidationError as error:
-        problems = []
+        problems, known = [], list(Decoding.model_fields)
         for issue in error.errors():
             name = str(issue["loc"][0]) if issue["loc"] else "stop"
+            if issue["type"] == "extra_forbidden":
+                raise InputError(
+                    f"there is no parameter `{name}`",
+                    hint=did_you_mean(name, known) or f"there are {', '.join(known)}",
+                ) from None
             reason = issue["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             field = Decoding.model_fields.get(name)
             limits = [
