@@ -123,7 +123,6 @@ def load_base(ref: str, dtype: DType = "float32", device: str = "cpu") -> Base:
             path,
             dtype=DTYPES[dtype],
             use_safetensors=True,
-            attn_implementation="sdpa",
             output_loading_info=True,
         )
     except LOADING_ERRORS as error:
