@@ -94,7 +94,7 @@ def test_a_template_that_is_missing_or_refuses_is_named(tiny, small_base, tmp_pa
         one(load_tokenizer(small_base), TALK)
     path = tmp_path / "own.jinja"
     path.write_text("{{ raise_exception('no users here') }}")
-    with pytest.raises(InputError, match="a: the chat template refuses.*no users here"):
+    with pytest.raises(InputError, match=r"a: the chat template refuses.*no users here"):
         one(tiny, TALK, chat_template=path)
     with pytest.raises(InputError, match="--chat-template"):
         one(tiny, TALK, chat_template=tmp_path / "none.jinja")
@@ -151,7 +151,7 @@ def test_what_cannot_be_used_in_a_file_is_named(tmp_path, name, content, problem
 
 def test_a_conversation_must_wait_for_an_answer():
     assert conversations([TALK]) == [Ask("messages:1", TALK)]
-    with pytest.raises(InputError, match="conversation 2: the last .* is the assistant's"):
+    with pytest.raises(InputError, match=r"conversation 2: the last .* is the assistant's"):
         conversations([TALK, [*TALK, {"role": "assistant", "content": "Hello."}]])
 
 

@@ -44,5 +44,5 @@ def test_a_run_that_is_being_written_is_left_alone(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(WeftError, match="samples.jsonl"):
+    with pytest.raises(WeftError, match=r"samples\.jsonl"):
         add_samples(tmp_path / "file", [{"text": "b"}])
