@@ -58,7 +58,7 @@ class SiteRecord(_Record):
 
     source: Strength | None
     result: Strength | None
-    update_difference: float  # |dW - dW'| / |dW|, Frobenius
+    update_difference: float  # |dW - dW'| / |dW|, Frobenius, of the larger dW
 
 
 class LogitRecord(_Record):
@@ -157,7 +157,7 @@ Factors = tuple[torch.Tensor, torch.Tensor] | None
 
 
 def update_difference(source: Factors, result: Factors) -> float:
-    """|dW - dW'| / |dW| without forming either; 0 where both are zero, 1 where one is.
+    """|dW - dW'| / |dW| of the larger dW, without forming either; 0 where both are zero.
 
     The difference is one low-rank product [sB, -s'B'] @ [A; A'], whose norm is that of the two
     triangles of its factors. The Grams of the factors would give the same number, but not below

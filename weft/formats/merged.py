@@ -24,6 +24,9 @@ SHARD = "5GB"
 Weights = dict[str, torch.Tensor]
 """All weights of a model, as in its `state_dict`."""
 
+Memory = tuple[int, torch.Size, tuple[int, ...]]
+"""Where a weight lies: the same for weights that are one."""
+
 
 def merged_weights(base: Base, adapter: Adapter, dtype: DType) -> Weights:
     """All weights of the base in `dtype`, the adapted ones with their update, on the CPU.
@@ -42,7 +45,8 @@ def merged_weights(base: Base, adapter: Adapter, dtype: DType) -> Weights:
             weight = weight.float() + update(adapter, site).to(weight.device)
         if weight.is_floating_point():
             weight = weight.to(DTYPES[dtype])
-        weight = weight.cpu()
+        # of its own: weights of a base may be parts of one memory
+        weight = weight.cpu().clone(memory_format=torch.contiguous_format)
         merged |= dict.fromkeys(tied, weight)
     return {name: merged[name] for name in weights}
 
@@ -72,21 +76,21 @@ def write_merged(base: Base, weights: Weights, dtype: DType, directory: Path) ->
         file.chmod(mode)
 
 
-def _names_by_storage(weights: Weights) -> dict[tuple[int, torch.Size], list[str]]:
+def _names_by_storage(weights: Weights) -> dict[Memory, list[str]]:
     """Names of the same weight, together: tied weights have several."""
-    found: dict[tuple[int, torch.Size], list[str]] = {}
+    found: dict[Memory, list[str]] = {}
     for name, weight in weights.items():
-        key = (weight.data_ptr(), weight.shape) if weight.numel() else (id(weight), weight.shape)
-        found.setdefault(key, []).append(name)
+        found.setdefault(_memory(weight), []).append(name)
     return found
 
 
-def _refuse_tied(
-    adapter: Adapter, weights: Weights, names: dict[tuple[int, torch.Size], list[str]]
-) -> None:
+def _memory(weight: torch.Tensor) -> Memory:
+    return weight.data_ptr() or id(weight), weight.shape, weight.stride()
+
+
+def _refuse_tied(adapter: Adapter, weights: Weights, names: dict[Memory, list[str]]) -> None:
     for site in adapter.sites:
-        weight = weights[f"{site}.weight"]
-        others = set(names[weight.data_ptr(), weight.shape]) - {f"{site}.weight"}
+        others = set(names[_memory(weights[f"{site}.weight"])]) - {f"{site}.weight"}
         if others:
             raise InputError(
                 f"{site} cannot be merged: its weight is also {', '.join(sorted(others))}, "

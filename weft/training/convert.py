@@ -117,6 +117,8 @@ def prepare(
     with suppress(*undecided):  # files that cannot be read are found before the weights are loaded
         read_adapter(path, base_config=load_config(name))
     loaded = load_base(name)
+    with suppress(*undecided):  # tensors that do not fit say more than hashes that differ
+        read_adapter(path, loaded.sites, loaded.model.config)
     return Conversion(
         place=place,
         path=path,

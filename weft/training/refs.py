@@ -27,7 +27,7 @@ from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
 from weft.engines.registry import open_engine
 from weft.formats.certificate import certified_scale
-from weft.formats.folder import CONFIG
+from weft.formats.folder import CONFIG, contents
 from weft.formats.loaded import LoadedAdapter, UndecidedScale
 from weft.formats.registry import detect_format, read_any
 from weft.model.adapter import Adapter, Site
@@ -104,7 +104,8 @@ def locate(ref: str) -> Place:
         return _locate_adapter(ref, path, RunLayout(path).adapter)
     if path.exists():
         raise InputError(
-            f"{ref} is not an adapter, a run or a base",
+            f"{ref} is not an adapter, a run or a base"
+            + (f": {contents(path)}" if path.is_file() else ""),
             hint="an adapter is a directory or file of tensors (PEFT, mlx-lm, mlx-examples); "
             "a run holds manifest.json, a base config.json",
         )
