@@ -12,8 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weft
+from weft.core.keys import Key
 from weft.formats import registry
+from weft.formats.peft import write_adapter
 from weft.formats.registry import FORMATS, read_any
+from weft.model.adapter import Adapter
+from weft.model.base import load_base
+from weft.model.config import AdapterConfig
+from weft.model.noise import uniform
+from weft.model.sites import choose_sites
 
 TENSORS = "adapter_model.safetensors"
 
@@ -107,6 +114,31 @@ def test_a_merged_model_scores_like_base_and_adapter(cli, last, rows_dir, dtype)
     found = certificate("m")
     assert found["result"]["dtype"] == dtype
     assert ("merging rounds" in found["logits"]["reason"]) == (dtype != "float32")
+
+
+@pytest.mark.parametrize("to", ["peft", "mlx", "merged"])
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("gpt2", {"rslora": True, "alpha": 4.0}),
+        ("mixtral", {"targets": ("q_proj", "v_proj", "mlp.gate"), "layers": "last 2"}),
+    ],
+)
+def test_other_architectures(cli, make_model, small_base, architecture, settings, to):
+    """Conv1D, a router and fused experts, rsLoRA, the last layers only."""
+    shutil.copytree(small_base, "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    longest = {"gpt2": "n_positions"}.get(architecture, "max_position_embeddings")
+    make_model(architecture, vocab_size=320, **{longest: 128}).save_pretrained("base")
+    base = load_base("base")
+    layout = choose_sites(base.sites, AdapterConfig(**settings))
+    adapter = Adapter(layout, uniform((layout.size,), -0.3, 0.3, Key.of(0)))
+    write_adapter(adapter, Path("adapter"), base_ref="base", sites=base.sites)
+    said = cli("export", "adapter", "--to", to, "--out", "out")
+    assert said.code == 0, said.err
+    found = certificate("out")
+    assert found["logits"]["largest_difference"] <= 1e-5 * found["logits"]["largest_logit"]
+    assert found["logits"]["adapter_effect"] > 0.1
+    assert len(found["sites"]) == len(layout.slots)
 
 
 def test_the_base_is_as_it_was(cli, last, small_base):

@@ -156,6 +156,14 @@ def test_failure_keeps_the_old_directory(tmp_path):
     assert names(tmp_path) == ["adapter"]
 
 
+def test_failure_leaves_no_parents_that_were_made_for_it(tmp_path):
+    (tmp_path / "had").mkdir()
+    for path in ("new/deep/adapter", "had/adapter"):
+        with pytest.raises(RuntimeError), atomic_dir(tmp_path / path):
+            raise RuntimeError
+    assert names(tmp_path) == ["had"]
+
+
 def test_full_disk_in_a_directory_names_it(tmp_path):
     with (
         pytest.raises(WeftError, match=r"cannot write .*adapter: No space"),
