@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import transformers
 from rich.console import Console
 
-from benchmarks import breakdown, report, sft_step
+from benchmarks import breakdown, decode, report, sft_step
 from benchmarks.alpaca_lengths import describe, random_batches
-from benchmarks.harness import alternate
+from benchmarks.harness import Measurement, alternate
 from weft.core.errors import WeftError
 from weft.core.keys import Key
+
+Benchmark = Callable[[argparse.Namespace, Console], None]
 
 
 def run_sft_step(
@@ -34,13 +36,58 @@ def run_sft_step(
     )
     load = report.load()
     measurements = alternate(
-        sft_step.contenders(base_dropout),
-        batches,
-        options.rounds,
-        progress=lambda text: print(text, file=sys.stderr),
+        sft_step.contenders(base_dropout), batches, options.rounds, progress=tell
     )
     if not base_dropout:  # which draws other noise for each contender
         sft_step.check_first_losses(measurements)
+    tell_result(name, workload, load, measurements, options, console)
+    if options.profile:
+        columns = {
+            c.name: breakdown.seconds_by_kind(c, batches[0], sft_step.VOCABULARY)
+            for c in sft_step.contenders(base_dropout)
+        }
+        breakdown.show(columns, console)
+
+
+def run_sft_step_base_dropout(options: argparse.Namespace, console: Console) -> None:
+    """The same with GPT-2's own dropout on, which is how its configuration comes."""
+    run_sft_step(options, console, "sft_step_base_dropout", sft_step.BASE_DROPOUT)
+
+
+def run_decode(workload: decode.Workload) -> Benchmark:
+    """Greedy decoding of Weft and of transformers' generate."""
+
+    def run(options: argparse.Namespace, console: Console) -> None:
+        steps = options.rounds * options.steps
+        load = report.load()
+        measurements = alternate(
+            decode.contenders(workload),
+            decode.batches(workload, steps),
+            options.rounds,
+            progress=tell,
+            tokens=decode.new_tokens,
+        )
+        decode.check_same_tokens(measurements)
+        what = f"{workload.what}; {steps} timed calls in {options.rounds} rounds"
+        tell_result(workload.name, what, load, measurements, options, console)
+
+    return run
+
+
+def tell(progress: str) -> None:
+    """What is running now."""
+    print(progress, file=sys.stderr)
+
+
+def tell_result(
+    name: str,
+    workload: str,
+    load: float,
+    measurements: Sequence[Measurement],
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    """Show a result, and write it down where that was asked for."""
     result = report.Report(
         benchmark=name,
         command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
@@ -56,22 +103,12 @@ def run_sft_step(
     if options.write:
         console.print(f"written: {report.save(result)}, {report.PAGE}", highlight=False)
         report.publish(result)
-    if options.profile:
-        columns = {
-            c.name: breakdown.seconds_by_kind(c, batches[0], sft_step.VOCABULARY)
-            for c in sft_step.contenders(base_dropout)
-        }
-        breakdown.show(columns, console)
 
 
-def run_sft_step_base_dropout(options: argparse.Namespace, console: Console) -> None:
-    """The same with GPT-2's own dropout on, which is how its configuration comes."""
-    run_sft_step(options, console, "sft_step_base_dropout", sft_step.BASE_DROPOUT)
-
-
-BENCHMARKS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
+BENCHMARKS: dict[str, Benchmark] = {
     "sft_step": run_sft_step,
     "sft_step_base_dropout": run_sft_step_base_dropout,
+    **{workload.name: run_decode(workload) for workload in decode.WORKLOADS},
 }
 
 

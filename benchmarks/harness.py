@@ -34,7 +34,8 @@ class Trace:
     """What a contender reports of the batches it ran: one entry a step."""
 
     seconds: tuple[float, ...]
-    losses: tuple[float, ...]
+    results: tuple[float, ...]
+    """A number that must be everyone's: a loss, a sum of tokens."""
 
 
 Run = Callable[[Sequence[Batch]], Trace]
@@ -55,13 +56,13 @@ class Round:
 
     seconds: tuple[float, ...]
     tokens: int
-    first_loss: float
+    first_result: float
     baseline_bytes: int
     peak_bytes: int
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens: padding is work, but nobody's goal."""
+        """Tokens that count: padding is work, but nobody's goal."""
         return self.tokens / sum(self.seconds)
 
 
@@ -75,7 +76,7 @@ class Measurement:
 
     @property
     def tokens_per_second(self) -> Spread:
-        """Real tokens a second, over rounds."""
+        """Tokens that count, a second, over rounds."""
         return Spread.of([r.tokens_per_second for r in self.rounds])
 
     @property
@@ -120,10 +121,12 @@ def alternate(
     rounds: int,
     warm_up: int = 1,
     progress: Callable[[str], None] = lambda text: None,
+    tokens: Callable[[Batch], int] = lambda batch: batch.tokens,
 ) -> list[Measurement]:
     """Run the batches through every contender, `rounds` times, in turn.
 
     Each round times its own equal share of the batches, after `warm_up` steps on the first ones.
+    `tokens` says how many tokens of a batch count.
     """
     assert len(batches) % rounds == 0, "every round times the same number of steps"
     share = len(batches) // rounds
@@ -132,17 +135,22 @@ def alternate(
         timed = batches[number * share : (number + 1) * share]
         for contender in contenders:
             progress(f"round {number + 1}/{rounds}: {contender.name}")
-            seen[contender.name].append(_one_round(contender, batches[:warm_up], timed))
+            seen[contender.name].append(_one_round(contender, batches[:warm_up], timed, tokens))
     return [Measurement(c.name, c.what, tuple(seen[c.name])) for c in contenders]
 
 
-def _one_round(contender: Contender, warm_up: Sequence[Batch], timed: Sequence[Batch]) -> Round:
+def _one_round(
+    contender: Contender,
+    warm_up: Sequence[Batch],
+    timed: Sequence[Batch],
+    tokens: Callable[[Batch], int],
+) -> Round:
     with sampled_memory() as memory:
         trace = contender.build()([*warm_up, *timed])
     return Round(
         seconds=trace.seconds[len(warm_up) :],
-        tokens=sum(batch.tokens for batch in timed),
-        first_loss=trace.losses[0],
+        tokens=sum(map(tokens, timed)),
+        first_result=trace.results[0],
         baseline_bytes=memory.baseline_bytes,
         peak_bytes=memory.peak_bytes,
     )

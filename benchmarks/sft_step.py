@@ -215,7 +215,7 @@ def contenders(base_dropout: float = 0.0) -> list[Contender]:
 
 def check_first_losses(measurements: Sequence[Measurement]) -> None:
     """Everyone starts from the same function, so everyone's first loss is the same."""
-    losses = {m.contender: m.rounds[0].first_loss for m in measurements}
+    losses = {m.contender: m.rounds[0].first_result for m in measurements}
     wanted = next(iter(losses.values()))
     if not all(math.isclose(loss, wanted, rel_tol=1e-5) for loss in losses.values()):
         raise CheckFailed(

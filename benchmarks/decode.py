@@ -1,0 +1,169 @@
+"""Greedy decoding with the bundled base: Weft, and transformers' own `generate`.
+
+The same fp32 weights, the same prompts of equal length (so that nobody pads), the same number of
+new tokens, no stop tokens. A step is one whole call, prefill included. With an adapter: PEFT's
+model, not merged, against Weft's bank of one member. Everyone must say the same tokens; the sum of
+their ids is compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import peft
+import torch
+import transformers
+
+from benchmarks.harness import Contender, Measurement, Run, Trace
+from weft.core.batch import IGNORE, Batch, Example
+from weft.core.errors import CheckFailed
+from weft.core.keys import Key
+from weft.data.tokenizer import resolve_base
+from weft.engines.local import LocalEngine
+from weft.formats.peft import write_adapter
+from weft.model.adapter import Adapter, initial_adapter
+from weft.model.bank import Bank
+from weft.model.base import Base, load_base
+from weft.model.config import AdapterConfig
+from weft.model.decoding import Decoding
+from weft.model.sites import choose_sites
+
+BASE = "weft/tiny"
+PROMPT_TOKENS = 64
+NEW_TOKENS = 128
+SEED = 0
+ADAPTER = AdapterConfig(rank=8, scale=2.0)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How many prompts at once, with or without an adapter on every linear layer."""
+
+    prompts: int
+    adapted: bool
+
+    @property
+    def name(self) -> str:
+        """As a benchmark."""
+        rows = "1_prompt" if self.prompts == 1 else f"{self.prompts}_prompts"
+        return f"decode_{rows}_adapter" if self.adapted else f"decode_{rows}"
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        adapter = f"LoRA rank {ADAPTER.rank} on all linear layers" if self.adapted else "no adapter"
+        rows = "1 prompt" if self.prompts == 1 else f"{self.prompts} prompts"
+        return (
+            f"{BASE} in fp32, {adapter}; greedy, {rows} of {PROMPT_TOKENS} tokens, "
+            f"{NEW_TOKENS} new tokens each"
+        )
+
+
+WORKLOADS = tuple(Workload(prompts, adapted) for adapted in (False, True) for prompts in (1, 32))
+
+
+def batches(workload: Workload, count: int) -> list[Batch]:
+    """Random prompts."""
+    draw = Key.of(SEED).fold("prompts", workload.prompts).numpy()
+
+    def prompt(number: int) -> Example:
+        ids_T = draw.integers(2, 4096, PROMPT_TOKENS)
+        return Example(str(number), ids_T, np.full(PROMPT_TOKENS, IGNORE))
+
+    return [Batch(tuple(map(prompt, range(workload.prompts)))) for _ in range(count)]
+
+
+def new_tokens(batch: Batch) -> int:
+    """What is counted: the tokens that were made, not those that were read."""
+    return NEW_TOKENS * len(batch.examples)
+
+
+def adapter_on(base: Base) -> Adapter:
+    """An adapter that acts: a random B."""
+    adapter = initial_adapter(choose_sites(base.sites, ADAPTER), Key.of(SEED))
+    for name, (_, b_Or) in adapter.sites.items():
+        noise = Key.of(SEED).fold("B", name).numpy().standard_normal(b_Or.shape)
+        b_Or.copy_(torch.from_numpy(noise) * 0.01)
+    return adapter
+
+
+def timed(generate: Callable[[list[np.ndarray]], Sequence[Sequence[int]]]) -> Run:
+    """A run whose steps are calls of `generate`."""
+
+    def run(batches: Sequence[Batch]) -> Trace:
+        seconds, sums = [], []
+        for batch in batches:
+            prompts = [example.ids_T for example in batch.examples]
+            start = time.perf_counter()
+            said = generate(prompts)
+            seconds.append(time.perf_counter() - start)
+            sums.append(float(sum(sum(text) for text in said)))
+        return Trace(tuple(seconds), tuple(sums))
+
+    return run
+
+
+def build_weft(workload: Workload) -> Run:
+    """The local engine."""
+    base = load_base(BASE)
+    bank = Bank.of({"member": adapter_on(base) if workload.adapted else None})
+    decoding = Decoding(max_tokens=NEW_TOKENS, ignore_eos=True)
+    engine = LocalEngine(base)
+
+    def generate(prompts: list[np.ndarray]) -> Sequence[Sequence[int]]:
+        return [text.ids for text in engine.generate(bank, prompts, decoding)[0]]
+
+    return timed(generate)
+
+
+def build_transformers(workload: Workload) -> Run:
+    """`generate` of transformers, on PEFT's model where there is an adapter."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        resolve_base(BASE), dtype=torch.float32
+    )
+    if workload.adapted:
+        base = load_base(BASE)
+        with TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "adapter"
+            write_adapter(adapter_on(base), folder, base_ref=BASE, sites=base.sites)
+            del base
+            model = peft.PeftModel.from_pretrained(model, folder)
+    model.eval()
+
+    def generate(prompts: list[np.ndarray]) -> Sequence[Sequence[int]]:
+        ids_BT = torch.from_numpy(np.stack(prompts))
+        out_BT = model.generate(
+            input_ids=ids_BT,
+            attention_mask=torch.ones_like(ids_BT),
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            eos_token_id=None,
+            pad_token_id=1,
+        )
+        return out_BT[:, PROMPT_TOKENS:].tolist()
+
+    return timed(generate)
+
+
+def contenders(workload: Workload) -> list[Contender]:
+    """Everyone who takes part, in running order."""
+    peer = "transformers + PEFT" if workload.adapted else "transformers"
+    return [
+        Contender("transformers", f"{peer} generate", lambda: build_transformers(workload)),
+        Contender("weft", "Weft", lambda: build_weft(workload)),
+    ]
+
+
+def check_same_tokens(measurements: Sequence[Measurement]) -> None:
+    """Everyone continues the first batch with the same tokens."""
+    sums = {m.contender: m.rounds[0].first_result for m in measurements}
+    if len(set(sums.values())) > 1:
+        raise CheckFailed(
+            f"the contenders do not say the same: sums of token ids {sums}",
+            "a comparison of speed is void until these agree (or a tie within rounding is shown)",
+        )
