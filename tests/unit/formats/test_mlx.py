@@ -120,6 +120,15 @@ def test_an_adapter_that_is_off_everywhere_can_be_written(sites, adapter_of, tmp
     assert mlx.read(tmp_path / "a").adapter.layout.slots[0].scale == 0
 
 
+def test_a_place_that_is_off_stays_off_among_others(sites, adapter_of, tmp_path):
+    chosen = [s for s in sites.values() if s.name.endswith("q_proj")]
+    slots = [Slot(s, 2, x) for s, x in zip(chosen, (0.0, 0.0, 3.0), strict=True)]
+    mlx.write(adapter_of(slots), tmp_path / "a", base_ref="b")
+    found = mlx.read(tmp_path / "a").adapter
+    assert {slot.scale for slot in found.layout.slots} == {3.0}
+    assert [bool(b_Or.any()) for _, b_Or in found.sites.values()] == [False, False, True]
+
+
 def test_a_label_of_peft_in_the_configuration_changes_nothing(folder, sites):
     """unsloth writes `peft_type` into a configuration of mlx-lm's layout."""
     directory = folder({"peft_type": "LORA", "r": 4, "lora_alpha": 99})

@@ -137,11 +137,14 @@ def scores(rotate, x_TI, q_update_OI, k_update_OI, heads, kv_heads):
     return torch.einsum("thd,shd->hts", q_THD, k_THD)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (8, 1)])
+@pytest.mark.parametrize(
+    ("name", "heads", "kv_heads"),
+    [("llama", 4, 4), ("llama", 4, 2), ("mistral", 8, 1), ("qwen2", 8, 2)],
+)
 def test_factors_in_metas_order_give_the_same_attention_in_transformers_order(
-    heads, kv_heads, make_model, save
+    name, heads, kv_heads, make_model, save
 ):
-    base = make_model("llama", num_attention_heads=heads, num_key_value_heads=kv_heads)
+    base = make_model(name, num_attention_heads=heads, num_key_value_heads=kv_heads)
     sites = find_sites(base)
     generator = torch.Generator().manual_seed(0)
     files = {
@@ -225,21 +228,31 @@ def test_every_misfit_is_told_at_once(save, qv, sites):
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_a_damaged_file_is_one_clear_error_or_harmless(compressed, qv, tmp_path):
+def test_a_damaged_file_is_one_clear_error_or_harmless(compressed, qv, sites, tmp_path):
     """Whichever byte is wrong: data, or a field of the archive."""
     write = np.savez_compressed if compressed else np.savez
     path = tmp_path / "adapters.npz"
     write(path, **dict(list(arrays_of(qv(rank=1)).items())[:2]))
     whole = path.read_bytes()
-    places = np.random.default_rng(0).integers(0, len(whole), 200)
+    wanted = npz.read(path, sites, scale=20.0).adapter.flat
     refused = 0
-    for place, value in zip(places, range(1, 201), strict=True):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ value]) + whole[place + 1 :])
+    for place in np.random.default_rng(0).integers(0, len(whole), 200):
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ (1 + place % 255)]) + whole[place + 1 :]
+        )
         try:
-            npz.read(path, scale=20.0)
+            found = npz.read(path, sites, scale=20.0)
         except InputError:
             refused += 1
+        else:
+            assert torch.equal(found.adapter.flat, wanted)
     assert refused > 100
+
+
+def test_a_text_under_that_name_is_no_npz(tmp_path):
+    (tmp_path / "adapters.npz").write_text("a page that says the file was not found")
+    with pytest.raises(InputError, match=r"cannot read .*adapters\.npz as an npz file"):
+        npz.read(tmp_path, scale=20.0)
 
 
 @pytest.mark.parametrize("header", ["", "{'descr'", "(((", "{'descr': '<f4', 'shape': (9,)}"])
