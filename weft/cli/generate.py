@@ -172,8 +172,8 @@ def generate(
 ) -> None:
     """Generate text.
 
-    Text goes to standard output as it is made, and nothing else does. What members of a run say
-    is also appended to its samples.jsonl, with all that determined it.
+    Texts go to standard output, a single one as it is made; all else goes to standard error. What
+    members of a run say is also appended to its samples.jsonl, with all that determined it.
     """
     from weft.cli.texts import Texts, report_cache
     from weft.model.check import CacheCheck

@@ -82,8 +82,8 @@ class Texts:
                 prompt, name = self.session.prompts[number], self.session.members[member]
                 self._headed(prompt.id, prompt.text, name, self.session.text(number, ids))
         screen.say(
-            f"interrupted: {len(self.done)} texts are complete; {count} tokens of "
-            f"{len(self._ids)} others are not kept"
+            f"interrupted: {len(self.done)} complete, {len(self._ids)} unfinished with {count} "
+            "tokens, which are not kept"
         )
 
     def summary(self) -> str:

@@ -12,6 +12,10 @@ from weft.methods.config import BackpropConfig, MethodConfig, OptimiserConfig
 from weft.model.config import AdapterConfig, DType
 
 
+DEVICE = r"^(cpu|cuda(:\d+)?|mps)$"
+"""The devices that a base can be on."""
+
+
 @dataclass(frozen=True)
 class Lane:
     """One adapter of a run: its seed and its learning rate."""
@@ -54,7 +58,7 @@ class RunConfig(BaseModel):
     dtype: Annotated[DType, Field(description="of the base; adapters and losses are fp32")] = (
         "float32"
     )
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps)$")] = "cpu"
+    device: Annotated[str, Field(pattern=DEVICE)] = "cpu"
     base_dropout: Annotated[
         bool, Field(description="let the base use its own dropout while training")
     ] = False

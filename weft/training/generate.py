@@ -9,6 +9,7 @@ Everything that can be wrong is found before the first token is made.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,7 @@ from weft.model.decoding import Completion, Decoding, Finish
 from weft.model.sampling import copy_numbers
 from weft.runs.manifest import utc_now
 from weft.runs.provenance import versions
+from weft.training.config import DEVICE
 from weft.training.evaluate import choice_accuracy
 from weft.training.parameters import idle, make_decoding, token_id
 from weft.training.refs import Subject, data_for, load_split, locate, open_subject
@@ -265,6 +267,8 @@ def open_generation(
     asks, notices = read_asks(source.file) if source.file else (source.prompts, ())
     if not asks and not source.lines:
         raise InputError("there is no prompt", hint="give a text, a file, or the row of some data")
+    if device is not None and not re.match(DEVICE, device):
+        raise InputError(f"device: {device!r} is none of cpu, cuda, cuda:N and mps")
     places = [locate(ref) for ref in refs]
     data = data_for(places, task=source.task, path=source.data) if source.lines else None
     subject = open_subject(refs, base=base, dtype=dtype, device=device, engine=engine)

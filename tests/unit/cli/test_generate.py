@@ -212,7 +212,7 @@ def test_ctrl_c_prints_what_there_is_and_keeps_what_is_complete(cli, mine, monke
     said = cli("generate", mine, *prompts, "--max-tokens", 4, "--batch-size", 1)
     assert said.code == 130
     assert "== prompt:3: the dog" in said.out
-    assert "interrupted: 2 texts are complete; 2 tokens of 1 others are not kept" in said.err
+    assert "interrupted: 2 complete, 1 unfinished with 2 tokens, which are not kept" in said.err
     assert len(RunReader(mine).samples()) == 2
     calls[:] = [0, 0]
     said = cli("generate", mine, "--prompt", "the dog")
@@ -263,6 +263,7 @@ MISTAKES = [
     ("{run} --prompt x --tokenizer-option truncate=1", "no tokenizer option `truncate`"),
     ("{run} --prompt x --chat", "the tokenizer has none"),
     ("{run} --prompt x --dtype int8", "--dtype is 'int8'"),
+    ("{run} --prompt x --device gpu", "device: 'gpu' is none of cpu, cuda"),
     ("{run} --prompt x --engine vllm", "no engine 'vllm'"),
     ("{run} --prompt x --engine mlx --check-cache", "--check-cache is for the local engine"),
     ("{run} --prompt x --task tables", "--task says which data --row is of"),
