@@ -123,14 +123,20 @@ class TokensProgress:
         """One token more."""
         self._tokens += 1
         now = time.monotonic()
+        if self._line is None and now < self._next:
+            return
+        rate = self._tokens / max(now - self._start, 1e-9)
+        words = f"{self._done}/{self._texts} texts, {rate:,.0f} tok/s"
         if self._line:
-            self._line.show(self._tokens, self._words(now))
-        elif now >= self._next and screen.console().is_terminal:
+            self._line.show(self._tokens, words)
+        elif screen.console().is_terminal:
             self._line = _LiveLine(self._tokens, self._most)
+            self._line.show(self._tokens, words)
             self._line.start()
-        elif now >= self._next:
+        else:
             self._next = now + QUIET_SECONDS
-            screen.say(f"{self._tokens:,} tokens, {self._words(now)}")
+            left = max(self._most - self._tokens, 0) / rate
+            screen.say(f"{self._tokens:,} tokens, {words}, at most {left:,.0f} s left")
 
     def finished(self, texts: int, tokens: int) -> None:
         """So many texts are complete; they may be shorter than they could have been."""
@@ -143,8 +149,3 @@ class TokensProgress:
         if self._line:
             self._line.stop()
             self._line = None
-
-    def _words(self, now: float) -> str:
-        rate = self._tokens / max(now - self._start, 1e-9)
-        left = max(self._most - self._tokens, 0) / rate
-        return f"{self._done}/{self._texts} texts, {rate:,.0f} tok/s, at most {left:,.0f} s left"

@@ -295,3 +295,24 @@ def test_a_prompt_that_nothing_can_follow_is_refused(cli, mine, prompt, problem)
     assert (said.code, said.out) == (2, "")
     assert problem in said.err
     assert not RunLayout(mine).samples.exists()
+
+
+def test_a_long_generation_says_how_fast_it_is_and_how_long_it_may_take(monkeypatch, capsys):
+    from weft.cli import progress
+
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    shown = progress.TokensProgress(texts=4, most=400)
+    for _ in range(50):
+        shown.add()
+    assert capsys.readouterr().err == ""  # two seconds are not over
+    now = 105.0
+    shown.add()
+    assert capsys.readouterr().err == ("51 tokens, 0/4 texts, 10 tok/s, at most 34 s left\n")
+    shown.finished(2, 20)  # shorter than they could have been
+    now = 106.0
+    shown.add()
+    assert capsys.readouterr().err == ""  # not every second
+    now = 130.0
+    shown.add()
+    assert capsys.readouterr().err == ("53 tokens, 2/4 texts, 2 tok/s, at most 95 s left\n")
