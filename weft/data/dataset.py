@@ -7,7 +7,7 @@ Files are read, rows rendered and encoded, and what is wrong in any split is rep
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ def load_splits(
     encoded = {name: _encode(reading, task, encoder) for name, reading in readings.items()}
     bad = sorted(problem for _, problems in encoded.values() for problem in problems)
     if bad and config.on_bad_row == "stop":
-        raise _bad_rows(bad)
+        raise _bad_rows(bad, how)
     made = {
         name: _split(name, task, readings[name], *encoded[name], max_length, config.pad_target)
         for name in readings
@@ -228,12 +228,13 @@ def _hint_when_empty(counts: dict[str, int], bad: list[BadRow]) -> str:
     return "add rows, or give validation rows as `data.valid_path`"
 
 
-def _bad_rows(bad: list[BadRow]) -> InputError:
+def _bad_rows(bad: list[BadRow], guesses: Sequence[str] = ()) -> InputError:
+    """All that cannot be used as one error; what was guessed of the rows may be the reason."""
     lines = [f"  {problem}" for problem in bad[:SHOWN_PROBLEMS]]
     if len(bad) > SHOWN_PROBLEMS:
         lines.append(f"  and {len(bad) - SHOWN_PROBLEMS} more")
     rows = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
-    return InputError(
-        "\n".join([f"{rows} cannot be used:", *lines]),
-        hint="mend the data, or set `data.on_bad_row=skip` to drop and count such rows",
-    )
+    hint = "mend the data, or set `data.on_bad_row=skip` to drop and count such rows"
+    for guess in guesses:
+        hint += f"; this is {guess}, and `data.format` can say otherwise"
+    return InputError("\n".join([f"{rows} cannot be used:", *lines]), hint)

@@ -1,9 +1,9 @@
 """A question about a table with its query, in the public text format of WikiSQL.
 
-    table: 1-10015132-11
-    columns: Player, No., Nationality, School/Club Team
-    Q: What school did player number 21 play for?
-    A: SELECT School/Club Team FROM 1-10015132-11 WHERE No. = '21'
+    table: 1-2040-7
+    columns: Bridge, No., Opened (year), River/Lake
+    Q: Which river does bridge number 3 cross?
+    A: SELECT River/Lake FROM 1-2040-7 WHERE No. = 3
 
 Column names stand in a query without quotes and may hold spaces, signs and words such as FROM, so
 a query can be read only beside its own `columns:` line. A name may even hold the comma that

@@ -107,6 +107,9 @@ def test_a_question_on_another_table_is_a_bad_row(write_rows: Write, gpt2: Token
         f"  {path}:3: the query reads FROM `1-2`, and the row's table is 1-1",
         f"  {path}:4: the query selects `Size`, and the row's columns are Name, Age",
     ]
+    assert caught.value.hint is not None
+    guess = f"this is format tables, by the text of {path}:2, and `data.format` can say otherwise"
+    assert caught.value.hint.endswith(guess)
     split = train(path, gpt2, on_bad_row="skip")
     assert (split.counts["bad"], [e.id for e in split.examples]) == (3, ["train:2"])
     with pytest.raises(InputError, match="is `plain`"):
