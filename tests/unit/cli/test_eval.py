@@ -42,6 +42,25 @@ def test_another_measurement_gets_another_file(cli, mine, rows_dir):
     assert names == ["eval-rows--1-.json", "eval-train-first-5.json", "eval.json"]
 
 
+def test_another_engine_measures_the_same_and_gets_another_file(cli, mine):
+    pytest.importorskip("mlx_lm", reason="the extra weft[mlx] is not installed")
+    own = (mine / "results" / "eval.json").read_bytes()
+    said = cli("eval", mine, "--engine", "mlx")
+    assert said.code == 0 and "engine: mlx" in said.err
+    assert (mine / "results" / "eval.json").read_bytes() == own
+    found, local = json.loads((mine / "results" / "eval-mlx.json").read_text()), json.loads(own)
+    assert found["eval_loss"] == pytest.approx(local["eval_loss"], rel=1e-5)
+    assert (found["engine"]["name"], local["engine"]["name"]) == ("mlx", "local")
+    assert {"mlx", "mlx-lm"} <= found["engine"].keys()
+
+
+def test_an_unknown_engine_is_an_error_and_nothing_is_written(cli, mine):
+    before = sorted((mine / "results").iterdir())
+    said = cli("eval", mine, "--engine", "mxl")
+    assert said.code == 2 and "there is no engine 'mxl'" in said.err and "`mlx`" in said.err
+    assert sorted((mine / "results").iterdir()) == before
+
+
 @pytest.mark.parametrize(
     "other", [{"num_examples": 5}, {"metric": "exact_match"}, {"split": "test"}]
 )
