@@ -63,6 +63,7 @@ class Conversion:
     path: Path
     format: str
     base: Base
+    base_sha256: str
     scale: Scale
     to: str
     out: Path
@@ -119,16 +120,18 @@ def prepare(
     loaded = load_base(name)
     with suppress(*undecided):  # tensors that do not fit say more than hashes that differ
         read_adapter(path, loaded.sites, loaded.model.config)
+    digest = loaded.fingerprint()
     return Conversion(
         place=place,
         path=path,
         format=found.name,
         base=loaded,
+        base_sha256=digest,
         scale=scale,
         to=to,
         out=out,
         dtype=checked or (stored_dtype(name) if to == MERGED else None) or "float32",
-        notices=check_origins([(ref, place.origin)], LocalEngine(loaded)),
+        notices=check_origins([(ref, place.origin)], LocalEngine(loaded), digest),
     )
 
 
@@ -159,9 +162,7 @@ def carry_out(
         made = Certificate(
             source=Files(path=str(job.path), format=job.format, files=hashes(job.path)),
             result=Files(format=job.to, files=hashes(directory), dtype=job.dtype),
-            base=BaseRecord(
-                ref=job.base.ref, sha256=job.base.fingerprint(), dtype=_name(job.base.dtype)
-            ),
+            base=BaseRecord(ref=job.base.ref, sha256=job.base_sha256, dtype=_name(job.base.dtype)),
             scale_from=adapter.scale_from,
             scale_choice=scale_choice,
             sites=sites,

@@ -146,7 +146,9 @@ def inspect(ref: str, *, base: str | None = None) -> Inspection:
         adapter_facts(name, place.adapters[name], read, loaded, _recorded_scales(place), origin)
         for name, read in files.items()
     )
-    return Inspection(ref, None, loaded.ref if loaded else None, adapters, (*notes, *more))
+    sound = [read for read in files.values() if read.adapter.flat.isfinite().all()]
+    said = dict.fromkeys(note for read in sound for note in read.notes)  # the others are `broken`
+    return Inspection(ref, None, loaded.ref if loaded else None, adapters, (*notes, *more, *said))
 
 
 def adapter_facts(

@@ -41,10 +41,13 @@ def origin_of_files(adapter: Path) -> Origin | None:
     return Origin(found.base.ref, found.base.sha256, found.base.dtype, path)
 
 
-def check_origins(named: Sequence[tuple[str, Origin | None]], engine: Engine) -> tuple[str, ...]:
+def check_origins(
+    named: Sequence[tuple[str, Origin | None]], engine: Engine, digest: str | None = None
+) -> tuple[str, ...]:
     """Compare what was recorded of each (reference, origin) with the base that was loaded.
 
-    Other weights of the same dtype are an `InputError`. What cannot be compared is a notice.
+    `digest` is the base's fingerprint, where it is known. Other weights of the same dtype are an
+    `InputError`. What cannot be compared is a notice.
     """
     known = [(ref, origin) for ref, origin in named if origin is not None]
     if not known:
@@ -60,7 +63,9 @@ def check_origins(named: Sequence[tuple[str, Origin | None]], engine: Engine) ->
         if origin.dtype != dtype
     ]
     same = [(ref, origin) for ref, origin in known if origin.dtype == dtype]
-    loaded = engine.base.fingerprint() if same else ""  # reads all weights: once
+    if not same:
+        return tuple(notices)
+    loaded = digest or engine.base.fingerprint()  # reads all weights: once
     for ref, origin in same:
         if origin.sha256 != loaded:
             raise InputError(

@@ -26,7 +26,7 @@ from weft.data.tokenizer import BUNDLED, resolve_base
 from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
 from weft.engines.registry import open_engine
-from weft.formats.certificate import certified_scale
+from weft.formats.certificate import certificate_of, certified_scale, load_certificate
 from weft.formats.folder import CONFIG, contents
 from weft.formats.loaded import LoadedAdapter, UndecidedScale
 from weft.formats.registry import detect_format, read_any
@@ -44,6 +44,9 @@ DEFAULT_BASE = "weft/tiny"
 
 BASE_KEYS = ("base_model_name_or_path", "model")
 """What PEFT and mlx-lm call the base in an adapter's configuration."""
+
+STALE = "the certificate.json beside it was made for other files, and counts for nothing"
+"""A note."""
 
 CUT = ("max_length", "append_eos", "train_on_prompt", "pad_target")
 """How rows of any source become examples: other rows than the run's are treated the same."""
@@ -162,10 +165,13 @@ def read_adapter(
 ) -> LoadedAdapter:
     """Read an adapter in any format, at the scale that its files determine.
 
-    Raises `UndecidedScale` where they determine none and no certificate of Weft does.
+    Raises `UndecidedScale` where they determine none and no certificate of Weft does. That a
+    certificate was made for other files is a note.
     """
+    stale = load_certificate(_directory(path)) is not None and certificate_of(path) is None
     try:
-        return read_any(path, sites, base_config=base_config)
+        read = read_any(path, sites, base_config=base_config)
+        return replace(read, notes=(*read.notes, STALE)) if stale else read
     except UndecidedScale as undecided:
         scale = certified_scale(path)
         if scale is None:
@@ -301,10 +307,14 @@ def _locate_adapter(ref: str, path: Path, adapter: Path) -> Place:
 
 def _named_base(adapter: Path) -> str | None:
     """The base that an adapter's own configuration names: PEFT's, or mlx-lm's."""
-    path = (adapter if adapter.is_dir() else adapter.parent) / CONFIG
+    path = _directory(adapter) / CONFIG
     fields = read_json(path) if path.is_file() else {}
     names = [fields.get(key) for key in BASE_KEYS] if isinstance(fields, dict) else []
     return next((name for name in names if isinstance(name, str) and name), None)
+
+
+def _directory(adapter: Path) -> Path:
+    return adapter if adapter.is_dir() else adapter.parent
 
 
 def _stored_config(reader: RunReader) -> RunConfig:

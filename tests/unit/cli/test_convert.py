@@ -17,7 +17,7 @@ from weft.formats import registry
 from weft.formats.peft import write_adapter
 from weft.formats.registry import FORMATS, read_any
 from weft.model.adapter import Adapter
-from weft.model.base import load_base
+from weft.model.base import Base, load_base
 from weft.model.config import AdapterConfig
 from weft.model.noise import uniform
 from weft.model.sites import choose_sites
@@ -187,6 +187,29 @@ def test_a_writer_that_is_wrong_is_found_out(cli, last, tmp_path, monkeypatch):
     assert said.code == 1
     assert "updates differ by up to 0.002" in said.err
     assert tree(tmp_path) == before
+
+
+def test_a_certificate_of_other_files_counts_for_nothing(cli, last):
+    for to in ("mlx", "npz"):
+        assert cli("export", last, "--to", to, "--out", to).code == 0
+    tensors = load_file("mlx/adapters.safetensors")
+    save_file({name: 2 * t for name, t in tensors.items()}, "mlx/adapters.safetensors")
+    said = cli("inspect", "mlx")
+    assert said.code == 0
+    assert said.err == (
+        "note: the certificate.json beside it was made for other files, and counts for nothing\n"
+    )
+    arrays = {name: 2 * value for name, value in np.load("npz/adapters.npz").items()}
+    np.savez("npz/adapters.npz", **arrays)
+    assert "does not say which base" in cli("import", "npz", "--out", "out").err
+
+
+def test_the_base_is_hashed_once(cli, last, monkeypatch):
+    calls = []
+    digest = Base.fingerprint
+    monkeypatch.setattr(Base, "fingerprint", lambda base: calls.append(1) or digest(base))
+    assert cli("export", last, "--to", "merged", "--out", "out").code == 0
+    assert calls == [1]
 
 
 def test_a_hash_in_another_dtype_is_not_compared(cli, last, tmp_path):
