@@ -77,7 +77,8 @@ def _lines(made: Certificate, out: Path) -> dict[str, str]:
     logits, merged = made.logits, made.update_tolerance is None
     scales = {site.source.scale for site in made.sites.values() if site.source}
     ranks = {site.source.rank for site in made.sites.values() if site.source}
-    share = f"{made.update_difference:.2g} of |dW| at the site where they differ most"
+    apart = made.update_difference
+    share = f"{apart:.2g} of |dW| at the site where they differ most" if apart else "identical"
     limit = "" if merged else f" (allowed {made.update_tolerance:g})"
     rounding = " after rounding W + dW" if merged else ""
     return {
