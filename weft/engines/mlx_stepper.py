@@ -28,7 +28,7 @@ class _Row:
 
     def feed(self, tokens: Sequence[int]) -> mx.array:
         """Append tokens; logits [V] after the last, not evaluated yet."""
-        return self.model(mx.array(tokens)[None], cache=self.cache)[0, -1]
+        return self.model(mx.array(list(tokens))[None], cache=self.cache)[0, -1]
 
 
 class MlxStepper:
