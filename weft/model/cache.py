@@ -19,6 +19,8 @@ class KVCache:
         self.lengths = list(lengths)
         self.capacity = capacity
         self.device = device
+        self.began = 0
+        """Rows that the prefill has filled in every layer."""
         self.filled = False
         self._order_B = torch.tensor(sorted(range(len(lengths)), key=lengths.__getitem__))
         self._keys: dict[int, torch.Tensor] = {}  # layer to [B, G, C, D]
@@ -26,8 +28,12 @@ class KVCache:
         self._begin()
 
     def store(self, layer: int, start: int, k_bGlD: torch.Tensor, v_bGlD: torch.Tensor) -> None:
-        """Prefill: the shortest rows first, from the start-th on, get their keys and values."""
-        rows = self._order_B[start : start + len(k_bGlD)]
+        """Prefill: rows get their keys and values, the shortest first.
+
+        `start` counts from the first row that is not filled yet.
+        """
+        first = self.began + start
+        rows = self._order_B[first : first + len(k_bGlD)]
         for into, x in ((self._keys, k_bGlD), (self._values, v_bGlD)):
             if layer not in into:
                 shape = (len(self.lengths), x.shape[1], self.capacity, x.shape[3])

@@ -5,7 +5,7 @@ Shapes: N members, R prompts, B = R * N rows with members fastest, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,40 +20,55 @@ from weft.model.lean import LeanStep
 from weft.model.rows import Block, Piece, pack
 from weft.model.weaving import Weft
 
+PREFILL_TOKENS = 512
+"""Positions of one prefill forward: enough to keep the cores busy."""
 
-def stepper_for(base: Base, weft: Weft, prompts: Sequence[np.ndarray], room: int) -> Stepper:
+
+def stepper_for(
+    base: Base, weft: Weft, prompts: Sequence[np.ndarray], max_tokens: int
+) -> Stepper:
     """The fast stepper where the base can run it, else the one that recomputes everything."""
     if base.packs:
-        return CachedStepper(base, weft, prompts, room)
+        return CachedStepper(base, weft, prompts, max_tokens)
     return RecomputingStepper(base, weft, prompts)
 
 
 class CachedStepper:
     """One prefill of all prompts, without padding, and then a token a row from a cache."""
 
-    def __init__(self, base: Base, weft: Weft, prompts: Sequence[np.ndarray], room: int) -> None:
-        """At most `room` tokens follow each prompt."""
+    def __init__(
+        self, base: Base, weft: Weft, prompts: Sequence[np.ndarray], max_tokens: int
+    ) -> None:
+        """At most `max_tokens` follow each prompt, and none beyond the base's context."""
         self.base, self.weft, self.prompts = base, weft, prompts
         members = len(weft.bank.members)
         lengths_B = np.repeat([len(p) for p in prompts], members)
-        capacity = int(lengths_B.max()) + room
+        longest = int(lengths_B.max()) + max_tokens
+        capacity = longest if base.context is None else min(longest, base.context)
         self.cache = KVCache(lengths_B.tolist(), capacity, base.device)
         self._prepare_step()
 
     def start(self) -> torch.Tensor:
-        """The prefill."""
+        """The prefill, in parts that bound the memory of its activations."""
         members = len(self.weft.bank.members)
-        batch = Batch(tuple(Example("", p, np.full(len(p), IGNORE)) for p in self.prompts))
-        rows = replace(pack([Block(0, members, batch)], self.base.device), cache=self.cache)
-        hidden_TD = packed_hidden(self.base, self.weft, rows)
+        order_R = np.argsort([len(p) for p in self.prompts], kind="stable")  # as the cache fills
+        parts = [
+            self._prefill([self.prompts[i] for i in order_R[part]])
+            for part in _parts([len(self.prompts[i]) * members for i in order_R])
+        ]
         self.cache.filled = True
-        self.rows = rows
-        lengths_R = np.array([len(p) for p in self.prompts])
-        order_R = np.argsort(lengths_R, kind="stable")  # as `pack` lays them
-        ends_R = np.empty_like(lengths_R)
-        ends_R[order_R] = np.cumsum(lengths_R[order_R]) - 1
-        last_B = (ends_R[:, None] * members + np.arange(members)).reshape(-1)
-        return self._logits(hidden_TD[torch.from_numpy(last_B).to(self.base.device)])
+        place_R = torch.from_numpy(np.argsort(order_R)).to(self.base.device)
+        return self._logits(torch.cat(parts)[place_R].flatten(0, 1))
+
+    def _prefill(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """The last hidden state [M, N, D] of prompts that rise in length."""
+        members = len(self.weft.bank.members)
+        batch = Batch(tuple(Example("", p, np.full(len(p), IGNORE)) for p in prompts))
+        self.rows = replace(pack([Block(0, members, batch)], self.base.device), cache=self.cache)
+        hidden_TD = packed_hidden(self.base, self.weft, self.rows)
+        self.cache.began += len(prompts) * members
+        ends_M = torch.tensor([len(p) for p in prompts], device=self.base.device).cumsum(0) - 1
+        return hidden_TD.unflatten(0, (-1, members))[ends_M]
 
     def extend(self, token_B: torch.Tensor, live_B: Sequence[bool]) -> torch.Tensor:
         """One token for each text."""
@@ -90,6 +105,17 @@ class CachedStepper:
 
     def _logits(self, hidden_BD: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(hidden_BD, *self.base.head).float()
+
+
+def _parts(tokens: Sequence[int]) -> Iterator[slice]:
+    """Consecutive prompts of at most `PREFILL_TOKENS` together, or one that is longer."""
+    start = total = 0
+    for at, count in enumerate(tokens):
+        if at > start and total + count > PREFILL_TOKENS:
+            yield slice(start, at)
+            start, total = at, 0
+        total += count
+    yield slice(start, len(tokens))
 
 
 class RecomputingStepper:
