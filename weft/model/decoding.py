@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 OrderName = Literal["hf", "mlx"]
+
+SMALLEST, LARGEST = 1e-30, 1e30
+"""What logits can be divided by: beyond it they would overflow, or the divisor would, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,13 @@ class Decoding(BaseModel):
         if "" in self.stop:
             raise ValueError("`stop` holds an empty text: every completion would end at once")
         return self
+
+    @field_validator("temperature", "repetition_penalty")
+    @classmethod
+    def _logits_stay_numbers(cls, divisor: float) -> float:
+        if 0 < divisor < SMALLEST or divisor > LARGEST:
+            raise ValueError(f"{SMALLEST:g} to {LARGEST:g}; temperature 0 is greedy")
+        return divisor
 
     @property
     def greedy(self) -> bool:

@@ -47,6 +47,8 @@ def request_keys(
 def distribution(logits_BV: torch.Tensor, decoding: Decoding) -> torch.Tensor:
     """The logits [B, V], in fp32, of the distribution to draw from; removed tokens have -inf."""
     order = ORDERS[decoding.order]
+    # below the best one's: a small temperature makes -inf of them, and never inf
+    logits_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
     if order.temperature_first:
         logits_BV = logits_BV / decoding.temperature
     for name in order.filters:

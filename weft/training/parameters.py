@@ -42,9 +42,9 @@ def make_decoding(parameters: Mapping[str, Any], names: Mapping[str, str]) -> De
                 if hasattr(bound, attribute)
             ]
             value = f" is {issue['input']!r}: must be" if issue["loc"] else ":"
-            problems.append(
-                f"{names.get(name, f'`{name}`')}{value} {' and '.join(limits) or reason}"
-            )
+            if limits and issue["type"] != "value_error":
+                reason = " and ".join(limits)
+            problems.append(f"{names.get(name, f'`{name}`')}{value} {reason}")
         raise InputError("; ".join(problems)) from None
 
 

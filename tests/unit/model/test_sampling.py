@@ -144,3 +144,21 @@ def test_the_penalty_sees_the_last_tokens_of_prompt_and_completion(order, window
 def test_greedy_takes_the_first_of_equal_logits():
     logits_BV = torch.tensor([[1.0, 5.0, 5.0]])
     assert Chooser(Decoding(), [np.array([0])])(logits_BV, [0], [()]).tolist() == [1]
+
+
+@ORDERS
+@pytest.mark.parametrize("temperature", [1e-30, 1e-6])
+def test_next_to_no_temperature_takes_the_most_likely_token(order, temperature):
+    logits_BV = torch.tensor(np.stack([logits(0), logits(1) + 500, logits(2) - 500])).float()
+    filters = {"top_k": 50, "top_p": 0.9, "min_p": 0.01}
+    for given in ({}, filters):
+        decoding = Decoding(temperature=temperature, order=order, **given)
+        choose = Chooser(decoding, [np.array([n]) for n in range(3)])
+        assert choose(logits_BV, range(3), [()] * 3).tolist() == logits_BV.argmax(-1).tolist()
+
+
+@ORDERS
+def test_a_huge_temperature_is_an_even_draw_from_what_the_filters_leave(order):
+    decoding = Decoding(temperature=1e30, order=order, top_k=7)
+    found = distribution(torch.tensor(logits())[None].float(), decoding).softmax(-1)
+    assert found.unique().tolist() == [0.0, pytest.approx(1 / 7)]
