@@ -132,7 +132,7 @@ class LocalEngine:
                 )
             texts += decode(
                 stepper,
-                stop - start,
+                weft.bank.members,
                 prompts,
                 decoding,
                 stop_ids=self.stop_ids,

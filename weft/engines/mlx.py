@@ -94,7 +94,7 @@ class MlxEngine:
         members = range(len(bank.members))
         return decode(
             MlxStepper([self.adapted(bank, member) for member in members], prompts),
-            len(members),
+            bank.members,
             prompts,
             decoding,
             stop_ids=self.stop_ids,

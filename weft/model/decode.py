@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from weft.core.errors import InputError
+from weft.core.errors import InputError, NumericError
 from weft.model.decoding import Completion, Decoding, Finish
 from weft.model.sampling import Chooser
 
@@ -29,6 +29,20 @@ OnToken = Callable[[int, int, int], None]
 
 Detokenise = Callable[[int, Sequence[int]], str]
 """The text of a completion, from its prompt's number and its tokens so far."""
+
+
+class NotFinite(NumericError):
+    """A member's logits are no numbers: it can say nothing."""
+
+    def __init__(self, member: str, prompt: int, token: int, where: str | None = None) -> None:
+        """`prompt` counts from 0 and `token` from 1; `where` is what the prompt is called."""
+        super().__init__(
+            f"{member} on {where or f'prompt {prompt + 1}'}: the logits of token {token} are not "
+            "finite",
+            hint="its adapter holds values that are not finite, or too large for the dtype; "
+            "`weft inspect` shows its norms",
+        )
+        self.member, self.prompt, self.token = member, prompt, token
 
 
 class Stepper(Protocol):
@@ -89,7 +103,7 @@ def check_prompts(prompts: Sequence[np.ndarray], context: int | None) -> None:
 @torch.inference_mode()
 def decode(
     stepper: Stepper,
-    members: int,
+    members: Sequence[str],
     prompts: Sequence[np.ndarray],
     decoding: Decoding,
     *,
@@ -102,22 +116,27 @@ def decode(
     """Completions, [member][prompt]. `stepper` starts from these prompts; `stop_ids` end a text.
 
     `copies` says which of its copies each prompt is, where some of them are in other calls.
+    Raises `NotFinite` for logits that are no numbers.
     """
     texts = [
         _start(member, number, prompt, decoding, context)
         for number, prompt in enumerate(prompts)
-        for member in range(members)
+        for member in range(len(members))
     ]
-    rows, present = texts, list(range(members))
+    rows, present = texts, list(range(len(members)))
     ending = stop_ids if not decoding.ignore_eos else frozenset()
     take = _Taking(ending.union(decoding.stop_ids), decoding.stop, detokenise, on_token)
     choose = Chooser(decoding, prompts, copies)
     logits_BV = stepper.start()
     while True:
         token_B = choose(logits_BV, [t.prompt for t in rows], [t.history for t in rows])
-        for text, token in zip(rows, token_B.tolist(), strict=True):
-            if text.live:
-                take(text, token)
+        sound_B = logits_BV.amax(-1).isfinite()
+        for text, token, sound in zip(rows, token_B.tolist(), sound_B.tolist(), strict=True):
+            if not text.live:
+                continue
+            if not sound:
+                raise NotFinite(members[text.member], text.prompt, len(text.ids) + 1)
+            take(text, token)
         if not any(text.live for text in rows):
             break
         kept, still = _smaller_grid(rows, len(present))
@@ -127,8 +146,8 @@ def decode(
             present = [present[i] for i in still]
         logits_BV = stepper.extend(token_B, [text.live for text in rows])
     by_row = iter(texts)
-    columns = [[next(by_row).completion() for _ in range(members)] for _ in prompts]
-    return [[column[member] for column in columns] for member in range(members)]
+    columns = [[next(by_row).completion() for _ in members] for _ in prompts]
+    return [list(texts) for texts in zip(*columns, strict=True)]
 
 
 def _start(

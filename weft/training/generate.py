@@ -30,7 +30,7 @@ from weft.engines.local import LocalEngine
 from weft.model.adapter import Adapter
 from weft.model.check import CacheCheck
 from weft.model.config import DType
-from weft.model.decode import check_prompts
+from weft.model.decode import NotFinite, check_prompts
 from weft.model.decoding import Completion, Decoding, Finish
 from weft.model.sampling import copy_numbers
 from weft.runs.manifest import utc_now
@@ -155,19 +155,23 @@ class Session:
         """The completions of `batch_size` prompts at a time: prompt by prompt, in its members.
 
         `on_token` is called with (member, prompt, token). With `check` every step is compared
-        with one that has no cache.
+        with one that has no cache. Raises `NumericError` for logits that are not finite.
         """
         bank, ids = self.subject.bank, [prompt.ids_T for prompt in self.prompts]
         copies = copy_numbers(ids)
         for start in range(0, len(ids), batch_size):
             here = slice(start, start + batch_size)
             tell = None if on_token is None else _shifted(on_token, start)
-            if check is None:
-                engine = self.subject.engine
-                said = engine.generate(bank, ids[here], self.decoding, tell, copies[here])
-            else:
-                check.first_prompt, local = start, self.subject.local
-                said = local.generate(bank, ids[here], self.decoding, tell, copies[here], check)
+            try:
+                if check is None:
+                    engine = self.subject.engine
+                    said = engine.generate(bank, ids[here], self.decoding, tell, copies[here])
+                else:
+                    check.first_prompt, local = start, self.subject.local
+                    said = local.generate(bank, ids[here], self.decoding, tell, copies[here], check)
+            except NotFinite as e:
+                prompt = self.prompts[start + e.prompt]
+                raise NotFinite(e.member, e.prompt, e.token, prompt.id) from None
             yield self._generations(start, said)
 
     def _generations(self, start: int, said: list[list[Completion]]) -> list[Generation]:

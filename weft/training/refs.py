@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from weft.core.errors import InputError
+from weft.core.errors import InputError, NumericError
 from weft.core.files import read_json
 from weft.data.config import DataConfig
 from weft.data.dataset import load_splits
@@ -149,7 +149,7 @@ def open_subject(
     adapters: dict[str, Adapter | None] = {}
     for place in places:
         read: dict[str, Adapter | None] = {
-            name: read_adapter(path, opened.sites, base_config).adapter
+            name: _finite(read_adapter(path, opened.sites, base_config).adapter, path)
             for name, path in place.adapters.items()
         }
         for name, adapter in (read or {place.ref: None}).items():
@@ -184,6 +184,16 @@ def read_adapter(
             ) from None
         read = read_any(path, sites, scale=scale, base_config=base_config)
         return replace(read, scale_from="the certificate beside it")
+
+
+def _finite(adapter: Adapter, path: Path) -> Adapter:
+    """The adapter, if it computes anything: attention can swallow a NaN and go on, wrongly."""
+    if not adapter.flat.isfinite().all():
+        raise NumericError(
+            f"{path} holds numbers that are not finite: nothing was computed",
+            hint=f"`weft inspect {path}` says where",
+        )
+    return adapter
 
 
 def _free(name: str, taken: Collection[str]) -> str:

@@ -9,7 +9,9 @@ import torch
 from weft.core.errors import InputError
 from weft.engines.local import LocalEngine
 from weft.model.bank import Bank
+from weft.model.cache import KVCache
 from weft.model.config import AdapterConfig
+from weft.model.decode import NotFinite
 from weft.model.decoding import Decoding
 from weft.model.sites import choose_sites
 
@@ -92,3 +94,38 @@ def test_prompts_that_cannot_be_continued_are_refused(length, problem, make_base
     engine, bank, _ = setup(make_base, "gpt2")
     with pytest.raises(InputError, match=problem):
         greedy(engine, bank, [np.arange(length)], 5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_cache_is_never_longer_than_the_context(architecture, make_base, monkeypatch):
+    capacities = []
+    begin = KVCache.__init__
+
+    def noted(self, lengths, capacity, device):
+        capacities.append(capacity)
+        begin(self, lengths, capacity, device)
+
+    monkeypatch.setattr(KVCache, "__init__", noted)
+    engine, bank, _ = setup(make_base, architecture)
+    engine.base.model.generation_config.eos_token_id = None
+    endless = greedy(engine, bank, prompts((60, 5)), 10**12)
+    greedy(engine, bank, prompts((60, 5)), 2)
+    assert capacities == [64, 62]
+    for texts in endless:
+        assert len(texts[0]) <= 4 and len(texts[1]) <= 59
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_end_it_with_whose_they_are(
+    architecture, temperature, wrong, make_base
+):
+    engine, _, flat_NP = setup(make_base, architecture)
+    flat_NP[1] = wrong
+    bank = Bank.from_flat(MEMBERS, engine.layout, flat_NP)
+    decoding = Decoding(max_tokens=5, temperature=temperature, top_p=0.9, ignore_eos=True)
+    with pytest.raises(NotFinite, match="b on prompt 1: the logits of token 1 are not finite"):
+        engine.generate(bank, prompts(), decoding)
+    good = [n for n in range(3) if n != 1]
+    assert engine.generate(bank.only(good), prompts(), decoding)

@@ -9,7 +9,7 @@ import pytest
 
 import weft
 from weft.core.batch import Batch
-from weft.core.errors import InputError
+from weft.core.errors import InputError, NumericError
 from weft.core.keys import Key
 from weft.data.prompts import asked
 from weft.formats.peft import write_adapter
@@ -121,6 +121,29 @@ def test_a_fingerprint_sees_factors_and_scales(small_base):
     assert len({fingerprint(each) for each in (adapter, *others)}) == 3
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused_by_name(small_base, tmp_path, wrong):
+    layout = choose_sites(skeleton(small_base), AdapterConfig(rank=2, alpha=4))
+    adapter = initial_adapter(layout, Key.of(0))
+    adapter.flat[3] = wrong  # attention swallows a single one
+    write_adapter(adapter, tmp_path / "broken", base_ref=small_base)
+    with pytest.raises(NumericError, match="broken holds numbers that are not finite"):
+        say(small_base, tmp_path / "broken")
+
+
+def test_logits_that_overflow_are_said_to_be_whose_and_where(small_base, tmp_path):
+    layout = choose_sites(skeleton(small_base), AdapterConfig(rank=2, alpha=4))
+    adapter = initial_adapter(layout, Key.of(0))
+    for _, b_Or in adapter.sites.values():
+        b_Or.fill_(1e30)
+    write_adapter(adapter, tmp_path / "loud", base_ref=small_base)
+    message = "loud on prompt:2: the logits of token 1 are not finite"
+    source = Source(asked(PROMPTS)[1:])
+    session = open_generation([small_base, str(tmp_path / "loud")], source, {})
+    with pytest.raises(NumericError, match=message):
+        list(session.run(batch_size=1))
+
+
 def test_what_has_no_effect_is_a_notice(small_base):
     heard: list[str] = []
     say(small_base, prompts="the cat", top_p=0.9, seed=3, notice=heard.append)
@@ -139,6 +162,9 @@ def test_what_has_no_effect_is_a_notice(small_base):
         ({"top_k": -1, "max_tokens": 0}, "`max_tokens` is 0: must be at least 1"),
         ({"order": "vllm"}, "`order` is 'vllm': must be 'hf' or 'mlx'"),
         ({"stop": ("",)}, "holds an empty text"),
+        ({"temperature": 1e-40}, "`temperature` is 1e-40: must be 1e-30 to 1e+30"),
+        ({"temperature": 1e300}, "`temperature` is 1e+300: must be 1e-30 to 1e+30"),
+        ({"repetition_penalty": 1e-40}, "`repetition_penalty` is 1e-40: must be 1e-30 to"),
         ({"temperature": float("nan")}, "`temperature` is nan"),
         ({"temprature": 1}, "no parameter `temprature`"),
     ],
