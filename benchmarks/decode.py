@@ -134,6 +134,7 @@ def build_transformers(workload: Workload) -> Run:
             del base
             model = peft.PeftModel.from_pretrained(model, folder)
     model.eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_base(BASE))  # part of the job
 
     def generate(prompts: list[np.ndarray]) -> Sequence[Sequence[int]]:
         ids_BT = torch.from_numpy(np.stack(prompts))
@@ -143,7 +144,7 @@ def build_transformers(workload: Workload) -> Run:
             do_sample=False,
             max_new_tokens=NEW_TOKENS,
             eos_token_id=None,
-            pad_token_id=1,
+            pad_token_id=tokenizer.pad_token_id,
         )
         return out_BT[:, PROMPT_TOKENS:].tolist()
 

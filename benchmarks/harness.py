@@ -13,9 +13,7 @@ included. The absolute peak also counts the libraries, which are loaded before t
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ import numpy as np
 import psutil
 
 from weft.core.batch import Batch
+from weft.core.memory import give_back
 
 SAMPLE_SECONDS = 0.005
 
@@ -167,7 +166,8 @@ class Memory:
 @contextmanager
 def sampled_memory() -> Iterator[Memory]:
     """Give free memory back, note the baseline, then watch the peak until the block ends."""
-    _give_free_memory_back()
+    gc.collect()
+    give_back()
     process = psutil.Process()
     memory = Memory(baseline_bytes=process.memory_info().rss)
     done = threading.Event()
@@ -184,9 +184,3 @@ def sampled_memory() -> Iterator[Memory]:
     finally:
         done.set()
         watcher.join()
-
-
-def _give_free_memory_back() -> None:
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

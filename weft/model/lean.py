@@ -24,6 +24,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from weft.core.memory import give_back
 from weft.model.adapter import Adapter
 from weft.model.bank import Bank
 from weft.model.cache import KVCache
@@ -95,9 +96,13 @@ def lean_model(model: PreTrainedModel) -> LeanModel | None:
     body: Any = model.base_model
     names = {module: name for name, module in model.named_modules()}
     first = body.layers[0]
+    layers = []
+    for layer in body.layers:
+        layers.append(_layer(layer, names))
+        give_back()  # what has been joined: no peak counts it twice
     return LeanModel(
         model=model,
-        layers=tuple(_layer(layer, names) for layer in body.layers),
+        layers=tuple(layers),
         norm=_norm(body.norm),
         activation=first.mlp.act_fn,
         kv_heads=first.self_attn.k_proj.out_features // first.self_attn.head_dim,

@@ -1,0 +1,18 @@
+import sys
+
+import numpy as np
+import psutil
+import pytest
+
+from weft.core.memory import give_back
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+def test_small_pieces_that_were_freed_are_returned():
+    pieces = [np.ones(8_000) for _ in range(2_000)]  # 64 kB each: from the heap
+    kept = pieces[-1]
+    pieces.clear()
+    before = psutil.Process().memory_info().rss
+    give_back()
+    assert psutil.Process().memory_info().rss < before + 2**20
+    assert kept.sum() == 8_000
