@@ -176,6 +176,7 @@ def generate(
     members of a run say is also appended to its samples.jsonl, with all that determined it.
     """
     from weft.cli.texts import Texts, report_cache
+    from weft.core.files import check_place
     from weft.model.check import CacheCheck
     from weft.training.generate import open_generation
 
@@ -203,8 +204,8 @@ def generate(
             f"--check-cache is for the local engine, and --engine is {engine}",
             hint="leave one of them out",
         )
-    if out is not None and out.is_dir():
-        raise InputError(f"--out {out} is a directory", hint="give the name of a file")
+    if out is not None:
+        check_place(out, "--out")
     source = _source(prompt, prompts, row, task, data, split, style)
     with screen.console().status("loading"):
         session = open_generation(
@@ -227,12 +228,12 @@ def generate(
         with texts:
             for part in session.run(batch_size=batch_size, on_token=texts.token, check=check):
                 texts.show(part)
+        screen.say(texts.summary())
     except KeyboardInterrupt:
         texts.show_unfinished()
-        _keep(session, texts, out)
         raise typer.Exit(130) from None
-    screen.say(texts.summary())
-    _keep(session, texts, out)
+    finally:
+        _keep(session, texts, out)
     if check is not None and not report_cache(check, session):
         raise typer.Exit(1)
 
@@ -345,12 +346,16 @@ def _show_parameters(session: Session) -> None:
 
 
 def _keep(session: Session, texts: Texts, out: Path | None) -> None:
-    """Store what is complete: in the runs that said it, and where --out says."""
+    """Store what is complete: where --out says, and in the runs that said it."""
     from json import dumps
 
     from weft.core.files import write_atomic
     from weft.runs.samples import add_samples
 
+    if out is not None and texts.done:
+        lines = (screen.finite(session.record(each)) for each in texts.done)
+        write_atomic(out, "".join(dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        screen.say(f"written: {out}")
     for run, said in texts.by_run().items():
         records = [session.record(each) for each in said]
         if add_samples(run, records):
@@ -359,7 +364,3 @@ def _keep(session: Session, texts: Texts, out: Path | None) -> None:
             screen.notices(
                 [f"another process is writing the run {run}: the texts are not stored in it"]
             )
-    if out is not None:
-        lines = (screen.finite(session.record(each)) for each in texts.done)
-        write_atomic(out, "".join(dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        screen.say(f"written: {out}")

@@ -6,10 +6,12 @@ The modules of this package load nothing heavy. A verb imports what it needs whe
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -44,6 +46,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "recipes": recipes,
 }
 
+UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Why standard output takes nothing more; errors of files name their file."""
+
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What the parser of the command line raises; typer exports only this subclass of it."""
 
@@ -71,6 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _settle()
     try:
         code = app(args=arguments, prog_name="weft", standalone_mode=False)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        _let_go_of_stdout()
+        if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
+            return 1
+        screen.complain(f"cannot write to standard output: {error.strerror}")
+        return 2
     except WeftError as error:
         screen.complain(error.problem, error.hint)
         return error.exit_code
@@ -78,6 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         screen.complain(*_usage(error))
         return 2
     return code if isinstance(code, int) else 0
+
+
+def _let_go_of_stdout() -> None:
+    """Throw away what it did not take, else Python tries again at its end and complains."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(error: Any) -> tuple[str, str]:
@@ -102,6 +122,9 @@ def _settle() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: nobody listens
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a character the terminal lacks ends no command
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

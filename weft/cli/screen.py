@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,13 @@ def say(what: Renderable = "") -> None:
 
 def put_json(value: Any) -> None:
     """Print a value as JSON to stdout; a number that is not finite becomes null."""
-    print(json.dumps(finite(value), indent=2, ensure_ascii=False))
+    print(as_json(value, indent=2))
+
+
+def as_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON for stdout: characters that it has no bytes for are escaped as JSON escapes them."""
+    has_all = (sys.stdout.encoding or "").lower().startswith("utf")
+    return json.dumps(finite(value), indent=indent, ensure_ascii=not has_all)
 
 
 def complain(problem: str, hint: str | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import Counter
@@ -55,14 +54,14 @@ class Texts:
         """Print texts that are complete."""
         self.seconds = time.perf_counter() - self._start
         self._ids = {}
+        self.done += part
         if self._progress:
             self._progress.finished(len(part), sum(len(each.ids) for each in part))
         if self._stream:
             self._write(self._stream.rest() + "\n")
         elif self._json:
             for each in part:
-                record = screen.finite(self.session.record(each))
-                self._write(json.dumps(record, ensure_ascii=False) + "\n")
+                self._write(screen.as_json(self.session.record(each)) + "\n")
         elif self.session.rows is not None:
             members = len(self.session.members)
             for start in range(0, len(part), members):
@@ -70,7 +69,6 @@ class Texts:
         else:
             for each in part:
                 self._headed(each.id, each.prompt, each.member, each.text)
-        self.done += part
 
     def show_unfinished(self) -> None:
         """Print what there is of texts that were interrupted."""
@@ -134,7 +132,7 @@ class Texts:
         for each in said:
             facts["generated" if len(said) == 1 else each.member] = each.text
             for name, value in each.verdict.items():
-                shown = screen.number(value) if isinstance(value, float) else ["no", "yes"][value]
+                shown = screen.number(value) if isinstance(value, float) else NO_YES[value]
                 facts[f"  {name.replace('_', ' ')}" + " " * said.index(each)] = shown
         if self._printed:
             screen.put()

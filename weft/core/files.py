@@ -47,6 +47,22 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         sync(path.parent)
 
 
+def check_place(path: Path, option: str) -> None:
+    """Raise `InputError` where `write_atomic` could not put a file; `option` named the path."""
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        problem = "is a directory"
+    elif path.exists() and not path.is_file():
+        problem = "is a device or a pipe, and only a file can be replaced"
+    elif not parent.is_dir():
+        problem = f"cannot be written: {parent} is not a directory"
+    elif not os.access(parent, os.W_OK):
+        problem = f"cannot be written: no permission to write in {parent}"
+    else:
+        return
+    raise InputError(f"{option} {path} {problem}", hint="give the name of a file")
+
+
 def write_json(path: Path, value: Any, *, sort_keys: bool = True) -> None:
     """Write indented JSON; floats read back exactly, and NaN or infinity is refused by name."""
     write_atomic(path, _json(value, path, indent=2, sort_keys=sort_keys) + "\n")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +122,18 @@ def test_ctrl_c_ends_with_130(cli, monkeypatch):
 
     monkeypatch.setattr("weft.training.resolve.recipe_paths", interrupted)
     assert cli("recipes").code == 130
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_standard_output_that_is_full_or_closed_is_no_traceback():
+    code = "import sys; from weft.cli.main import main; sys.exit(main(['recipes']))"
+    words = [sys.executable, "-c", code]
+    with open("/dev/full", "w") as full:
+        said = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert said.returncode == 2
+    assert said.stderr == "error: cannot write to standard output: No space left on device\n"
+    for closed in (">&-", "2>&-", ">&- 2>&-", "| true"):
+        shell = f"{shlex.join(words)} {closed}"
+        said = subprocess.run(shell, shell=True, capture_output=True, text=True, check=False)
+        assert said.returncode == 0
+        assert "Error" not in said.stderr and "error" not in said.stderr

@@ -44,7 +44,7 @@ def test_one_text_is_all_there_is_on_stdout(cli, small_base):
     said = cli("generate", *options)
     assert said.out == record["text"] + "\n"
     count = len(record["ids"])
-    summary = rf"{count} tokens in [\d.]+ s, \d+ tokens/s; ended after --max-tokens\n"
+    summary = rf"{count} tokens in [\d.]+ s, [\d,]+ tokens/s; ended after --max-tokens\n"
     assert re.search(summary, said.err)
 
 
@@ -220,6 +220,50 @@ def test_ctrl_c_prints_what_there_is_and_keeps_what_is_complete(cli, mine, monke
     assert "Traceback" not in said.err
 
 
+def test_what_is_complete_is_kept_when_an_error_or_a_closed_pipe_ends_it(cli, mine, monkeypatch):
+    from weft.cli.texts import Texts
+    from weft.core.errors import NumericError
+    from weft.engines.local import LocalEngine
+
+    whole, write = LocalEngine.generate, Texts._write
+    done: list = []
+
+    def fails_third(self, *arguments):
+        done.append(arguments)
+        if len(done) == 3:
+            raise NumericError("member on prompt")
+        return whole(self, *arguments)
+
+    def closed_at_the_second(self, text):
+        done.append(text)
+        if len(done) == 2:
+            raise BrokenPipeError(32, "Broken pipe")
+        write(self, text)
+
+    prompts = [word for text in ("the cat", "a mat", "the dog") for word in ("--prompt", text)]
+    options = ("generate", mine, *prompts, "--max-tokens", 4, "--batch-size", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalEngine, "generate", fails_third)
+        said = cli(*options, "--out", "o.jsonl")
+    assert said.code == 1 and "error: member on prompt" in said.err
+    with open("o.jsonl", encoding="utf-8") as file:
+        assert len(file.readlines()) == len(RunReader(mine).samples()) == 2
+    done.clear()
+    monkeypatch.setattr(Texts, "_write", closed_at_the_second)
+    with pytest.raises(SystemExit) as ended:
+        cli(*options)
+    assert ended.value.code == 1
+    assert [record["id"] for record in RunReader(mine).samples()][2:] == ["prompt:1", "prompt:2"]
+
+
+def test_json_is_json_whatever_standard_output_can_show(cli, small_base, monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", narrow)
+    assert cli("generate", small_base, "--prompt", "é😀", "--max-tokens", 3, "--json").code == 0
+    narrow.seek(0)
+    assert json.loads(narrow.read())["prompt"] == "é😀"
+
+
 def test_defaults_in_the_help_are_those_of_decoding(cli):
     import typing
 
@@ -268,6 +312,8 @@ MISTAKES = [
     ("{run} --prompt x --engine mlx --check-cache", "--check-cache is for the local engine"),
     ("{run} --prompt x --task tables", "--task says which data --row is of"),
     ("{run} --prompt x --out {rows}", "is a directory"),
+    ("{run} --prompt x --out {rows}/valid.jsonl/x", "valid.jsonl is not a directory"),
+    ("{run} --prompt x --out /dev/full", "/dev/full is a device or a pipe"),
     ("{run} --row 9999", "the valid rows have none on line 9999"),
     ("{run} --row 1 --split tset", "no tset rows"),
     ("{run} --row 1 --raw", "exactly as training read it"),
