@@ -74,20 +74,21 @@ def finish(made: Certificate, out: Path, *, json: bool) -> None:
 
 
 def _lines(made: Certificate, out: Path) -> dict[str, str]:
-    logits, merged = made.logits, made.update_tolerance is None
+    logits = made.logits
     scales = {site.source.scale for site in made.sites.values() if site.source}
     ranks = {site.source.rank for site in made.sites.values() if site.source}
-    apart = made.update_difference
-    share = f"{apart:.2g} of |dW| at the site where they differ most" if apart else "identical"
-    limit = "" if merged else f" (allowed {made.update_tolerance:g})"
-    rounding = " after rounding W + dW" if merged else ""
+    apart = max(made.sites.values(), key=lambda site: site.update_difference)
+    share = f"{apart.update_difference:.2g} of |dW| at the site where they differ most"
+    if not apart.update_difference:
+        share = "identical"
+    rounding = " after rounding W + dW" if made.result.format == "merged" else ""
     return {
         "source": f"{made.source.path} ({made.source.format})",
         "result": f"{out} ({made.result.format}, {made.result.dtype})",
         "base": f"{made.base.ref}, sha256 {made.base.sha256[:12]} in {made.base.dtype}",
         "sites": f"{len(made.sites)} of rank {_all(ranks)}",
         "scale": f"{_all(scales)}: {made.scale_from}" + (_own_scale(made) or ""),
-        "updates": f"{share}{rounding}{limit}",
+        "updates": f"{share}{rounding} (allowed {apart.update_tolerance:.2g})",
         "logits": f"{logits.largest_difference:.2g} apart at most, on {logits.texts} texts of "
         f"{logits.positions} tokens; the adapter moves them by up to {logits.adapter_effect:.2g}",
         "allowed": f"{logits.tolerance:.2g} ({logits.reason})",

@@ -17,12 +17,19 @@ from weft.core.errors import InputError
 from weft.core.files import read_json, sha256_file, write_json
 from weft.formats.folder import CERTIFICATE
 from weft.model.adapter import Adapter
+from weft.model.base import DTYPES, Base
+from weft.model.config import DType
 from weft.runs.manifest import utc_now
 
 SCHEMA_VERSION = 1
 
 UPDATE_TOLERANCE = 1e-6
 """Largest relative difference of a site's update between two adapters: some roundings of fp32."""
+
+
+def rounding_unit(dtype: DType) -> float:
+    """The largest relative error of rounding one number to a dtype."""
+    return torch.finfo(DTYPES[dtype]).eps / 2
 
 
 class _Record(BaseModel):
@@ -35,7 +42,7 @@ class Files(_Record):
     path: str | None = None  # of the source; the result lies where the certificate does
     format: str
     files: dict[str, str]  # sha256 by name
-    dtype: str = "float32"  # of the weights in the files
+    dtype: str | None = None  # of the weights in a result
 
 
 class BaseRecord(_Record):
@@ -59,6 +66,7 @@ class SiteRecord(_Record):
     source: Strength | None
     result: Strength | None
     update_difference: float  # |dW - dW'| / |dW|, Frobenius, of the larger dW
+    update_tolerance: float  # the largest that rounding explains
 
 
 class LogitRecord(_Record):
@@ -87,9 +95,6 @@ class Certificate(_Record):
     """The losses by which `--scale auto` chose."""
 
     sites: dict[str, SiteRecord]
-    update_tolerance: float | None
-    """None for a merged model: the logits decide alone."""
-
     logits: LogitRecord
     holds: bool
     notes: tuple[str, ...] = ()
@@ -147,9 +152,36 @@ def site_records(source: Adapter, result: Adapter) -> dict[str, SiteRecord]:
             source=before.get(name),
             result=after.get(name),
             update_difference=update_difference(_factors(source, name), _factors(result, name)),
+            update_tolerance=UPDATE_TOLERANCE,
         )
         for name in {**before, **after}
     }
+
+
+def merged_records(
+    base: Base, merged: Base, adapter: Adapter, dtype: DType
+) -> dict[str, SiteRecord]:
+    """Every adapted weight of a merged model in `dtype`, and how far it is from W + dW."""
+    found = {}
+    for name, strength in strengths(adapter).items():
+        before, after = (m.model.get_submodule(name).weight.double() for m in (base, merged))
+        factors = _factors(adapter, name)
+        assert factors is not None
+        dw = factors[1] @ factors[0]
+        if adapter.layout.by_name[name].site.kind == "conv1d":
+            dw = dw.T
+        wanted = before.cpu() + dw
+        size = float(dw.norm()) or float(wanted.norm()) or 1.0
+        # below the smallest normal number, what is rounded is a share of that one
+        least = torch.finfo(DTYPES[dtype]).tiny * wanted.numel() ** 0.5
+        rounded = rounding_unit(dtype) * (float(wanted.norm()) + least)
+        found[name] = SiteRecord(
+            source=strength,
+            result=None,
+            update_difference=float((after.cpu() - wanted).norm()) / size,
+            update_tolerance=rounded * (1 + 1e-3) / size,
+        )
+    return found
 
 
 Factors = tuple[torch.Tensor, torch.Tensor] | None

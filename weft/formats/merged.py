@@ -1,6 +1,6 @@
 """A base with an adapter merged into its weights: a model in transformers' layout, on its own.
 
-    W' = W + scale * B @ A, accumulated in float32, rounded once to the dtype of the files
+    W' = W + scale * B @ A, accumulated in float64, rounded once to the dtype of the files
 
 Shapes: O outputs and I inputs of a site, r rank.
 """
@@ -42,7 +42,7 @@ def merged_weights(base: Base, adapter: Adapter, dtype: DType) -> Weights:
         site = tied[0].removesuffix(".weight")
         weight = weights[tied[0]]
         if site in adapter.layout.by_name:
-            weight = weight.float() + update(adapter, site).to(weight.device)
+            weight = weight.double() + update(adapter, site).to(weight.device)
         if weight.is_floating_point():
             weight = weight.to(DTYPES[dtype])
         # of its own: weights of a base may be parts of one memory
@@ -52,10 +52,10 @@ def merged_weights(base: Base, adapter: Adapter, dtype: DType) -> Weights:
 
 
 def update(adapter: Adapter, site: str) -> torch.Tensor:
-    """dW = scale * B @ A in float32, in the orientation in which the base stores the weight."""
+    """dW = scale * B @ A in float64, in the orientation in which the base stores the weight."""
     a_rI, b_Or = adapter.sites[site]
     slot: Slot = adapter.layout.by_name[site]
-    dw_OI = slot.scale * (b_Or.float() @ a_rI.float())
+    dw_OI = slot.scale * (b_Or.double() @ a_rI.double())
     return dw_OI.T if slot.site.kind == "conv1d" else dw_OI
 
 

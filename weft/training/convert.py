@@ -16,7 +16,6 @@ from weft.core.errors import CheckFailed, InputError, NumericError, did_you_mean
 from weft.core.files import atomic_dir
 from weft.engines.local import LocalEngine
 from weft.formats.certificate import (
-    UPDATE_TOLERANCE,
     BaseRecord,
     Certificate,
     Files,
@@ -24,12 +23,14 @@ from weft.formats.certificate import (
     SiteRecord,
     hashes,
     load_certificate,
+    merged_records,
+    rounding_unit,
     site_records,
-    strengths,
 )
-from weft.formats.folder import CERTIFICATE
+from weft.formats.folder import CERTIFICATE, CONFIG
 from weft.formats.loaded import LoadedAdapter, UndecidedScale
-from weft.formats.merged import merged_weights, update, write_merged
+from weft.formats.merged import merged_weights, write_merged
+from weft.formats.problems import shortened
 from weft.formats.registry import FORMATS, detect_format, read_any
 from weft.model.adapter import Adapter
 from weft.model.base import Base, load_base, load_config, stored_dtype
@@ -45,10 +46,7 @@ TARGETS = (*FORMATS, MERGED)
 FORWARD_ROUNDING = 1e-5
 """How far two float32 forwards of one function are apart, as a share of the largest logit."""
 
-UNIT: dict[DType, float] = {"bfloat16": 2.0**-9, "float16": 2.0**-11}
-"""The largest relative error of rounding one number."""
-
-UNITS = 16
+UNITS = 8
 """Units of rounding in every weight that the logits may show: layers add up."""
 
 
@@ -160,15 +158,14 @@ def carry_out(
             sites, measured = _rewrite(job, adapter, directory, rows)
         record = _logit_record(job, measured)
         made = Certificate(
-            source=Files(path=str(job.path), format=job.format, files=hashes(job.path)),
+            source=Files(path=str(job.path), format=job.format, files=_read_files(job, adapter)),
             result=Files(format=job.to, files=hashes(directory), dtype=job.dtype),
             base=BaseRecord(ref=job.base.ref, sha256=job.base_sha256, dtype=_name(job.base.dtype)),
             scale_from=adapter.scale_from,
             scale_choice=scale_choice,
             sites=sites,
-            update_tolerance=None if job.to == MERGED else UPDATE_TOLERANCE,
             logits=record,
-            holds=_holds(sites, record, merged=job.to == MERGED),
+            holds=_holds(sites, record),
             notes=(*adapter.notes, *job.notices),
         )
         if not made.holds:
@@ -202,33 +199,26 @@ def _merge(
     """Write base and adapter as one model, load it like any base, and compare."""
     write_merged(job.base, merged_weights(job.base, adapter, job.dtype), job.dtype, directory)
     merged = load_base(str(directory))
-    sites = {
-        name: SiteRecord(
-            source=strength,
-            result=None,
-            update_difference=_rounded(job.base, merged, adapter, name),
-        )
-        for name, strength in strengths(adapter).items()
-    }
+    sites = merged_records(job.base, merged, adapter, job.dtype)
     return sites, apart(job.base, adapter, merged, rows)
 
 
-def _rounded(base: Base, merged: Base, adapter: Adapter, site: str) -> float:
-    """|W' - W - dW| / |dW|: the part of an update that rounding W + dW has changed."""
-    before, after = (m.model.get_submodule(site).weight.double() for m in (base, merged))
-    wanted = update(adapter, site).double()
-    lost, size = torch.linalg.norm(after - before - wanted), torch.linalg.norm(wanted)
-    return float(lost / size) if size else float(lost > 0)
+def _read_files(job: Conversion, adapter: LoadedAdapter) -> dict[str, str]:
+    """sha256 of the files of the source: of a single file, with the configuration beside it."""
+    found = hashes(job.path)
+    if job.path.is_file() and adapter.config:
+        found |= hashes(job.path.with_name(CONFIG))
+    return found
 
 
 def _logit_record(job: Conversion, found: Apart) -> LogitRecord:
     tolerance = FORWARD_ROUNDING * found.largest_logit
     reason = f"rounding of float32 forwards: {FORWARD_ROUNDING:g} of the largest logit"
-    if job.to == MERGED and job.dtype in UNIT:
-        rounding = UNITS * UNIT[job.dtype] * found.largest_logit
-        tolerance = max(tolerance, min(rounding, found.effect / 2))
+    if job.to == MERGED and job.dtype != "float32":
+        unit = rounding_unit(job.dtype)
+        tolerance = max(tolerance, min(UNITS * unit * found.largest_logit, found.effect / 2))
         reason = (
-            f"merging rounds each weight to {job.dtype}, by up to {UNIT[job.dtype]:.2g} of itself: "
+            f"merging rounds each weight to {job.dtype}, by up to {unit:.2g} of itself: "
             f"{UNITS} times that of the largest logit, or half of the adapter's own effect if that "
             "is less"
         )
@@ -243,9 +233,9 @@ def _logit_record(job: Conversion, found: Apart) -> LogitRecord:
     )
 
 
-def _holds(sites: dict[str, SiteRecord], logits: LogitRecord, *, merged: bool) -> bool:
+def _holds(sites: dict[str, SiteRecord], logits: LogitRecord) -> bool:
     """Whether nothing differs by more than its tolerance; NaN does."""
-    updates = merged or all(s.update_difference <= UPDATE_TOLERANCE for s in sites.values())
+    updates = all(s.update_difference <= s.update_tolerance for s in sites.values())
     return updates and logits.largest_difference <= logits.tolerance
 
 
@@ -258,9 +248,12 @@ def _broken(job: Conversion, made: Certificate) -> tuple[str, str]:
         f"{found.adapter_effect:.3g}, and updates differ by up to {made.update_difference:.3g} "
         "of their size"
     )
-    if job.to == MERGED and job.dtype in UNIT:
+    wrong = [n for n, s in made.sites.items() if not s.update_difference <= s.update_tolerance]
+    if wrong:
+        problem += f", which rounding does not explain at {shortened(wrong, ', ')}"
+    elif job.to == MERGED and job.dtype != "float32":
         return problem, "write the merged model with --dtype float32, or keep the adapter as one"
-    return problem, "please report this, with the certificate's numbers above"
+    return problem, "please report this, with the numbers above"
 
 
 def _check_target(to: str, dtype: str | None) -> DType | None:

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weft
+from weft.core.files import sha256_file
 from weft.core.keys import Key
+from weft.formats import merged as merging
 from weft.formats import registry
 from weft.formats.peft import write_adapter
 from weft.formats.registry import FORMATS, read_any
@@ -173,6 +175,36 @@ def test_a_merge_that_rounding_swallows_is_not_kept(cli, last, tmp_path):
     assert "is not the same function" in said.err and "--dtype float32" in said.err
     assert tree(tmp_path) == before
     assert cli("export", weak, "--to", "merged", "--out", "a/b", "--dtype", "float32").code == 0
+
+
+def test_a_merge_that_forgets_one_place_is_found_out(cli, last, tmp_path, monkeypatch):
+    """Also where the logits of a 16-bit model would not show it."""
+    forgotten = "model.layers.0.self_attn.q_proj"
+    update = merging.update
+    monkeypatch.setattr(
+        merging,
+        "update",
+        lambda adapter, site: update(adapter, site) * (site != forgotten),
+    )
+    before = tree(tmp_path)
+    said = cli("export", last, "--to", "merged", "--out", "out", "--dtype", "bfloat16")
+    assert said.code == 1
+    assert f"which rounding does not explain at {forgotten}\n" in said.err
+    assert "please report" in said.err
+    assert tree(tmp_path) == before
+
+
+def test_a_certificate_names_every_file_that_was_read(cli, last):
+    """Of a single file of tensors also the configuration beside it, which has the scale."""
+    file = last / "adapter" / TENSORS
+    assert cli("export", file, "--to", "npz", "--out", "npz").code == 0
+    source = certificate("npz")["source"]
+    assert source["files"] == {
+        name: sha256_file(file.with_name(name)) for name in (TENSORS, "adapter_config.json")
+    }
+    assert source["dtype"] is None  # it is the result that has one
+    assert cli("import", "npz/adapters.npz", "--out", "back").code == 0
+    assert certificate("back")["source"]["files"] == certificate("npz")["result"]["files"]
 
 
 def test_a_writer_that_is_wrong_is_found_out(cli, last, tmp_path, monkeypatch):

@@ -19,9 +19,12 @@ from weft.formats.certificate import (
     certified_scale,
     hashes,
     load_certificate,
+    merged_records,
+    rounding_unit,
     site_records,
     update_difference,
 )
+from weft.formats.merged import merged_weights
 from weft.model.adapter import Adapter, Layout, Site, Slot
 
 
@@ -69,6 +72,35 @@ def test_a_scale_that_moved_into_b_is_the_same_update():
     assert wrong.update_difference == pytest.approx(0.9)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_rounding_explains_a_merge_and_no_place_that_was_forgotten(
+    make_base, adapter_of, architecture, dtype
+):
+    base, merged = make_base(architecture), make_base(architecture)
+    adapter = adapter_of([Slot(site, 2, 0.5) for site in base.sites.values()])
+    weights = merged_weights(base, adapter, dtype)
+    merged.model.load_state_dict(weights)
+    for site in merged_records(base, merged, adapter, dtype).values():
+        assert 0 < site.update_difference <= site.update_tolerance < 0.05
+    forgotten, *_, swapped = base.sites
+    plain = base.model.get_submodule(forgotten).weight
+    merged.model.get_submodule(forgotten).weight.copy_(plain)
+    merged.model.get_submodule(swapped).weight.mul_(-1)
+    found = merged_records(base, merged, adapter, dtype)
+    assert found[forgotten].update_difference == pytest.approx(1)
+    wrong = [name for name, s in found.items() if s.update_difference > s.update_tolerance]
+    assert wrong == [forgotten, swapped]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_unit_of_rounding_is_the_largest_error_of_one_number(dtype):
+    numbers = 1 + torch.arange(2**16, dtype=torch.float64) / 2**16
+    numbers = torch.cat([numbers, numbers.new_tensor([1 + rounding_unit(dtype) * (1 - 1e-6)])])
+    errors = (numbers.to(getattr(torch, dtype)).double() - numbers).abs() / numbers
+    assert 0.99 * rounding_unit(dtype) < errors.max() <= rounding_unit(dtype)
+
+
 @pytest.fixture
 def certified(tmp_path):
     """A directory with a file, and a certificate for it."""
@@ -83,10 +115,10 @@ def certified(tmp_path):
                 source=Strength(rank=2, scale=4.0),
                 result=Strength(rank=2, scale=20.0),
                 update_difference=0.0,
+                update_tolerance=1e-6,
             )
             for name in ("one", "two")
         },
-        update_tolerance=1e-6,
         logits=LogitRecord(
             texts=1,
             positions=2,
