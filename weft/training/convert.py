@@ -14,6 +14,7 @@ import torch
 from weft.core.batch import Example
 from weft.core.errors import CheckFailed, InputError, NumericError, did_you_mean
 from weft.core.files import atomic_dir
+from weft.data.tokenizer import resolve_base
 from weft.engines.local import LocalEngine
 from weft.formats.certificate import (
     BaseRecord,
@@ -101,17 +102,15 @@ def prepare(
     """
     checked, scale = _check_target(to, dtype), _checked_scale(scale)
     _require_free(out)
+    out = out.resolve()  # a link stays one, and what it leads to is replaced
     place = locate(ref)
     path = _one_adapter(place)
     found = detect_format(path)
     assert found is not None  # `locate` finds nothing else
     _check_insisted(path, found.name, insist)
-    if path.resolve() == out.resolve() or out.resolve() in path.resolve().parents:
-        raise InputError(
-            f"{out} would be replaced, and the adapter to convert lies there",
-            hint="choose another directory for the result",
-        )
+    _require_apart(out, path, "the adapter to convert")
     name = base or common_base([place])
+    _require_apart(out, Path(resolve_base(name)), f"the base {name}")
     undecided = (UndecidedScale,) if scale is not None else ()
     with suppress(*undecided):  # files that cannot be read are found before the weights are loaded
         read_adapter(path, base_config=load_config(name))
@@ -320,10 +319,28 @@ def _one_adapter(place: Place) -> Path:
     return next(iter(place.adapters.values()))
 
 
+def _require_apart(out: Path, source: Path, what: str) -> None:
+    """Nothing that the conversion reads is replaced by its result."""
+    if out in (source.resolve(), *source.resolve().parents):
+        raise InputError(
+            f"--out {out} would be replaced, and {what} lies there",
+            hint="choose another directory for the result",
+        )
+
+
 def _require_free(out: Path) -> None:
-    """Nothing but an earlier conversion is replaced."""
-    if out.is_file():
-        raise InputError(f"--out {out} is a file", hint="give a directory that does not exist yet")
+    """A directory can be made there, and nothing but an earlier conversion is replaced."""
+    for place in (out, *out.absolute().parents):
+        if place.exists() and not place.is_dir():
+            below = "" if place == out else f" cannot be made: {place}"
+            raise InputError(
+                f"--out {out}{below} is a file", hint="give a directory that does not exist yet"
+            )
+    if out.resolve() == Path.cwd():
+        raise InputError(
+            f"--out {out} is the directory that you are in, and a result replaces it whole",
+            hint="give a directory that does not exist yet",
+        )
     present = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if not present:
         return

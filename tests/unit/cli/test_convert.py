@@ -160,6 +160,19 @@ def test_an_earlier_conversion_is_replaced(cli, last):
     ]
 
 
+def test_a_link_stays_one_and_its_directory_is_replaced(cli, last):
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    Path("dangling").symlink_to("made")
+    for to in ("mlx", "npz"):
+        for link in ("link", "dangling"):
+            assert cli("export", last, "--to", to, "--out", link).code == 0
+    assert {p.name for p in Path().iterdir()} == {"real", "link", "dangling", "made"}
+    assert Path("link").is_symlink() and Path("dangling").is_symlink()
+    for directory in ("real", "made"):
+        assert {p.name for p in Path(directory).iterdir()} == {"adapters.npz", "certificate.json"}
+
+
 def test_json_is_the_certificate(cli, last):
     said = cli("export", last, "--to", "mlx", "--out", "out", "--json")
     assert json.loads(said.out) == certificate("out")
@@ -328,6 +341,9 @@ CASES = [
     ("export {all} --to mlx --out {full}", "exists and holds other files: mine", "not exist"),
     ("export {all} --to merged --out {full}", "exists and holds other files: mine", "not exist"),
     ("export {all} --to mlx --out {full}/mine", "is a file", "does not exist"),
+    ("export {all} --to mlx --out {full}/mine/a/b", "{full}/mine is a file", "does not exist"),
+    ("export {all} --to mlx --out .", "the directory that you are in", "does not exist"),
+    ("export {all} --to merged --base {model} --out {model}", "the base {model} lies", "another"),
     ("export {done} --to mlx --out {done}", "would be replaced", "another directory"),
     ("export {all} --to mlx --out new --dtype bfloat16", "--dtype is for merged", "leave"),
     ("export {all} --to merged --out new --dtype bf16", "no dtype 'bf16'", "bfloat16"),
@@ -391,6 +407,7 @@ def places(tmp_path_factory, run, last, small_base, rows_dir):
     name = "model.layers.0.self_attn.q_proj.lora_a"
     np.savez(root / "pickled.npz", **{name: np.array([{"a": 1}], dtype=object)})
     weft.export_adapter(run, "peft", root / "done")
+    weft.export_adapter(run, "merged", root / "model")
     other = shutil.copytree(small_base, root / "other")
     weights = load_file(other / "model.safetensors")
     weights["model.norm.weight"] += 1
@@ -400,8 +417,8 @@ def places(tmp_path_factory, run, last, small_base, rows_dir):
     return {
         "all": run, "rows": rows_dir, "base": small_base, "small": "weft/tiny", "other": other,
         "several": several, "full": root / "full", "npz": npz, "torn": torn, "tornnpz": tornnpz,
-        "bin": root / "bin", "pickled": root / "pickled.npz", "done": root / "done",
-        "hash": manifest["fingerprints"]["base"][:12],
+        "model": root / "model", "bin": root / "bin", "pickled": root / "pickled.npz",
+        "done": root / "done", "hash": manifest["fingerprints"]["base"][:12],
         "dora": changed("dora", {f"{prefix}.lora_magnitude_vector": torch.ones(32)}, use_dora=True),
         "bias": changed("bias", {f"{prefix}.lora_B.bias": torch.ones(32)}, lora_bias=True),
         "saved": changed("saved", {"base_model.model.lm_head.weight": torch.ones(320, 32)},
