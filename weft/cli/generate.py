@@ -66,7 +66,10 @@ def generate(
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="--row is of your own data.")
     ] = None,
-    split: options.Split = "valid",
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="--row is of this split: train, valid or test [default: valid]."),
+    ] = None,
     temp: Annotated[
         float | None, typer.Option(metavar="T", help="Temperature; 0 is greedy [default: 0].")
     ] = None,
@@ -244,7 +247,7 @@ def _source(
     row: list[int] | None,
     task: str | None,
     data: Path | None,
-    split: str,
+    split: str | None,
     style: dict[str, Any],
 ) -> Source:
     """The one source of prompts that was given; standard input where none was."""
@@ -255,9 +258,10 @@ def _source(
     given = [name for name, value in named.items() if value]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} are both given", hint="give one of them")
-    if not row and (option := "--task" if task else "--data" if data else None):
+    of_rows = {"--task": task, "--data": data, "--split": split}
+    if not row and (said := [name for name, value in of_rows.items() if value is not None]):
         raise InputError(
-            f"{option} says which data --row is of, and there is no --row",
+            f"{said[0]} says which data --row is of, and there is no --row",
             hint="add --row N; a file of prompts is given with --prompts",
         )
     if row and any(value not in (None, {}) for value in style.values()):
@@ -268,7 +272,8 @@ def _source(
         )
     if not given:
         prompt = [_standard_input()]
-    return Source(asked(prompt or ()), prompts, row or (), task, data, split, Style(**style))
+    where = (task, data, split or "valid")
+    return Source(asked(prompt or ()), prompts, row or (), *where, Style(**style))
 
 
 def _standard_input() -> str:

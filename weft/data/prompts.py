@@ -20,7 +20,7 @@ from weft.core.errors import InputError, did_you_mean
 from weft.data.readers import READERS, read_rows
 from weft.data.rows import BadRow, Row, RowProblem
 from weft.data.templates import text
-from weft.data.tokens import encode_texts, head_ids, read_template
+from weft.data.tokens import encode_texts, head_ids, read_template, template_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -130,12 +130,23 @@ def encode_asks(
     for ask in asks:
         is_chat = _is_chat(ask, style)
         said = _converse(tokenizer, ask, style, template, variables) if is_chat else str(ask.said)
+        _check_text(said, ask.id)
         with_head = bool(style.options.get("add_special_tokens", not is_chat))
         (ids,) = encode_texts(tokenizer, [said], split_special_tokens=split)
         ids_T = np.array([*(head if with_head else ()), *ids], dtype=np.int64)
         mode: Literal["raw", "chat"] = "chat" if is_chat else "raw"
         prompts.append(Prompt(ask.id, spelled + said if with_head else said, ids_T, mode))
     return prompts
+
+
+def _check_text(said: str, name: str) -> None:
+    try:
+        said.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} is not text: character {error.start + 1} is half a surrogate pair",
+            hint="that is how bytes that are not UTF-8 arrive from a command line",
+        ) from None
 
 
 def _is_chat(ask: Ask, style: Style) -> bool:
@@ -206,8 +217,6 @@ def _converse(
     variables: Mapping[str, Any],
 ) -> str:
     """The conversation in the words of the template, up to where the answer begins."""
-    from jinja2 import TemplateError
-
     messages = (
         [{"role": "user", "content": ask.said}] if isinstance(ask.said, str) else list(ask.said)
     )
@@ -223,8 +232,8 @@ def _converse(
             tokenize=False,
             **variables,
         )
-    except TemplateError as error:
-        raise InputError(f"{ask.id}: the chat template refuses the messages: {error}") from None
+    except Exception as error:  # a template is a program, and may fail as any does
+        raise InputError(f"{ask.id}: {template_problem(error)}") from None
     return str(said)
 
 

@@ -202,7 +202,6 @@ def _encode_chats(encoder: Encoder, rows: Sequence[Chat]) -> list[Encoded | RowP
 
 def _apply_template(encoder: Encoder, row: Chat) -> tuple[str, str] | RowProblem:
     """The text up to the answer, and that of the whole conversation."""
-    from jinja2 import TemplateError
 
     def apply(messages: Sequence[dict[str, str]], *, ask: bool) -> str:
         return encoder.tokenizer.apply_chat_template(
@@ -214,8 +213,16 @@ def _apply_template(encoder: Encoder, row: Chat) -> tuple[str, str] | RowProblem
 
     try:
         return apply(row.messages[:-1], ask=True), apply(row.messages, ask=False)
-    except TemplateError as e:
-        return RowProblem(f"the chat template refuses the messages: {e}")
+    except Exception as e:  # a template is a program, and may fail as any does
+        return RowProblem(template_problem(e))
+
+
+def template_problem(error: Exception) -> str:
+    """What a chat template says against messages, or how it fails."""
+    from jinja2 import TemplateError
+
+    kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+    return f"the chat template refuses the messages: {kind}{error}"
 
 
 def _join_chat(

@@ -84,6 +84,11 @@ class Decoding(BaseModel):
     def _stops_say_something(self) -> Decoding:
         if "" in self.stop:
             raise ValueError("`stop` holds an empty text: every completion would end at once")
+        for stop in self.stop:
+            try:
+                stop.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"`stop` holds {stop!r}, which is not UTF-8 text") from None
         return self
 
     @field_validator("temperature", "repetition_penalty")

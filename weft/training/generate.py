@@ -28,6 +28,7 @@ from weft.data.tokens import decode_completion, head_ids
 from weft.engines.engine import OnToken
 from weft.engines.local import LocalEngine
 from weft.model.adapter import Adapter
+from weft.model.base import load_config
 from weft.model.check import CacheCheck
 from weft.model.config import DType
 from weft.model.decode import NotFinite, check_prompts
@@ -286,8 +287,20 @@ def open_generation(
     else:
         prompts = encode_asks(tokenizer, asks, source.style)
     check_prompts([prompt.ids_T for prompt in prompts], subject.engine.context)
+    _check_vocabulary(prompts, rows, subject.engine.ref)
     said = (*notices, *subject.notices, *idle(decoding, names or {}))
     return Session(subject, tuple(prompts), decoding, source.style, said, rows)
+
+
+def _check_vocabulary(prompts: Sequence[Prompt], rows: Split | None, base: str) -> None:
+    known = load_config(base).get_text_config().vocab_size
+    texts = [prompt.ids_T for prompt in prompts]
+    texts += [item.example.ids_T for item in rows.items] if rows else []
+    if (largest := max(int(ids_T.max()) for ids_T in texts)) >= known:
+        raise InputError(
+            f"the tokenizer gives token {largest}, and the base knows 0 to {known - 1}",
+            hint="tokenizer and base do not belong together, or its embeddings were not resized",
+        )
 
 
 def pick_rows(split: Split, lines: Sequence[int]) -> Split:

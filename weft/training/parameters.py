@@ -50,17 +50,22 @@ def make_decoding(parameters: Mapping[str, Any], names: Mapping[str, str]) -> De
 
 def idle(decoding: Decoding, names: Mapping[str, str]) -> tuple[str, ...]:
     """Parameters that were given and change nothing."""
-    idle = [name for name in SAMPLING if name in decoding.model_fields_set]
-    if not decoding.greedy or not idle:
-        return ()
-    shown = ", ".join(names.get(name, f"`{name}`") for name in idle)
-    return (f"temperature 0 takes the most likely token: {shown} changes nothing",)
+    given, said = decoding.model_fields_set, []
+    if decoding.greedy and (idle := [name for name in SAMPLING if name in given]):
+        shown = ", ".join(names.get(name, f"`{name}`") for name in idle)
+        said.append(f"temperature 0 takes the most likely token: {shown} changes nothing")
+    if decoding.repetition_penalty == 1 and "repetition_window" in given:
+        window, penalty = (
+            names.get(name, f"`{name}`") for name in ("repetition_window", "repetition_penalty")
+        )
+        said.append(f"without {penalty} there is no penalty: {window} changes nothing")
+    return tuple(said)
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str | int) -> int:
     """The id of a token given by id or by its exact name, such as `<|im_end|>`."""
     vocabulary = tokenizer.get_vocab()
-    if str(token).isdecimal():
+    if str(token).isascii() and str(token).isdecimal():
         if int(token) < len(tokenizer):
             return int(token)
         raise InputError(f"there is no token {token}: the ids are 0 to {len(tokenizer) - 1}")

@@ -157,3 +157,15 @@ def test_a_conversation_must_wait_for_an_answer():
 
 def test_texts_are_numbered():
     assert asked(["a", "b"]) == [Ask("prompt:1", "a"), Ask("prompt:2", "b")]
+
+
+@pytest.mark.parametrize("content", ["{{ messages[0]['content'] + 1 }}", "{{ 1 // 0 }}"])
+def test_a_template_that_fails_as_a_program_is_said_to(tiny, tmp_path, content):
+    (tmp_path / "own.jinja").write_text(content)
+    with pytest.raises(InputError, match=r"refuses the messages: (TypeError|ZeroDivisionError): "):
+        one(tiny, TALK, chat_template=tmp_path / "own.jinja")
+
+
+def test_text_that_has_no_utf_8_form_is_refused(tiny):
+    with pytest.raises(InputError, match="prompt:1 is not text: character 2 is half"):
+        encode_asks(tiny, asked(["a\udcff"]))

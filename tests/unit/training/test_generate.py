@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -150,6 +151,10 @@ def test_what_has_no_effect_is_a_notice(small_base):
     assert heard == ["temperature 0 takes the most likely token: `top_p`, `seed` changes nothing"]
     say(small_base, prompts="the cat", top_p=0.9, temperature=1, notice=heard.append)
     assert len(heard) == 1
+    say(small_base, prompts="the cat", repetition_window=5, notice=heard.append)
+    assert heard[1:] == [
+        "without `repetition_penalty` there is no penalty: `repetition_window` changes nothing"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +223,14 @@ def test_the_expected_response_is_judged_right():
         assert said.text == right.reference
         assert bool(said.verdict["exact_match"]) is verdict
     assert right.reference != other.reference
+
+
+def test_a_tokenizer_of_another_base_is_refused(small_base, tmp_path, make_model):
+    directory = tmp_path / "mixed"
+    shutil.copytree(small_base, directory)
+    make_model("llama", vocab_size=50).save_pretrained(directory)
+    with pytest.raises(InputError, match=r"gives token \d+, and the base knows 0 to 49"):
+        say(directory)
 
 
 def test_a_line_that_is_not_there_is_refused():
