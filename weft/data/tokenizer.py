@@ -34,6 +34,12 @@ def resolve_base(ref: str) -> str:
                 f"base: the directory {ref!r} has no config.json",
                 hint="a base directory is one that transformers' save_pretrained wrote",
             )
+        if (path / "adapter_config.json").is_file():
+            raise InputError(
+                f"base: the directory {ref!r} also holds an adapter's adapter_config.json, and"
+                " transformers would add that adapter to the base",
+                hint="move the files of the adapter to a directory of their own",
+            )
         return str(path)
     if path.is_absolute() or ref.startswith((".", "~")):
         raise InputError(f"base: no such directory: {ref!r}")

@@ -9,7 +9,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -51,9 +51,7 @@ def find_tensors(path: Path, kind: str, usual: str) -> Path | None:
     return others[0] if len(others) == 1 else None
 
 
-def require_tensors(
-    path: Path, kind: str, usual: str, what: str, instead: Sequence[Path] = ()
-) -> Path:
+def require_tensors(path: Path, kind: str, usual: str, what: str) -> Path:
     """Like `find_tensors`; `InputError` that says what was looked for and what is there."""
     if not path.exists():
         raise InputError(f"there is no directory {path}, and no file")
@@ -62,16 +60,7 @@ def require_tensors(
         return found
     if path.is_file():
         raise InputError(f"{path} is not {what}: {contents(path)}")
-    several = [str(entry) for entry in _tensor_files(path) if _kind(entry) == kind]
-    if several:
-        raise InputError(
-            f"{path} is {what} several times, and none is called {usual}",
-            hint=f"name one of them: {shortened(several, ', ')}",
-        )
-    raise InputError(
-        f"{path} is not {what}: it has no {usual}; {contents(path)}",
-        hint=f"did you mean {instead[0]}?" if instead else None,
-    )
+    raise InputError(f"{path} is not {what}: it has no {usual}; {contents(path)}")
 
 
 def contents(path: Path) -> str:

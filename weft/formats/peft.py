@@ -36,6 +36,7 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?:base_model\.model\.)?(?P<site>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight"
 )
+_EXPERTS = re.compile(r"\.experts(\.base_layer)*$")  # one parameter for all of them
 
 Factors = dict[str, torch.Tensor]  # "A" and "B" of one site
 
@@ -133,8 +134,7 @@ def _require_tensors(path: Path) -> Path:
             f" `safetensors.torch.save_file(torch.load({_PICKLE!r}, weights_only=True),"
             f" {TENSORS!r})`",
         )
-    below = sorted(entry.parent for entry in path.glob(f"*/{TENSORS}"))
-    return require_tensors(path, "peft", TENSORS, "a PEFT adapter", instead=below)
+    return require_tensors(path, "peft", TENSORS, "a PEFT adapter")
 
 
 def _contradiction(own: Mapping[str, float], given: float | None, rule: str) -> tuple[str, ...]:
@@ -154,6 +154,8 @@ def _by_site(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Factors], l
         match = _FACTOR.fullmatch(name)
         if match is None:
             foreign.append(f"tensor `{name}` {_meaning(name)}")
+        elif _EXPERTS.search(match["site"]):
+            foreign.append(f"tensor `{name}` adapts the experts of a mixture")
         elif not tensors[name].is_floating_point():
             foreign.append(f"tensor `{name}` is {tensors[name].dtype}")
         elif match["factor"] in (pair := factors.setdefault(_today(match["site"]), {})):

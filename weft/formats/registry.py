@@ -12,6 +12,7 @@ from weft.core.errors import InputError
 from weft.formats import mlx, npz, peft
 from weft.formats.folder import contents
 from weft.formats.loaded import LoadedAdapter
+from weft.formats.problems import shortened
 from weft.model.adapter import Site
 
 
@@ -56,6 +57,15 @@ def detect_format(path: Path) -> Format | None:
     return found[0] if found else None
 
 
+def nearby(directory: Path) -> str | None:
+    """A hint at the adapters in or right below a directory that is none itself."""
+    inside = sorted(directory.iterdir()) if directory.is_dir() else []
+    found = [str(e) for e in inside if any(f.detect(e) for f in FORMATS.values())]
+    if len(found) == 1:
+        return f"did you mean {found[0]}?"
+    return f"name one of them: {shortened(found, ', ')}" if found else None
+
+
 def read_any(
     path: Path,
     sites: Mapping[str, Site] | None = None,
@@ -70,7 +80,8 @@ def read_any(
     if found is None:
         raise InputError(
             f"{path} is no adapter: {contents(path)}",
-            hint=f"an adapter is a directory with {peft.TENSORS} (PEFT), {mlx.TENSORS} (mlx-lm) or"
+            hint=nearby(path)
+            or f"an adapter is a directory with {peft.TENSORS} (PEFT), {mlx.TENSORS} (mlx-lm) or"
             f" {npz.TENSORS} (mlx-examples), or one of these files",
         )
     return found.read(path, sites, scale=scale, base_config=base_config)

@@ -29,7 +29,7 @@ from weft.engines.registry import open_engine
 from weft.formats.certificate import certificate_of, certified_scale, load_certificate
 from weft.formats.folder import CONFIG, contents
 from weft.formats.loaded import LoadedAdapter, UndecidedScale
-from weft.formats.registry import detect_format, read_any
+from weft.formats.registry import detect_format, nearby, read_any
 from weft.model.adapter import Adapter, Site
 from weft.model.bank import Bank
 from weft.model.base import load_config
@@ -50,6 +50,9 @@ STALE = "the certificate.json beside it was made for other files, and counts for
 
 CUT = ("max_length", "append_eos", "train_on_prompt", "pad_target")
 """How rows of any source become examples: other rows than the run's are treated the same."""
+
+_BELOW_A_RUN = 4
+"""How deep the tensors of an adapter lie in a run: RUN/members/NAME/adapter/FILE."""
 
 READ = ("format", "chat_template")
 """How rows of one's own are read."""
@@ -97,19 +100,22 @@ def locate(ref: str) -> Place:
     path = Path(ref)
     if ref == "base":
         return Place(ref, None, {})
-    if ref in BUNDLED or (path / "config.json").is_file():
+    if ref in BUNDLED:
         return Place(ref, ref, {})
     if RunLayout(path).manifest.is_file():
         return _locate_run(ref, path)
-    if detect_format(path):
-        return _locate_adapter(ref, path, path)
+    is_base = (path / "config.json").is_file()
+    if detect_format(path) and not (is_base and any(path.glob("model*.safetensors"))):
+        return _locate_adapter(ref, path, path)  # some come with the configuration of their base
+    if is_base:
+        return Place(ref, ref, {})
     if detect_format(RunLayout(path).adapter):
         return _locate_adapter(ref, path, RunLayout(path).adapter)
     if path.exists():
         raise InputError(
-            f"{ref} is not an adapter, a run or a base"
-            + (f": {contents(path)}" if path.is_file() else ""),
-            hint="an adapter is a directory or file of tensors (PEFT, mlx-lm, mlx-examples); "
+            f"{ref} is not an adapter, a run or a base: {contents(path)}",
+            hint=nearby(path)
+            or "an adapter is a directory or file of tensors (PEFT, mlx-lm, mlx-examples); "
             "a run holds manifest.json, a base config.json",
         )
     raise InputError(
@@ -305,7 +311,7 @@ def _locate_run(ref: str, path: Path) -> Place:
 def _locate_adapter(ref: str, path: Path, adapter: Path) -> Place:
     """An adapter; if it lies in a run, the run says the base and the data."""
     origin = origin_of_files(adapter)
-    for parent in (path.parent, *path.parent.parents[:2]):
+    for parent in path.resolve().parents[:_BELOW_A_RUN]:
         if origin is None and RunLayout(parent).manifest.is_file():
             reader = RunReader(parent)
             config = _stored_config(reader)

@@ -29,6 +29,14 @@ def test_a_directory_must_hold_a_model(tmp_path: Path) -> None:
     assert resolve_base(str(tmp_path)) == str(tmp_path)
 
 
+def test_a_base_with_an_adapter_in_its_directory_is_refused(tmp_path):
+    """transformers would load the adapter over it, and the base would be another model."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="transformers would add that adapter to the base"):
+        resolve_base(str(tmp_path))
+
+
 @pytest.mark.parametrize("ref", ["./gone", "../gone", "~/gone", "/gone/base"])
 def test_what_looks_like_a_path_is_not_sought_on_the_hub(ref: str) -> None:
     with pytest.raises(InputError, match="no such directory"):

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from weft.core.errors import InputError
+from weft.core.keys import Key
 from weft.data.dataset import load_splits
-from weft.training.refs import Place, data_for, differences, locate, settled_by
+from weft.formats.peft import write_adapter
+from weft.model.adapter import initial_adapter
+from weft.model.base import load_base
+from weft.model.config import AdapterConfig
+from weft.model.sites import choose_sites
+from weft.training.refs import (
+    Place,
+    data_for,
+    differences,
+    locate,
+    open_subject,
+    settled_by,
+)
 from weft.training.resolve import resolve
 
 
@@ -81,3 +95,48 @@ def test_a_stored_configuration_that_is_out_of_date_is_no_traceback(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="gone: no such key"):
         locate(str(tmp_path))
+
+
+@pytest.fixture
+def adapter(tmp_path, small_base):
+    """An adapter over the small base, in a directory of its own."""
+    base = load_base(small_base)
+    layout = choose_sites(base.sites, AdapterConfig(rank=2))
+    directory = tmp_path / "mine"
+    write_adapter(initial_adapter(layout, Key.of(0)), directory, base_ref=small_base)
+    return directory
+
+
+def test_an_adapter_with_the_configuration_of_its_base_is_an_adapter(adapter, small_base):
+    shutil.copy(f"{small_base}/config.json", adapter)
+    assert locate(str(adapter)).adapters == {str(adapter): adapter}
+
+
+def test_a_base_with_an_adapter_in_it_is_no_base_to_run(adapter, small_base):
+    both = shutil.copytree(small_base, adapter.parent / "both")
+    for file in adapter.iterdir():
+        shutil.copy(file, both)
+    with pytest.raises(InputError, match=r"also holds an adapter's adapter_config\.json"):
+        open_subject([str(both)])
+
+
+@pytest.mark.parametrize("parts", [("adapter", "adapter_model.safetensors"), ("adapter",), ()])
+@pytest.mark.parametrize("member", [(), ("members", "seed-1")])
+def test_an_adapter_of_a_run_has_the_runs_base_wherever_one_stands(
+    adapter, small_base, tmp_path, monkeypatch, parts, member
+):
+    config = resolve("instruct", [f"base={small_base}"]).config.model_dump(mode="json")
+    run = tmp_path / "run"
+    place = run.joinpath(*member)
+    shutil.copytree(adapter, place / "adapter")
+    manifest = {"name": "run", "config": config, "fingerprints": {"base": "0"}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    path = place.joinpath(*parts)
+    assert locate(str(path)).origin.sha256 == "0"
+    monkeypatch.chdir(path if path.is_dir() else path.parent)
+    assert locate("." if path.is_dir() else path.name).origin.sha256 == "0"
+
+
+def test_what_lies_below_a_directory_is_suggested(adapter):
+    with pytest.raises(InputError, match=rf"did you mean {adapter}\?"):
+        locate(str(adapter.parent))
