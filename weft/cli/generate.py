@@ -68,7 +68,9 @@ def generate(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="--row is of this split: train, valid or test [default: valid]."),
+        typer.Option(
+            metavar="NAME", help="--row is of this split: train, valid or test [default: valid]."
+        ),
     ] = None,
     temp: Annotated[
         float | None, typer.Option(metavar="T", help="Temperature; 0 is greedy [default: 0].")

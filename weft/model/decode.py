@@ -10,6 +10,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -69,7 +70,8 @@ class _Text:
     prompt: int
     room: int
     limit: Finish
-    history: list[int]
+    history: array[int]
+    """Prompt and completion."""
     ids: list[int] = field(default_factory=list)
     finish: Finish | None = None
     stopped_by: int | str | None = None
@@ -155,7 +157,7 @@ def _start(
 ) -> _Text:
     room = decoding.max_tokens if context is None else context - len(prompt)
     limit: Finish = "max_tokens" if decoding.max_tokens <= room else "context"
-    return _Text(member, number, min(room, decoding.max_tokens), limit, prompt.tolist())
+    return _Text(member, number, min(room, decoding.max_tokens), limit, array("q", prompt.tolist()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ first, argmin E_v / p_v, has distribution p. The noise of a draw depends on the 
 and the position alone, so batch mates change nothing, and members share it: where two members'
 distributions are alike they mostly say the same.
 
-Shapes: B rows, V vocabulary, R prompts.
+Shapes: B rows, V vocabulary, R prompts, S seen tokens.
 """
 
 from __future__ import annotations
@@ -89,10 +89,21 @@ FILTERS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 }
 
 
-def penalise(logits_BV: torch.Tensor, seen_BV: torch.Tensor, penalty: float) -> torch.Tensor:
+def penalise(logits_BV: torch.Tensor, seen_BS: torch.Tensor, penalty: float) -> torch.Tensor:
     """Make seen tokens less likely: positive logits / penalty, negative * penalty (Keskar 2019)."""
-    less_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-    return torch.where(seen_BV, less_BV, logits_BV)
+    score_BS = logits_BV.gather(1, seen_BS)
+    less_BS = torch.where(score_BS > 0, score_BS / penalty, score_BS * penalty)
+    return logits_BV.scatter(1, seen_BS, less_BS)
+
+
+def seen_tokens(history_B: Sequence[Sequence[int]], window: int | None) -> torch.Tensor:
+    """The last `window` tokens of each history (default: all), [B, S]; a short one repeats one."""
+    recent_B = [np.asarray(history[-window:] if window else history) for history in history_B]
+    seen_BS = np.empty((len(recent_B), max(map(len, recent_B))), dtype=np.int64)
+    for seen_S, recent in zip(seen_BS, recent_B, strict=True):
+        seen_S[: len(recent)] = recent
+        seen_S[len(recent) :] = recent[-1]
+    return torch.from_numpy(seen_BS)
 
 
 class Chooser:
@@ -114,8 +125,8 @@ class Chooser:
         """token_B. `prompt_B` is the prompt of each row, `history_B` all its tokens so far."""
         logits_BV = logits_BV.float()
         if self.decoding.repetition_penalty != 1:
-            seen_BV = self._seen(logits_BV, history_B)
-            logits_BV = penalise(logits_BV, seen_BV, self.decoding.repetition_penalty)
+            seen_BS = seen_tokens(history_B, self.decoding.window).to(logits_BV.device)
+            logits_BV = penalise(logits_BV, seen_BS, self.decoding.repetition_penalty)
         if self.decoding.greedy:
             return logits_BV.argmax(-1)
         prompts = dict.fromkeys(prompt_B)
@@ -126,11 +137,3 @@ class Chooser:
         row = {prompt: at for at, prompt in enumerate(prompts)}
         noise_BV = torch.from_numpy(noise_RV)[[row[p] for p in prompt_B]].to(logits_BV.device)
         return (distribution(logits_BV, self.decoding) - noise_BV).argmax(-1)
-
-    def _seen(self, logits_BV: torch.Tensor, history_B: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Which tokens the penalty applies to, [B, V]."""
-        seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
-        window = self.decoding.window
-        for row, history in enumerate(history_B):
-            seen_BV[row, list(history[-window:] if window else history)] = True
-        return seen_BV

@@ -17,7 +17,7 @@ from weft.model.adapter import Adapter, Layout, Site, Slot
 from weft.model.bank import Bank
 from weft.model.config import AdapterConfig
 from weft.model.decoding import Decoding
-from weft.model.sampling import Chooser, distribution, penalise
+from weft.model.sampling import distribution, penalise, seen_tokens
 from weft.model.sites import choose_sites
 
 pytest.importorskip("mlx_lm", reason="the extra weft[mlx] is not installed")
@@ -275,8 +275,8 @@ def logits_and_history(seed):
 
 def weft_distribution(decoding, logits_V, history):
     logits_BV = torch.from_numpy(logits_V)[None]
-    seen_BV = Chooser(decoding, [history])._seen(logits_BV, [history.tolist()])
-    penalised_BV = penalise(logits_BV, seen_BV, decoding.repetition_penalty)
+    seen_BS = seen_tokens([history.tolist()], decoding.window)
+    penalised_BV = penalise(logits_BV, seen_BS, decoding.repetition_penalty)
     return distribution(penalised_BV, decoding)[0].softmax(-1).numpy()
 
 

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from weft.core.keys import Key
 from weft.model.decoding import Decoding
 from weft.model.noise import log_exponential
-from weft.model.sampling import Chooser, distribution, penalise
+from weft.model.sampling import Chooser, distribution, penalise, seen_tokens
 
 DRAWS = 20_000
 VOCABULARY = 60
@@ -126,9 +126,24 @@ def test_noise_at_a_position_does_not_depend_on_what_was_drawn_before():
 
 
 def test_the_penalty_makes_seen_tokens_less_likely_whatever_their_sign():
-    seen_BV = torch.tensor([[True, True, False]])
-    found = penalise(torch.tensor([[3.0, -2.0, 1.0]]), seen_BV, 2.0)
-    assert found.tolist() == [[1.5, -4.0, 1.0]]
+    given_BV = torch.tensor([[3.0, -2.0, 1.0], [3.0, -2.0, 1.0]])
+    seen_BS = seen_tokens([[0, 1, 0, 0], [2]], None)  # once, however often it was said
+    assert penalise(given_BV, seen_BS, 2.0).tolist() == [[1.5, -4.0, 1.0], [3.0, -2.0, 0.5]]
+    assert given_BV[0].tolist() == [3.0, -2.0, 1.0]
+
+
+@pytest.mark.parametrize("window", [1, 3, 50, None])
+def test_the_penalty_is_that_of_transformers(window):
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    generator = np.random.default_rng(0)
+    histories = [generator.integers(0, VOCABULARY, n).tolist() for n in (1, 4, 30)]
+    given_BV = torch.tensor(np.stack([logits(seed) for seed in range(3)]))
+    found_BV = penalise(given_BV, seen_tokens(histories, window), 1.3)
+    theirs = RepetitionPenaltyLogitsProcessor(1.3)
+    for given_V, found_V, history in zip(given_BV, found_BV, histories, strict=True):
+        last = torch.tensor([history[-(window or len(history)) :]])
+        assert torch.equal(theirs(last, given_V[None])[0], found_V)
 
 
 @pytest.mark.parametrize(("order", "window"), [("hf", None), ("mlx", 20), ("hf", 3)])
