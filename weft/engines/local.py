@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from weft.core.batch import Batch
 from weft.core.keys import Key
-from weft.data.tokens import decode_completion
+from weft.data.stream_text import Detokeniser
 from weft.engines.engine import OnToken, Scores
 from weft.methods.estimate import Gradient
 from weft.model.adapter import Adapter, Layout, Site
@@ -137,7 +137,7 @@ class LocalEngine:
                 decoding,
                 stop_ids=self.stop_ids,
                 context=self.context,
-                detokenise=lambda number, ids: decode_completion(tokenizer, prompts[number], ids),
+                detokenise=lambda number: Detokeniser(tokenizer, prompts[number]),
                 on_token=_offset(on_token, start),
                 copies=copies,
             )

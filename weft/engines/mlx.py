@@ -25,8 +25,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from weft.core.batch import IGNORE, Batch, Example
 from weft.core.errors import InputError
+from weft.data.stream_text import Detokeniser
 from weft.data.tokenizer import load_tokenizer, resolve_base
-from weft.data.tokens import decode_completion
 from weft.engines.engine import OnToken, Scores
 from weft.engines.mlx_stepper import MlxStepper, slides
 from weft.formats.mlx_names import to_mlx
@@ -99,7 +99,7 @@ class MlxEngine:
             decoding,
             stop_ids=self.stop_ids,
             context=self.context,
-            detokenise=lambda number, ids: decode_completion(tokenizer, prompts[number], ids),
+            detokenise=lambda number: Detokeniser(tokenizer, prompts[number]),
             on_token=on_token,
             copies=copies,
         )

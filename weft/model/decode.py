@@ -28,8 +28,22 @@ WORTH_IT = 7 / 8
 OnToken = Callable[[int, int, int], None]
 """Called with (member, prompt, token)."""
 
-Detokenise = Callable[[int, Sequence[int]], str]
-"""The text of a completion, from its prompt's number and its tokens so far."""
+
+class Growing(Protocol):
+    """The text of a completion, as its tokens come."""
+
+    def add(self, token: int) -> None:
+        """Take a token."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        ...
+
+
+Detokenise = Callable[[int], Growing]
+"""An empty completion of a prompt, by its number."""
 
 
 class NotFinite(NumericError):
@@ -73,6 +87,8 @@ class _Text:
     history: array[int]
     """Prompt and completion."""
     ids: list[int] = field(default_factory=list)
+    said: Growing | None = None
+    """Kept where a text can end it."""
     finish: Finish | None = None
     stopped_by: int | str | None = None
 
@@ -127,7 +143,10 @@ def decode(
     ]
     rows, present = texts, list(range(len(members)))
     ending = stop_ids if not decoding.ignore_eos else frozenset()
-    take = _Taking(ending.union(decoding.stop_ids), decoding.stop, detokenise, on_token)
+    take = _Taking(ending.union(decoding.stop_ids), decoding.stop, on_token)
+    if decoding.stop:
+        for text in texts:
+            text.said = detokenise(text.prompt)
     choose = Chooser(decoding, prompts, copies)
     logits_BV = stepper.start()
     while True:
@@ -166,7 +185,6 @@ class _Taking:
 
     ending: frozenset[int]
     stops: tuple[str, ...]
-    detokenise: Detokenise
     on_token: OnToken | None
 
     def __call__(self, text: _Text, token: int) -> None:
@@ -177,8 +195,9 @@ class _Taking:
         text.history.append(token)
         if self.on_token is not None:
             self.on_token(text.member, text.prompt, token)
-        if self.stops:
-            said = self.detokenise(text.prompt, text.ids)
+        if text.said is not None:
+            text.said.add(token)
+            said = text.said.text
             found = [stop for stop in self.stops if stop in said]
             if found:
                 text.finish, text.stopped_by = "stop text", min(found, key=said.index)

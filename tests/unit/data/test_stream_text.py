@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from weft.data.stream_text import TextStream, before_stop
+from weft.data.stream_text import Detokeniser, TextStream, before_stop
 from weft.data.tokenizer import load_tokenizer
 from weft.data.tokens import decode_completion, encode_texts
 
@@ -37,17 +37,59 @@ def streamed(tokenizer, prompt, ids, stops=()):
     return [*map(stream.add, ids), stream.rest()], stream
 
 
+@pytest.mark.parametrize("longest", [14, 200])
 @pytest.mark.parametrize("name", ["tiny", "bytes_fall_back"])
-def test_pieces_add_up_for_any_ids(name, request):
+def test_pieces_add_up_for_any_ids(name, longest, request):
     tokenizer = request.getfixturevalue(name)
     generator = np.random.default_rng(0)
-    for _ in range(400):
+    for _ in range(5000 // longest):
         prompt = generator.integers(0, len(tokenizer), generator.integers(1, 5))
-        ids = generator.integers(0, len(tokenizer), generator.integers(1, 14)).tolist()
+        ids = generator.integers(0, len(tokenizer), generator.integers(1, longest)).tolist()
         stops = ["th", "a the", "e.", "\n"][: generator.integers(0, 5)]
         pieces, stream = streamed(tokenizer, prompt, ids, stops)
         whole = decode_completion(tokenizer, prompt, ids)
         assert "".join(pieces) == stream.text == before_stop(whole, stops)
+
+
+@pytest.mark.parametrize("name", ["tiny", "bytes_fall_back"])
+def test_a_growing_text_is_at_every_token_that_of_all_its_tokens(name, request):
+    tokenizer = request.getfixturevalue(name)
+    generator = np.random.default_rng(1)
+    for often in (0.0, 0.5, 0.98):  # as often a token of real text, or a byte, as any other
+        prompt = generator.integers(0, len(tokenizer), 6)
+        said, ids = Detokeniser(tokenizer, prompt), []
+        for _ in range(300):
+            low, high = (3, 200) if generator.random() < often else (0, len(tokenizer))
+            ids.append(int(generator.integers(low, high)))
+            said.add(ids[-1])
+            assert said.text == decode_completion(tokenizer, prompt, ids)
+
+
+def test_a_long_run_of_bytes_stays_one_text(bytes_fall_back):
+    """A byte that is wrong makes a replacement character of every byte of its run."""
+    run = [bytes_fall_back.convert_tokens_to_ids(f"<0x{b:02X}>") for b in ("é" * 30).encode()]
+    wrong = bytes_fall_back.convert_tokens_to_ids("<0xFF>")
+    said = Detokeniser(bytes_fall_back, np.array([5]))
+    for token in run:
+        said.add(token)
+    assert said.text == "é" * 30
+    said.add(wrong)
+    assert said.text == "\ufffd" * 61
+
+
+def test_a_long_text_costs_as_much_a_token_as_a_short_one(tiny, monkeypatch):
+    decoded = []
+    whole = type(tiny).decode
+
+    def counted(self, ids, **options):
+        decoded.append(len(ids))
+        return whole(self, ids, **options)
+
+    monkeypatch.setattr(type(tiny), "decode", counted)
+    (ids,) = encode_texts(tiny, ["Once upon a time there was a cat. " * 40])
+    stream = TextStream(tiny, np.array([5]), ["never"])
+    assert "".join([*map(stream.add, ids), stream.rest()]) == stream.text
+    assert len(ids) > 300 and max(decoded) < 40
 
 
 def test_text_is_not_held_back_without_a_reason(tiny):
