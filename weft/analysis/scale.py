@@ -54,10 +54,18 @@ class ScaleChoice:
         return self.scores[0]
 
     @property
+    def helps(self) -> bool:
+        """Whether the adapter does better than the base alone, at the best scale at least.
+
+        Where it does not, the lowest loss is only that of the scale that does the least.
+        """
+        return self.best.loss < self.base_loss
+
+    @property
     def decided(self) -> bool:
-        """Whether the rows tell the best from every other candidate."""
+        """Whether the adapter helps, and the rows tell the best from every other candidate."""
         others = [score.above_best for score in self.scores[1:]]
-        return all(other is not None and other.excludes_zero for other in others)
+        return self.helps and all(o is not None and o.excludes_zero for o in others)
 
     def record(self) -> dict[str, Any]:
         """Plain values, for JSON; an interval without ends (of one row) has none."""
@@ -153,10 +161,7 @@ def _read(
             raise CheckFailed(*_undecided(job, choice)) from None
         words = f"the lowest loss of {len(choice.scores)} scales on {choice.examples:,} rows"
         read = job.read_at(choice.best.scale)
-        notes = read.notes
-        if choice.base_loss < choice.best.loss:
-            notes += ("the base alone does better on these rows than with the adapter",)
-        return replace(read, scale_from=f"{words} of {data}", notes=notes), choice
+        return replace(read, scale_from=f"{words} of {data}"), choice
     if job.scale != "auto":
         return read, None
     said = "--scale auto: the files determine the scale, and nothing was scored"
@@ -196,8 +201,11 @@ def _undecided(job: Conversion, choice: ScaleChoice) -> tuple[str, str]:
         f"  {score.scale:g}: loss {score.loss:.4f}  ({score.reason})" for score in choice.scores
     ]
     found = "\n".join([*lines, f"  the base alone: loss {choice.base_loss:.4f}"])
+    why = "the 95 % interval of a difference to the best contains zero"
+    if not choice.helps:
+        why = "the adapter does no better than the base alone at any of them"
     return (
         f"the {choice.examples:,} rows of {choice.data} do not tell the scales of {job.path} "
-        f"apart: the 95 % interval of a difference to the best contains zero\n{found}",
+        f"apart: {why}\n{found}",
         "give more rows, or rows of the task that it was trained on, or --scale NUMBER",
     )

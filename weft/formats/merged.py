@@ -8,6 +8,10 @@ Shapes: O outputs and I inputs of a site, r rank.
 from __future__ import annotations
 
 import copy
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,7 +36,8 @@ def merged_weights(base: Base, adapter: Adapter, dtype: DType) -> Weights:
     """All weights of the base in `dtype`, the adapted ones with their update, on the CPU.
 
     Weights that are one in the base are one in the result. Nothing of the base is written.
-    Raises `InputError` where an adapted weight is tied to another place, which would change, too.
+    Raises `InputError` where an adapted weight is tied to another place, which would change, too,
+    and for a weight that is too large for `dtype`.
     """
     weights = base.model.state_dict()
     names = _names_by_storage(weights)
@@ -44,11 +49,21 @@ def merged_weights(base: Base, adapter: Adapter, dtype: DType) -> Weights:
         if site in adapter.layout.by_name:
             weight = weight.double() + update(adapter, site).to(weight.device)
         if weight.is_floating_point():
-            weight = weight.to(DTYPES[dtype])
+            weight = _rounded(weight, dtype, tied[0])
         # of its own: weights of a base may be parts of one memory
         weight = weight.cpu().clone(memory_format=torch.contiguous_format)
         merged |= dict.fromkeys(tied, weight)
     return {name: merged[name] for name in weights}
+
+
+def _rounded(weight: torch.Tensor, dtype: DType, name: str) -> torch.Tensor:
+    rounded = weight.to(DTYPES[dtype])
+    if not rounded.isfinite().all() and weight.isfinite().all():
+        raise InputError(
+            f"{name} has numbers of up to {weight.abs().max():.3g}, too large for {dtype}",
+            hint="write the merged model with --dtype bfloat16 or float32",
+        )
+    return rounded
 
 
 def update(adapter: Adapter, site: str) -> torch.Tensor:
@@ -66,14 +81,27 @@ def write_merged(base: Base, weights: Weights, dtype: DType, directory: Path) ->
     """
     shell = copy.copy(base.model)  # saving writes into the configuration: into this one
     shell.config = copy.deepcopy(base.model.config)
-    shell.save_pretrained(directory, state_dict=weights, max_shard_size=SHARD)
+    with _os_errors_by_number():
+        shell.save_pretrained(directory, state_dict=weights, max_shard_size=SHARD)
+        base.tokenizer.save_pretrained(directory)
     config = read_json(directory / "config.json")
     config.pop("torch_dtype", None)
     write_json(directory / "config.json", config | {"dtype": dtype})
-    base.tokenizer.save_pretrained(directory)
     mode = (directory / "config.json").stat().st_mode
     for file in directory.iterdir():  # safetensors lets nobody but the owner read its files
         file.chmod(mode)
+
+
+@contextmanager
+def _os_errors_by_number() -> Iterator[None]:
+    """What safetensors and tokenizers say of a full disk, in words of their own, as OSError."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _names_by_storage(weights: Weights) -> dict[Memory, list[str]]:

@@ -155,6 +155,11 @@ def carry_out(
             sites, measured = _merge(job, adapter.adapter, directory, rows)
         else:
             sites, measured = _rewrite(job, adapter, directory, rows)
+        if not math.isfinite(measured.effect):
+            raise NumericError(
+                f"with {job.path} the base gives logits that are not finite: nothing was converted",
+                hint=f"`weft inspect {job.path}` says how large its updates are",
+            )
         record = _logit_record(job, measured)
         made = Certificate(
             source=Files(path=str(job.path), format=job.format, files=_read_files(job, adapter)),

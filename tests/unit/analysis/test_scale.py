@@ -41,6 +41,13 @@ def test_a_near_tie_decides_nothing_even_when_a_third_is_far():
     assert sum(score.above_best.excludes_zero for score in found.scores[1:]) == 1
 
 
+def test_rows_on_which_the_adapter_does_harm_decide_nothing():
+    """The weakest scale would win there, whatever the adapter was trained at."""
+    found = chosen(1.0, 2.0, 3.0)
+    assert found.scores[1].above_best.excludes_zero
+    assert not found.helps and not found.decided
+
+
 def test_pairing_tells_what_the_spread_between_rows_would_hide():
     assert chosen(5.0, 2.0, 2.2).decided
 

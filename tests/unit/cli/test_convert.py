@@ -310,6 +310,30 @@ def test_rows_that_cannot_tell_choose_nothing(cli, bare, small_base, rows_dir, t
     assert tree(tmp_path) == before
 
 
+def test_an_adapter_that_overflows_is_not_called_another_function(cli, last, tmp_path):
+    large = shutil.copytree(last / "adapter", tmp_path / "large")
+    tensors = load_file(large / TENSORS)
+    save_file({n: t * 1e30 for n, t in tensors.items()}, large / TENSORS)
+    before = tree(tmp_path)
+    said = cli("export", large, "--to", "mlx", "--out", "out")
+    assert said.code == 1
+    assert "the base gives logits that are not finite" in said.err
+    assert tree(tmp_path) == before
+
+
+def test_rows_on_which_the_adapter_does_harm_choose_nothing(cli, bare, small_base, tmp_path):
+    rows = [{"prompt": "small red", "completion": f" mat {n} dog dog"} for n in range(12)]
+    Path("other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arrays = {n: -a if n.endswith("b") else a for n, a in np.load(bare).items()}
+    np.savez("harmful.npz", **arrays)
+    before = tree(tmp_path)
+    said = cli("import", "harmful.npz", "--out", "out", "--base", small_base, "--scale", "auto",
+               "--data", "other.jsonl")  # fmt: skip
+    assert said.code == 1
+    assert "does no better than the base alone at any of them" in said.err
+    assert tree(tmp_path) == before
+
+
 def test_a_given_scale_is_used_and_said(cli, bare, small_base):
     said = cli("import", bare, "--out", "out", "--base", small_base, "--scale", 2)
     assert said.code == 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weft.core.errors import InputError
@@ -130,6 +132,31 @@ def test_a_16_bit_weight_is_the_exact_sum_rounded_once(make, everywhere, dtype):
         assert ((given.double() - exact).abs() <= 0.501 * spacing).all()
     norm = "model.norm.weight"
     assert torch.equal(merged[norm], base.model.state_dict()[norm].to(merged[norm].dtype))
+
+
+def test_a_weight_that_is_too_large_for_a_dtype_is_named(make, adapter_of):
+    base = make("llama")
+    site = base.sites["model.layers.1.self_attn.q_proj"]
+    adapter = adapter_of([Slot(site, 2, 1e6)])
+    with pytest.raises(InputError, match=r"1\.self_attn\.q_proj\.weight has numbers .* float16"):
+        merged_weights(base, adapter, "float16")
+    assert merged_weights(base, adapter, "bfloat16")[f"{site.name}.weight"].isfinite().all()
+
+
+@pytest.mark.parametrize("writer", ["model", "tokenizer"])
+def test_a_full_disk_is_an_error_of_the_operating_system(make, adapter_of, tmp_path, writer):
+    """safetensors and tokenizers have exceptions of their own for it."""
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    base = make("llama")
+    weights = merged_weights(base, adapter_of([]), "float32")
+    writing = getattr(base, writer)
+    writing.save_pretrained = full
+    with pytest.raises(OSError) as caught:
+        write_merged(base, weights, "float32", tmp_path)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_what_lies_around_the_weights_is_kept(small_base, adapter_of, tmp_path):
