@@ -84,7 +84,7 @@ class Base:
     @property
     def context(self) -> int | None:
         """The longest sequence that the model was built for, where its configuration says so."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return longest_text(self.model.config)
 
     @property
     def pad_id(self) -> int:
@@ -148,7 +148,21 @@ def _check_device(device: str) -> None:
 
 def context_of(ref: str) -> int | None:
     """The longest sequence that a base was built for, from its configuration alone."""
-    return getattr(load_config(ref), "max_position_embeddings", None)
+    return longest_text(load_config(ref))
+
+
+def longest_text(config: PretrainedConfig) -> int | None:
+    """The longest sequence that a configuration allows.
+
+    A `longrope` base rotates every position differently once a text passes its original length.
+    In a batch that would be the length of the longest text, and in a cache that of the moment:
+    the context of such a base is the original one.
+    """
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if longest is None or rope.get("rope_type") != "longrope":
+        return longest
+    return min(longest, rope.get("original_max_position_embeddings") or longest)
 
 
 def stored_dtype(ref: str) -> DType | None:
@@ -188,7 +202,10 @@ def prepare(ref: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     base = Base(ref, model, tokenizer, packs=False)
     obstacle = _obstacle_to_packing(base)
     if obstacle is None:
-        return replace(base, packs=True, lean=lean_model(model))
+        built_for = getattr(model.config, "max_position_embeddings", None)
+        shortened = f"context: {base.context} of {built_for} tokens, up to where longrope begins"
+        notice = shortened if base.context != built_for else None
+        return replace(base, packs=True, notice=notice, lean=lean_model(model))
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     name = type(model).__name__
     return replace(

@@ -25,7 +25,7 @@ from weft.data.prompts import Ask, Prompt, Style, encode_asks, read_asks
 from weft.data.split import Split
 from weft.data.stream_text import TextStream, before_stop
 from weft.data.tokens import decode_completion, head_ids
-from weft.engines.engine import OnToken
+from weft.engines.engine import Engine, OnToken
 from weft.engines.local import LocalEngine
 from weft.model.adapter import Adapter
 from weft.model.base import load_config
@@ -288,8 +288,18 @@ def open_generation(
         prompts = encode_asks(tokenizer, asks, source.style)
     check_prompts([prompt.ids_T for prompt in prompts], subject.engine.context)
     _check_vocabulary(prompts, rows, subject.engine.ref)
-    said = (*notices, *subject.notices, *idle(decoding, names or {}))
+    said = (
+        *notices,
+        *subject.notices,
+        *_base_notices(subject.engine),
+        *idle(decoding, names or {}),
+    )
     return Session(subject, tuple(prompts), decoding, source.style, said, rows)
+
+
+def _base_notices(engine: Engine) -> Iterator[str]:
+    if isinstance(engine, LocalEngine) and (notice := engine.base.notice):
+        yield notice if engine.base.packs else f"{notice}; each token takes a whole forward"
 
 
 def _check_vocabulary(prompts: Sequence[Prompt], rows: Split | None, base: str) -> None:

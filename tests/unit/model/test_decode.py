@@ -5,10 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from weft.core.errors import InputError
 from weft.engines.local import LocalEngine
 from weft.model.bank import Bank
+from weft.model.base import prepare
 from weft.model.cache import KVCache
 from weft.model.config import AdapterConfig
 from weft.model.decode import NotFinite
@@ -129,3 +131,39 @@ def test_logits_that_are_no_numbers_end_it_with_whose_they_are(
         engine.generate(bank, prompts(), decoding)
     good = [n for n in range(3) if n != 1]
     assert engine.generate(bank.only(good), prompts(), decoding)
+
+
+@pytest.mark.filterwarnings("ignore:.*pad_token_id.*")
+def test_a_base_whose_rotation_depends_on_the_length_of_the_text_ends_before_it_does(make_model):
+    """Beyond 16 tokens the positions of all texts of a batch would change."""
+    own = make_model("llama").config.to_dict()
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16}
+    config = transformers.Phi3Config(
+        **{name: own[name] for name in (*sizes, "vocab_size", "max_position_embeddings")},
+        rope_parameters=rope | {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
+        original_max_position_embeddings=16,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.4)
+    base = prepare("phi", copy.deepcopy(model), NoTokenizer())
+    assert base.packs and base.context == 16
+    assert base.notice == "context: 16 of 64 tokens, up to where longrope begins"
+    engine, bank = LocalEngine(base), Bank(("base",), {})
+    given = prompts((3, 9, 14))
+    for prompt, ids in zip(given, greedy(engine, bank, given, 30)[0], strict=True):
+        assert ids == generated(model.eval(), prompt, 16 - len(prompt), {1})
+    with pytest.raises(InputError, match="leaves no room in the context of 16"):
+        greedy(engine, bank, prompts((16,)), 5)
+
+
+class NoTokenizer:
+    """These tests speak in token ids."""
+
+    pad_token_id, eos_token_id = None, 1

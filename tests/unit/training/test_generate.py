@@ -225,6 +225,17 @@ def test_the_expected_response_is_judged_right():
     assert right.reference != other.reference
 
 
+def test_a_base_that_runs_without_a_cache_says_so(small_base, tmp_path, make_model):
+    directory = tmp_path / "slow"
+    shutil.copytree(small_base, directory)
+    make_model("bloom", vocab_size=320).save_pretrained(directory)
+    heard: list[str] = []
+    say(directory, prompts="the cat", max_tokens=2, notice=heard.append)
+    (notice,) = heard
+    assert notice.startswith("BloomForCausalLM runs on padded batches")
+    assert notice.endswith("each token takes a whole forward")
+
+
 def test_a_tokenizer_of_another_base_is_refused(small_base, tmp_path, make_model):
     directory = tmp_path / "mixed"
     shutil.copytree(small_base, directory)
