@@ -88,6 +88,11 @@ def read_adapter(
     `scale` goes before alpha and r, everywhere. `base_config` is for formats that need it.
     """
     file = _require_tensors(path)
+    if not (file.parent / CONFIG).exists():
+        raise InputError(
+            f"{file} has no {CONFIG} beside it, which says its rank, its alpha and its base",
+            hint="copy it to that place, too: an adapter of PEFT is two files",
+        )
     fields = read_json(file.parent / CONFIG)
     config = peft_config.parse(fields, file.parent / CONFIG)
     factors, foreign = _by_site(read_safetensors(file))

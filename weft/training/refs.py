@@ -7,6 +7,7 @@ format), a run, or a member of a run (`RUN/members/seed-1`).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
@@ -348,9 +349,13 @@ def common_base(places: Sequence[Place]) -> str:
             f"these are on different bases: {facts}",
             hint="if they are the same weights under two names, say which with --base",
         )
-    homeless = [place.ref for place in places if place.adapters and not place.base]
+    homeless = [place for place in places if place.adapters and not place.base]
     if homeless and not named:
+        for path in homeless[0].adapters.values():
+            with suppress(UndecidedScale):  # files that cannot be read say nothing of their base
+                read_adapter(path)
         raise InputError(
-            f"{homeless[0]} does not say which base it was trained on", hint="give it with --base"
+            f"{homeless[0].ref} does not say which base it was trained on",
+            hint="give it with --base",
         )
     return next(iter(named), DEFAULT_BASE)

@@ -380,6 +380,9 @@ CASES = [
     ("import {all}/adapter --out new --from mlx", "in the format peft", "leave --from out"),
     ("import {npz} --out new --from mxl", "no format 'mxl'", "did you mean `mlx`?"),
     ("import {torn} --out new", "cannot read", "fetch it again"),
+    ("import {lone} --out new", "has no adapter_config.json beside it", "two files"),
+    ("import {lone} --out new --base {base}", "has no adapter_config.json beside it", "two files"),
+    ("import {odd} --out new --base {base}", "adapter_config.json: Is a directory", None),
     ("import {full}/mine --out new", "it is a file of no factors that Weft knows", "PEFT"),
     ("import {tornnpz} --out new --base {base}", "cannot read", "fetch it again"),
     ("import {pickled} --out new --base {base} --scale 20", "pickled", "opens no pickles"),
@@ -426,6 +429,10 @@ def places(tmp_path_factory, run, last, small_base, rows_dir):
     tornnpz.parent.mkdir()
     (torn / TENSORS).write_bytes((torn / TENSORS).read_bytes()[:-100])
     tornnpz.write_bytes(npz.read_bytes()[:-100])
+    for name in ("lone", "odd"):
+        shutil.copytree(adapter, root / name)
+        (root / name / "adapter_config.json").unlink()
+    (root / "odd" / "adapter_config.json").mkdir()
     shutil.copytree(adapter, root / "bin")
     (root / "bin" / TENSORS).rename(root / "bin" / "adapter_model.bin")
     name = "model.layers.0.self_attn.q_proj.lora_a"
@@ -442,7 +449,8 @@ def places(tmp_path_factory, run, last, small_base, rows_dir):
         "all": run, "rows": rows_dir, "base": small_base, "small": "weft/tiny", "other": other,
         "several": several, "full": root / "full", "npz": npz, "torn": torn, "tornnpz": tornnpz,
         "model": root / "model", "bin": root / "bin", "pickled": root / "pickled.npz",
-        "done": root / "done", "hash": manifest["fingerprints"]["base"][:12],
+        "lone": root / "lone", "odd": root / "odd", "done": root / "done",
+        "hash": manifest["fingerprints"]["base"][:12],
         "dora": changed("dora", {f"{prefix}.lora_magnitude_vector": torch.ones(32)}, use_dora=True),
         "bias": changed("bias", {f"{prefix}.lora_B.bias": torch.ones(32)}, lora_bias=True),
         "saved": changed("saved", {"base_model.model.lm_head.weight": torch.ones(320, 32)},
