@@ -129,11 +129,11 @@ class Texts:
         """A row of data: prompt, what is expected, and what every member says, with verdicts."""
         first = said[0]
         facts = {"row": first.id, "prompt": first.prompt, "expected": str(first.reference)}
-        for each in said:
+        for place, each in enumerate(said):
             facts["generated" if len(said) == 1 else each.member] = each.text
             for name, value in each.verdict.items():
                 shown = screen.number(value) if isinstance(value, float) else NO_YES[value]
-                facts[f"  {name.replace('_', ' ')}" + " " * said.index(each)] = shown
+                facts[f"  {name.replace('_', ' ')}" + " " * place] = shown
         if self._printed:
             screen.put()
         self._printed = True

@@ -97,6 +97,8 @@ class Session:
     notices: tuple[str, ...]
     rows: Split | None = None
     """The rows behind the prompts, in the same order, where they are rows of data."""
+    time: str = field(default_factory=utc_now)
+    """When it was opened."""
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -247,7 +249,7 @@ class Session:
                 **{k: v for k, v in self.origin["fingerprints"].items() if k != "adapters"},
                 "adapter": self.origin["fingerprints"]["adapters"].get(generation.member),
             },
-            "time": utc_now(),
+            "time": self.time,
         }
 
 
