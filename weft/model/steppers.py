@@ -24,9 +24,7 @@ PREFILL_TOKENS = 512
 """Positions of one prefill forward: enough to keep the cores busy."""
 
 
-def stepper_for(
-    base: Base, weft: Weft, prompts: Sequence[np.ndarray], max_tokens: int
-) -> Stepper:
+def stepper_for(base: Base, weft: Weft, prompts: Sequence[np.ndarray], max_tokens: int) -> Stepper:
     """The fast stepper where the base can run it, else the one that recomputes everything."""
     if base.packs:
         return CachedStepper(base, weft, prompts, max_tokens)

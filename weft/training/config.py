@@ -11,7 +11,6 @@ from weft.data.config import DataConfig
 from weft.methods.config import BackpropConfig, MethodConfig, OptimiserConfig
 from weft.model.config import AdapterConfig, DType
 
-
 DEVICE = r"^(cpu|cuda(:\d+)?|mps)$"
 """The devices that a base can be on."""
 
