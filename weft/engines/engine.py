@@ -5,7 +5,7 @@ Shapes: N members, E examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,13 +14,11 @@ import numpy as np
 from weft.core.batch import Batch
 from weft.model.adapter import Site
 from weft.model.bank import Bank
+from weft.model.decode import OnToken
 from weft.model.decoding import Completion, Decoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-OnToken = Callable[[int, int, int], None]
-"""Called with (member, prompt, token) as soon as a token is chosen; stop tokens are not told."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from weft.core.batch import Batch
 from weft.core.keys import Key
 from weft.data.stream_text import Detokeniser
-from weft.engines.engine import OnToken, Scores
+from weft.engines.engine import Scores
 from weft.methods.estimate import Gradient
 from weft.model.adapter import Adapter, Layout, Site
 from weft.model.bank import Bank
 from weft.model.base import Base
 from weft.model.check import CacheCheck
-from weft.model.decode import check_prompts, decode
+from weft.model.decode import OnToken, check_prompts, decode
 from weft.model.decoding import Completion, Decoding
 from weft.model.forward import make_rows, target_nll, target_scores
 from weft.model.noise import global_generator

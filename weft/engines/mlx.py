@@ -27,14 +27,14 @@ from weft.core.batch import IGNORE, Batch, Example
 from weft.core.errors import InputError
 from weft.data.stream_text import Detokeniser
 from weft.data.tokenizer import load_tokenizer, resolve_base
-from weft.engines.engine import OnToken, Scores
+from weft.engines.engine import Scores
 from weft.engines.mlx_stepper import MlxStepper, slides
 from weft.formats.mlx_names import to_mlx
 from weft.model.adapter import Site
 from weft.model.bank import Bank
 from weft.model.base import HINT, LOADING_ERRORS, first_line, load_config, skeleton
 from weft.model.config import DType
-from weft.model.decode import check_prompts, decode
+from weft.model.decode import OnToken, check_prompts, decode
 from weft.model.decoding import Completion, Decoding
 
 DTYPES: dict[DType, mx.Dtype] = {

@@ -57,8 +57,6 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     packs: bool
     notice: str | None = None
-    lean: LeanModel | None = None
-    """How a Llama-like base takes a decoding step."""
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +96,11 @@ class Base:
         named = self.model.generation_config.eos_token_id
         named = named if isinstance(named, list) else [named]
         return frozenset(i for i in (*named, self.tokenizer.eos_token_id) if i is not None)
+
+    @cached_property
+    def lean(self) -> LeanModel | None:
+        """How a Llama-like base takes a decoding step; its layers are joined when first asked."""
+        return lean_model(self.model) if self.packs else None
 
     @cached_property
     def sites(self) -> dict[str, Site]:
@@ -205,7 +208,7 @@ def prepare(ref: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         built_for = getattr(model.config, "max_position_embeddings", None)
         shortened = f"context: {base.context} of {built_for} tokens, up to where longrope begins"
         notice = shortened if base.context != built_for else None
-        return replace(base, packs=True, notice=notice, lean=lean_model(model))
+        return replace(base, packs=True, notice=notice)
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     name = type(model).__name__
     return replace(

@@ -26,7 +26,7 @@ WORTH_IT = 7 / 8
 """Copying the cache into a smaller grid pays when the grid shrinks to this share of its rows."""
 
 OnToken = Callable[[int, int, int], None]
-"""Called with (member, prompt, token)."""
+"""Called with (member, prompt, token) as soon as a token is chosen; stop tokens are not told."""
 
 
 class Growing(Protocol):

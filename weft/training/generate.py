@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +25,13 @@ from weft.data.prompts import Ask, Prompt, Style, encode_asks, read_asks
 from weft.data.split import Split
 from weft.data.stream_text import TextStream, before_stop
 from weft.data.tokens import decode_completion, head_ids
-from weft.engines.engine import Engine, OnToken
+from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
 from weft.model.adapter import Adapter
 from weft.model.base import load_config
 from weft.model.check import CacheCheck
 from weft.model.config import DType
-from weft.model.decode import NotFinite, check_prompts
+from weft.model.decode import NotFinite, OnToken, check_prompts
 from weft.model.decoding import Completion, Decoding, Finish
 from weft.model.sampling import copy_numbers
 from weft.runs.manifest import utc_now
@@ -40,8 +40,6 @@ from weft.training.config import DEVICE
 from weft.training.evaluate import choice_accuracy
 from weft.training.parameters import idle, make_decoding, token_id
 from weft.training.refs import Subject, data_for, load_split, locate, open_subject
-
-Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True)
