@@ -27,7 +27,7 @@ from benchmarks.harness import Contender, Measurement, Run, Trace
 from weft.core.batch import IGNORE, Batch, Example
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
-from weft.engines.local import LocalEngine
+from weft.engines.scorer import LocalScorer
 from weft.methods.backprop import backprop
 from weft.methods.config import BackpropConfig, OptimiserConfig
 from weft.methods.optimise import Moments, adamw, clip, rate
@@ -171,7 +171,7 @@ def build_weft(base_dropout: float = 0.0) -> Run:
     base = prepare("random GPT-2", base_model(base_dropout), fill)
     adapter = AdapterConfig(rank=RANK, alpha=ALPHA, dropout=DROPOUT, targets=TARGETS)
     layout = choose_sites(base.sites, adapter)
-    engine = LocalEngine(base, layout, dropout=adapter.dropout, base_dropout=base_dropout > 0)
+    engine = LocalScorer(base, layout, dropout=adapter.dropout, base_dropout=base_dropout > 0)
     optimiser = OptimiserConfig(lr=LEARNING_RATE, clip=MAX_GRAD_NORM)
     key = Key.of(SEED)
 

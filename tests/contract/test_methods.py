@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weft.core.keys import Key
-from weft.engines.local import LocalEngine
+from weft.engines.scorer import LocalScorer
 from weft.methods.config import MethodConfig
 from weft.methods.registry import METHODS
 from weft.model.config import AdapterConfig
@@ -20,7 +20,7 @@ CONFIGS = {
 @pytest.fixture
 def engine(make_base):
     base = make_base("llama")
-    return LocalEngine(base, choose_sites(base.sites, AdapterConfig(rank=2)))
+    return LocalScorer(base, choose_sites(base.sites, AdapterConfig(rank=2)))
 
 
 def theta(engine, lanes):

@@ -15,16 +15,38 @@ IGNORE = -100
 
 
 @dataclass(frozen=True, eq=False)
+class Choice:
+    """A prompt, the completions among which its answer is chosen, and which of them is right."""
+
+    prompt_T: np.ndarray
+    candidates: tuple[tuple[int, ...], ...]
+    right: int
+
+    @property
+    def single(self) -> bool:
+        """Whether every candidate is one token, so that one position decides between them."""
+        return all(len(ids) == 1 for ids in self.candidates)
+
+    def row(self, id: str, candidate: int) -> Example:
+        """The prompt followed by a candidate, whose tokens alone are supervised."""
+        ids = np.array(self.candidates[candidate], dtype=np.int64)
+        labels_T = np.concatenate([np.full(len(self.prompt_T), IGNORE), ids])
+        return Example(id, np.concatenate([self.prompt_T, ids]), labels_T)
+
+
+@dataclass(frozen=True, eq=False)
 class Example:
     """One tokenised row.
 
     `labels_T[t]` is the token that position t should *be* (as in transformers: not shifted), or
-    `IGNORE`. The first position has no predecessor and is never scored.
+    `IGNORE`. The first position has no predecessor and is never scored. `choice` is there for a
+    row whose response is one of a few.
     """
 
     id: str
     ids_T: np.ndarray
     labels_T: np.ndarray
+    choice: Choice | None = None
 
     @property
     def tokens(self) -> int:

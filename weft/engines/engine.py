@@ -16,6 +16,7 @@ from weft.model.adapter import Site
 from weft.model.bank import Bank
 from weft.model.decode import OnToken
 from weft.model.decoding import Completion, Decoding
+from weft.model.objectives import TOKENS, Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +68,7 @@ class Engine(Protocol):
         """What computes: name, device, dtype and versions, to be stored beside what it found."""
         ...
 
-    def score(self, bank: Bank, batch: Batch) -> Scores:
+    def score(self, bank: Bank, batch: Batch, objective: Objective = TOKENS) -> Scores:
         """Every member on every example, without dropout."""
         ...
 

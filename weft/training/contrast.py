@@ -55,7 +55,7 @@ def contrast(
     if len(pair.members) != 2:
         raise InputError(f"two are compared, not {len(pair.members)}: {', '.join(pair.members)}")
     examples = split.examples[:rows]
-    weft = Weft(pair.to(engine.base.device), engine.stack)
+    weft = Weft(pair.to(engine.base.device))
     sums_QE = np.zeros((len(QUANTITIES), len(examples)))
     largest = dict.fromkeys(QUANTITIES[:-1], 0.0)
     for number, batch in enumerate(batches_of(examples, batch_size)):

@@ -95,7 +95,7 @@ def fit(
         started = time.perf_counter()
         batches, keys = job.batches(state.step), job.noise(state.step)
         with clock("estimate"):
-            estimate = job.method(config.method, state.theta_LP, batches, keys, job.engine)
+            estimate = job.method(config.method, state.theta_LP, batches, keys, job.scorer)
         with clock("update"):
             direction_LP, norm_L = clip(estimate.direction_LP, config.optimiser.clip)
             factor = rate(config.optimiser, state.step, steps)

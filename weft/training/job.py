@@ -15,6 +15,7 @@ from weft.data.split import Split
 from weft.data.stream import batch_at, steps_per_epoch
 from weft.data.tokenizer import load_tokenizer
 from weft.engines.local import LocalEngine
+from weft.engines.scorer import LocalScorer
 from weft.methods.estimate import Estimator
 from weft.methods.registry import METHODS
 from weft.model.adapter import Adapter, Layout, initial_adapter
@@ -34,6 +35,7 @@ class Job:
     layout: Layout
     splits: dict[str, Split]
     engine: LocalEngine
+    scorer: LocalScorer
     method: Estimator
 
     @property
@@ -94,7 +96,7 @@ def load_job(resolved: Resolved) -> Job:
     base = load_base(config.base, config.dtype, config.device)
     _check_vocabulary(base, splits)
     layout = choose_sites(base.sites, config.adapter)
-    engine = LocalEngine(
+    scorer = LocalScorer(
         base,
         layout,
         dropout=config.adapter.dropout,
@@ -102,7 +104,8 @@ def load_job(resolved: Resolved) -> Job:
         members_per_forward=config.members_per_forward,
         rows_per_forward=config.micro_batch_size,
     )
-    return Job(resolved, base, layout, splits, engine, METHODS[config.method.name])
+    engine = LocalEngine(base, config.members_per_forward, config.micro_batch_size)
+    return Job(resolved, base, layout, splits, engine, scorer, METHODS[config.method.name])
 
 
 def _check_vocabulary(base: Base, splits: dict[str, Split]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from weft.core.keys import Key
-from weft.engines.local import LocalEngine
+from weft.engines.scorer import LocalScorer
 from weft.model.config import AdapterConfig
 from weft.model.sites import choose_sites
 
@@ -13,7 +13,7 @@ def setup(make_base, architecture="llama", lanes=1, **engine):
     base = make_base(architecture)
     layout = choose_sites(base.sites, AdapterConfig(rank=3))
     theta_LP = torch.randn(lanes, layout.size, generator=torch.Generator().manual_seed(1)) * 0.1
-    return LocalEngine(base, layout, **engine), theta_LP
+    return LocalScorer(base, layout, **engine), theta_LP
 
 
 def gradient(engine, theta_LP, batches, seed=0):
@@ -88,7 +88,7 @@ def test_layers_below_the_first_adapted_one_take_no_part_in_backward(make_base, 
     lower = base.model.model.layers[0]
     handle = lower.register_forward_hook(lambda m, a, y: seen.append(y.requires_grad))
     theta_LP = torch.zeros(1, layout.size)
-    gradient(LocalEngine(base, layout), theta_LP, [batch])
+    gradient(LocalScorer(base, layout), theta_LP, [batch])
     handle.remove()
     assert seen == [False]
 
@@ -102,7 +102,7 @@ def test_a_large_batch_in_half_precision_does_not_underflow(make_model, make_bat
         base = prepare("llama", make_model("llama").to(dtype), NoTokenizer())
         layout = choose_sites(base.sites, AdapterConfig(rank=3))
         theta_LP = torch.randn(1, layout.size, generator=torch.Generator().manual_seed(1)) * 0.1
-        gradients[dtype] = gradient(LocalEngine(base, layout), theta_LP, [batch]).gradient_LP
+        gradients[dtype] = gradient(LocalScorer(base, layout), theta_LP, [batch]).gradient_LP
     exact, half = gradients[torch.float32], gradients[torch.float16]
     assert (half - exact).norm() / exact.norm() < 0.01
 

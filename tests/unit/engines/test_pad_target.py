@@ -9,6 +9,7 @@ from weft.core.keys import Key
 from weft.data.config import DataConfig
 from weft.data.dataset import load_splits
 from weft.engines.registry import open_engine
+from weft.engines.scorer import LocalScorer
 from weft.model.adapter import initial_adapter
 from weft.model.bank import Bank
 from weft.model.config import AdapterConfig
@@ -83,7 +84,7 @@ def test_the_tokens_that_count_are_mlx_lms(split, engines):
 def test_a_training_step_has_mlx_lms_loss(split, engines):
     base = engines["local"].base
     layout = choose_sites(base.sites, AdapterConfig(rank=2))
-    engine = type(engines["local"])(base, layout)
+    engine = LocalScorer(base, layout)
     fresh = initial_adapter(layout, Key.of(0))  # B is zero: the base's own loss
     rows = split(max_length=SHORT, pad_target=True)
     (step,) = engine.gradient(fresh.flat[None], [Batch(rows.examples)], [Key.of(0)]).loss_L

@@ -25,7 +25,7 @@ def engine_and_bank(make_base, request):
     base = make_base(getattr(request, "param", "llama"))
     layout = choose_sites(base.sites, AdapterConfig(rank=3, targets="all-linear"))
     flat_NP = torch.randn(2, layout.size, generator=torch.Generator().manual_seed(2)) * 0.2
-    return LocalEngine(base, layout), Bank.from_flat("ab", layout, flat_NP)
+    return LocalEngine(base), Bank.from_flat("ab", layout, flat_NP)
 
 
 @pytest.mark.parametrize("engine_and_bank", ["llama", "mistral", "gpt2", "opt"], indirect=True)

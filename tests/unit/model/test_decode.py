@@ -25,12 +25,18 @@ def prompts(lengths=(7, 3, 5, 3)):
     return [generator.integers(6, 97, length) for length in lengths]
 
 
+def layout_of(base):
+    targets = "all-linear"
+    if base.model.config.model_type == "mixtral":
+        targets = ("q_proj", "block_sparse_moe.gate")
+    return choose_sites(base.sites, AdapterConfig(rank=3, targets=targets))
+
+
 def setup(make_base, architecture, **engine):
     base = make_base(architecture)
-    targets = ("q_proj", "block_sparse_moe.gate") if architecture == "mixtral" else "all-linear"
-    layout = choose_sites(base.sites, AdapterConfig(rank=3, targets=targets))
+    layout = layout_of(base)
     flat_NP = torch.randn(3, layout.size, generator=torch.Generator().manual_seed(2)) * 0.2
-    return LocalEngine(base, layout, **engine), Bank.from_flat(MEMBERS, layout, flat_NP), flat_NP
+    return LocalEngine(base, **engine), Bank.from_flat(MEMBERS, layout, flat_NP), flat_NP
 
 
 def greedy(engine, bank, prompts, max_tokens):
@@ -56,8 +62,8 @@ def test_tokens_equal_transformers_generate(architecture, make_base, make_model)
     found = greedy(engine, bank, prompts(), 20)
     for texts, flat_P in zip(found, flat_NP, strict=True):
         model = copy.deepcopy(make_model(architecture))
-        for name, (a_rI, b_Or) in engine.layout.factors(flat_P).items():
-            slot = engine.layout.by_name[name]
+        for name, (a_rI, b_Or) in layout_of(engine.base).factors(flat_P).items():
+            slot = layout_of(engine.base).by_name[name]
             delta = slot.scale * (b_Or @ a_rI)
             weight = model.get_submodule(name).weight
             weight.data += delta.T if slot.site.kind == "conv1d" else delta
@@ -125,7 +131,7 @@ def test_logits_that_are_no_numbers_end_it_with_whose_they_are(
 ):
     engine, _, flat_NP = setup(make_base, architecture)
     flat_NP[1] = wrong
-    bank = Bank.from_flat(MEMBERS, engine.layout, flat_NP)
+    bank = Bank.from_flat(MEMBERS, layout_of(engine.base), flat_NP)
     decoding = Decoding(max_tokens=5, temperature=temperature, top_p=0.9, ignore_eos=True)
     with pytest.raises(NotFinite, match="b on prompt 1: the logits of token 1 are not finite"):
         engine.generate(bank, prompts(), decoding)

@@ -8,6 +8,7 @@ import torch
 
 from weft.core.keys import Key
 from weft.engines.local import LocalEngine
+from weft.engines.scorer import LocalScorer
 from weft.model.adapter import Adapter, Layout
 from weft.model.bank import Bank
 from weft.model.config import AdapterConfig
@@ -154,10 +155,10 @@ def test_a_base_in_bfloat16_keeps_adapters_and_losses_in_fp32(make_model, batch)
     base = prepare("llama", make_model("llama").to(torch.bfloat16), NoTokenizer())
     assert base.packs
     layout = layout_of(base)
-    engine = LocalEngine(base, layout)
+    engine = LocalScorer(base, layout)
     theta_LP = random_adapters(layout, 1)
     gradient = engine.gradient(theta_LP, [batch], [Key.of(0)])
     assert gradient.gradient_LP.dtype == torch.float32
-    exact = LocalEngine(prepare("llama", make_model("llama"), NoTokenizer()), layout)
+    exact = LocalScorer(prepare("llama", make_model("llama"), NoTokenizer()), layout)
     loss = exact.gradient(theta_LP, [batch], [Key.of(0)]).loss_L[0]
     assert gradient.loss_L[0] == pytest.approx(loss, rel=0.02)

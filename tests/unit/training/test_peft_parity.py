@@ -6,7 +6,7 @@ import torch
 
 from weft.core.batch import IGNORE
 from weft.core.keys import Key
-from weft.engines.local import LocalEngine
+from weft.engines.scorer import LocalScorer
 from weft.methods.config import OptimiserConfig
 from weft.methods.optimise import OPTIMISERS, Moments
 from weft.model.adapter import initial_adapter
@@ -63,7 +63,7 @@ def test_training_matches_peft(case, make_base, make_model, make_batch):
     config = AdapterConfig(rank=4, alpha=8, **settings)
     base = make_base(architecture)
     layout = choose_sites(base.sites, config)
-    engine = LocalEngine(base, layout)
+    engine = LocalScorer(base, layout)
     theta_LP = initial_adapter(layout, Key.of(0)).flat[None]
 
     theirs = peft_model(make_model(architecture), config, layout, theta_LP[0])
