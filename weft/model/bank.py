@@ -76,6 +76,15 @@ class Bank:
         }
         return Bank(tuple(self.members[i] for i in at), sites)
 
+    def over(self, stacks: Bank) -> Bank:
+        """The same members, each on the stack at its place: ranks add up, scales go into B."""
+        assert len(self.members) == len(stacks.members)
+        sites = dict(stacks.sites)
+        for name, weave in self.sites.items():
+            below = sites.get(name)
+            sites[name] = weave if below is None else _joined(weave, below)
+        return Bank(self.members, sites)
+
     def to(self, device: torch.device) -> Bank:
         """The same bank on another device."""
         moved = {
@@ -83,6 +92,13 @@ class Bank:
             for name, w in self.sites.items()
         }
         return Bank(self.members, moved)
+
+
+def _joined(above: Weave, below: Weave) -> Weave:
+    both = (above, below)
+    a_NrI = torch.cat([weave.a_NrI for weave in both], dim=1)
+    b_NOr = torch.cat([weave.b_NOr * weave.scale_N11 for weave in both], dim=2)
+    return Weave(a_NrI, b_NOr, torch.ones_like(above.scale_N11))
 
 
 def _padded(count: int, parts: list[tuple[int, torch.Tensor, torch.Tensor, float]]) -> Weave:

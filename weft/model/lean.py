@@ -25,7 +25,6 @@ from transformers import (
 )
 
 from weft.core.memory import give_back
-from weft.model.adapter import Adapter
 from weft.model.bank import Bank
 from weft.model.cache import KVCache
 from weft.model.lowrank import add_product
@@ -117,12 +116,15 @@ class LeanStep:
     def __init__(self, lean: LeanModel, weft: Weft, capacity: int) -> None:
         self.lean = lean
         self.members = len(weft.bank.members)
+        bank = weft.bank
+        if weft.stacks is not None:
+            bank = bank.over(weft.stacks.only([0] * self.members))
         self.cos_Cd, self.sin_Cd = lean.rotations(capacity)
         self.updates = {
             joined: update
             for layer in lean.layers
             for joined in layer.joined
-            if (update := _join_updates(joined, weft.bank, weft.stack)) is not None
+            if (update := _join_updates(joined, bank)) is not None
         }
 
     def __call__(self, token_B: torch.Tensor, cache: KVCache) -> torch.Tensor:
@@ -190,30 +192,21 @@ def _join(layers: Sequence[torch.nn.Linear], names: Mapping[torch.nn.Module, str
     return Joined(tuple(names[layer] for layer in layers), sizes, weight_IO.T, bias_O)
 
 
-def _join_updates(
-    joined: Joined, bank: Bank, stack: Adapter | None
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _join_updates(joined: Joined, bank: Bank) -> tuple[torch.Tensor, torch.Tensor] | None:
     """(A [N, I, r], scale * B [N, r, O]) of all updates at the joined layers, exactly.
 
-    Ranks add up: each layer's B writes to that layer's outputs and is zero elsewhere. The stack is
-    one more update, the same for all members.
+    Ranks add up: each layer's B writes to that layer's outputs and is zero elsewhere.
     """
     members = len(bank.members)
     parts_a, parts_b = [], []
     start = 0
     for name, size in zip(joined.names, joined.sizes, strict=True):
-        found = []
-        if name in bank.sites:
-            weave = bank.sites[name]
-            found.append((weave.a_NrI, weave.b_NOr * weave.scale_N11))
-        if stack is not None and name in stack.layout.by_name:
-            a_rI, b_Or = (factor.to(joined.weight_OI.device) for factor in stack.sites[name])
-            scaled_Or = b_Or * stack.layout.by_name[name].scale
-            found.append((a_rI.expand(members, -1, -1), scaled_Or.expand(members, -1, -1)))
-        for a_NrI, b_Nor in found:
+        weave = bank.sites.get(name)
+        if weave is not None:
+            b_Nor = weave.b_NOr * weave.scale_N11
             whole_NOr = b_Nor.new_zeros(members, sum(joined.sizes), b_Nor.shape[2])
             whole_NOr[:, start : start + size] = b_Nor
-            parts_a.append(a_NrI)
+            parts_a.append(weave.a_NrI)
             parts_b.append(whole_NOr)
         start += size
     if not parts_a:

@@ -92,14 +92,15 @@ class PackedRows:
         return [(examples[i], examples[i].tokens) for i in _by_length(block.batch)]
 
     @cached_property
-    def _sizes(self) -> list[int]:
+    def sizes(self) -> list[int]:
+        """Positions of each block, those of all its members."""
         return [block.members * block.batch.tokens for block in self.blocks]
 
     def views(self, x_TC: torch.Tensor) -> list[torch.Tensor]:
         """Activations [T, C] as views [N, M, C], one for each block."""
         return [
             part.unflatten(0, (-1, block.members)).transpose(0, 1)
-            for part, block in zip(x_TC.split(self._sizes), self.blocks, strict=True)
+            for part, block in zip(x_TC.split(self.sizes), self.blocks, strict=True)
         ]
 
 
@@ -125,11 +126,12 @@ class PaddedRows:
         """Activations [R * L, C] as views [N, M, C], one for each block."""
         return [
             part.unflatten(0, (block.members, -1))
-            for part, block in zip(x_TC.split(self._sizes), self.blocks, strict=True)
+            for part, block in zip(x_TC.split(self.sizes), self.blocks, strict=True)
         ]
 
     @cached_property
-    def _sizes(self) -> list[int]:
+    def sizes(self) -> list[int]:
+        """Positions of each block, those of all its members."""
         length = self.ids_RL.shape[1]
         return [block.members * len(block.batch.examples) * length for block in self.blocks]
 

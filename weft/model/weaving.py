@@ -3,8 +3,7 @@
 Hooks on the adapted modules add each member's update to the base's own output. They live inside
 `woven(...)` only: outside it the base is an ordinary transformers model.
 
-Shapes: M positions (of one member) of a block, I and O the inputs and outputs of a site, K the
-rank of the stack.
+Shapes: M positions (of one member) of a block, I and O the inputs and outputs of a site.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 
 from weft.core.errors import InputError
 from weft.core.keys import Key
-from weft.model.adapter import Adapter
 from weft.model.bank import Bank
 from weft.model.lowrank import AddLowRank, Plan
 from weft.model.noise import dropout_rate, fill_keep_mask
@@ -60,15 +58,19 @@ class Dropout:
 
 @dataclass(frozen=True, eq=False)
 class Weft:
-    """What is laid over the base: the bank's members, and the frozen stack below all of them."""
+    """What is laid over the base: the bank's members, and what lies below them.
+
+    `stacks` holds one adapter for each block, in the order of the blocks; all members of a block
+    lie on its adapter.
+    """
 
     bank: Bank
-    stack: Adapter | None = None
+    stacks: Bank | None = None
     dropout: Dropout | None = None
 
     def only(self, members: Sequence[int]) -> Weft:
-        """The same with these members, in this order."""
-        return Weft(self.bank.only(members), self.stack, self.dropout)
+        """The same blocks with these members, in this order."""
+        return Weft(self.bank.only(members), self.stacks, self.dropout)
 
 
 @contextmanager
@@ -78,8 +80,9 @@ def woven(model: torch.nn.Module, weft: Weft, rows: Rows) -> Iterator[None]:
     Raises `InputError` if the forward did not pass through every adapted site, or passed through
     one with other positions than the rows' own (a module that sees only some of the tokens).
     """
-    stack = weft.stack.sites if weft.stack else {}
-    names = dict.fromkeys([*weft.bank.sites, *stack])
+    stacks = weft.stacks.sites if weft.stacks else {}
+    assert weft.stacks is None or len(weft.stacks.members) == len(rows.blocks)
+    names = dict.fromkeys([*weft.bank.sites, *stacks])
     reached: set[str] = set()
     inputs = {name: weave.a_NrI.shape[2] for name, weave in weft.bank.sites.items()}
     keep = weft.dropout.keep(rows, inputs) if weft.dropout and inputs else {}
@@ -106,8 +109,13 @@ def _adding_at(
 ) -> Adding:
     weave = weft.bank.sites.get(name)
     spans = [(block.start, block.stop) for block in rows.blocks]
-    below = _stacked(weft.stack, name, rows.ids.device)
+    below = weft.stacks.sites.get(name) if weft.stacks else None
     keep_rate = 1 - dropout_rate(weft.dropout.rate) if weft.dropout else 1.0
+    one = [(number, number + 1) for number in range(len(spans))]
+
+    def whole(x_TC: torch.Tensor) -> list[torch.Tensor]:
+        """Each block as the positions of one member: they all lie on the same stack."""
+        return [part_PC[None] for part_PC in x_TC.split(rows.sizes)]
 
     def add(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         reached.add(name)
@@ -116,21 +124,10 @@ def _adding_at(
             plan = Plan(rows.views, spans, weave.scale_N11, keep, keep_rate)
             y = AddLowRank.apply(y, x, weave.a_NrI, weave.b_NOr, plan)
         if below is not None:
-            y = AddLowRank.apply(y, x, *below)
+            y = AddLowRank.apply(y, x, below.a_NrI, below.b_NOr, Plan(whole, one, below.scale_N11))
         return y
 
     return add
-
-
-def _stacked(
-    stack: Adapter | None, name: str, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, Plan] | None:
-    """The stack's factors at a site, as one member that all positions share."""
-    if stack is None or name not in stack.layout.by_name:
-        return None
-    a_KI, b_OK = (factor.to(device) for factor in stack.sites[name])
-    scale_111 = a_KI.new_full((1, 1, 1), stack.layout.by_name[name].scale)
-    return a_KI[None], b_OK[None], Plan(lambda x_TC: [x_TC[None]], [(0, 1)], scale_111)
 
 
 def _check_positions(rows: Rows, x: torch.Tensor, name: str) -> None:

@@ -12,7 +12,11 @@ from weft.engines.scorer import LocalScorer
 from weft.model.adapter import Adapter, Layout
 from weft.model.bank import Bank
 from weft.model.config import AdapterConfig
+from weft.model.objectives import TOKENS
+from weft.model.rows import Block
 from weft.model.sites import choose_sites
+from weft.model.steppers import stepper_for
+from weft.model.weaving import Weft
 
 ALL = ["llama", "mistral", "qwen2", "gemma", "mixtral", "gpt2", "opt", "bloom", "gptj"]
 
@@ -111,16 +115,72 @@ def test_adapters_of_different_layouts_share_a_bank(make_base, batch):
         np.testing.assert_allclose(together.loss_NE[index], alone.loss_NE[0], rtol=1e-6)
 
 
-def test_a_stack_below_the_members_adds_its_own_update(make_base, make_model, batch):
-    base = make_base("gpt2")
+def stacks_of(base) -> list[Adapter]:
+    """Two stacks of other ranks, scales and sites than the members': one covers two sites only."""
+    wide = layout_of(base, rank=5, scale=0.7)
+    narrow = Layout(layout_of(base, rank=2, alpha=6).slots[:2])
+    return [Adapter(layout, random_adapters(layout, 1)[0]) for layout in (wide, narrow)]
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_each_lane_s_members_lie_on_the_stack_of_that_lane(
+    architecture, make_base, make_model, make_batch
+):
+    base = make_base(architecture)
     layout = layout_of(base)
-    below_P, member_P = random_adapters(layout, 2)
-    engine = LocalEngine(base, stack=Adapter(layout, below_P))
-    scores = engine.score(Bank.of({"m": Adapter(layout, member_P), "null": None}), batch)
-    both = merged(merged(make_model("gpt2"), layout, below_P), layout, member_P)
-    np.testing.assert_allclose(scores.loss_NE[0], reference_losses(both, batch), rtol=2e-6)
-    only = merged(make_model("gpt2"), layout, below_P)
-    np.testing.assert_allclose(scores.loss_NE[1], reference_losses(only, batch), rtol=2e-6)
+    theta_LMP = random_adapters(layout, 4).unflatten(0, (2, 2))
+    stacks = stacks_of(base)
+    scorer = LocalScorer(base, layout, stacks=Bank.of({"0": stacks[0], "1": stacks[1]}))
+    batches = [make_batch(1), make_batch(2, rows=3)]
+    found_LM = scorer.losses(theta_LMP, batches)
+    for lane, (stack, batch) in enumerate(zip(stacks, batches, strict=True)):
+        below = merged(make_model(architecture), stack.layout, stack.flat)
+        for member, flat_P in enumerate(theta_LMP[lane]):
+            whole = merged(below, layout, flat_P)
+            expected = reference_losses(whole, batch).sum() / batch.supervised
+            assert found_LM[lane, member] == pytest.approx(expected, rel=2e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+def test_gradients_pass_through_the_stack_below(architecture, make_base, make_batch):
+    base = make_base(architecture)
+    layout = layout_of(base)
+    theta_LP = random_adapters(layout, 2)
+    stacks = stacks_of(base)
+    batches = [make_batch(1), make_batch(2)]
+    names = ("0", "1")
+    scorer = LocalScorer(base, layout, stacks=Bank.of(dict(zip(names, stacks, strict=True))))
+    found = scorer.gradient(theta_LP, batches, [Key.of(0), Key.of(1)])
+    for lane, stack in enumerate(stacks):
+        flat_P = theta_LP[lane].clone().requires_grad_()
+        bank = Bank.from_flat(names[:1], layout, flat_P[None]).over(Bank.of({"0": stack}))
+        cells = TOKENS.cells(base, Weft(bank), [Block(0, 1, batches[lane])])
+        (expected_P,) = torch.autograd.grad(cells.loss_C.sum(), flat_P)
+        expected_P /= batches[lane].supervised
+        gap = (found.gradient_LP[lane] - expected_P).norm() / expected_P.norm()
+        assert gap < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "opt", "bloom"])
+def test_a_step_of_decoding_keeps_the_stack_below(architecture, make_base):
+    base = make_base(architecture)
+    layout = layout_of(base)
+    bank = Bank.from_flat("ab", layout, random_adapters(layout, 2))
+    stack = stacks_of(base)[0]
+    prompts = [np.array([5, 9, 3, 7]), np.array([8, 2])]
+    wefts = [
+        Weft(bank, Bank.of({"stack": stack})),
+        Weft(bank.over(Bank.of({"a": stack, "b": stack}))),
+    ]
+    logits = []
+    for weft in wefts:
+        stepper = stepper_for(base, weft, prompts, 4)
+        first_BV = stepper.start()
+        then_BV = stepper.extend(torch.tensor([4, 5, 6, 7]), [True] * 4)
+        stepper.keep([1, 3], [1])
+        last_BV = stepper.extend(torch.tensor([9, 3]), [True] * 2)
+        logits.append(torch.cat([first_BV, then_BV, last_BV]))
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_stays_on_the_base(make_base, batch):

@@ -42,8 +42,9 @@ def test_a_lean_step_gives_the_models_own_logits(architecture, lengths, make_bas
     )
     stack = random_adapter(base, 3, rank=4, targets=("q_proj", "down_proj"))
     check = CacheCheck()
-    LocalEngine(base, stack=stack).generate(
-        bank, prompts(lengths), Decoding(max_tokens=12, ignore_eos=True), check=check
+    on_stack = bank.over(Bank.of({name: stack for name in bank.members}))
+    LocalEngine(base).generate(
+        on_stack, prompts(lengths), Decoding(max_tokens=12, ignore_eos=True), check=check
     )
     assert check.tokens == 3 * len(lengths) * 12
     assert check.largest < 1e-5
