@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 from weft.core.keys import Key
 
@@ -83,6 +83,23 @@ def accuracy_interval(correct: int, total: int, *, level: float = LEVEL) -> Inte
         return Interval(math.nan, math.nan, math.nan)
     ends = binomtest(correct, total).proportion_ci(level, method="wilson")
     return Interval(float(ends.low), float(ends.high), correct / total)
+
+
+def t_interval(values: ArrayLike, *, level: float = LEVEL) -> Interval:
+    """Student's interval of the mean of a few independent values, such as one a seed.
+
+    Of one value, or of values that are not all finite, the ends are NaN.
+    """
+    values_n = np.asarray(values, dtype=np.float64)
+    count = len(values_n)
+    if count == 0 or not np.isfinite(values_n).all():
+        return Interval(math.nan, math.nan, math.nan)
+    mean = float(values_n.mean())
+    if count == 1:
+        return Interval(math.nan, math.nan, mean)
+    error = float(values_n.std(ddof=1)) / math.sqrt(count)
+    half = float(t.ppf((1 + level) / 2, count - 1)) * error
+    return Interval(mean - half, mean + half, mean)
 
 
 def _columns(*columns: ArrayLike) -> np.ndarray:

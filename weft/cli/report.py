@@ -10,7 +10,6 @@ import typer
 from weft.cli import screen
 
 if TYPE_CHECKING:
-    from weft.core.table import ScoreTable
     from weft.report.html import Metric, Report, Sample
     from weft.report.plots import Curve
     from weft.runs.reader import RunReader
@@ -77,7 +76,7 @@ def curves(reader: RunReader) -> list[Curve]:
         train.setdefault(record.get("member", "adapter"), []).append(
             (record["step"], record["loss"])
         )
-    for step, table in _evaluations(reader):
+    for step, table in reader.evaluations():
         for member, loss in zip(table.members, table.means().tolist(), strict=True):
             valid.setdefault(member, []).append((step, loss))
     return [Curve(member, points, valid.get(member, ())) for member, points in train.items()]
@@ -113,15 +112,6 @@ def page(reader: RunReader) -> Report:
             screen.command("weft", "compare", "base", layout.root),
             screen.command("weft", "inspect", layout.root),
         ],
-    )
-
-
-def _evaluations(reader: RunReader) -> list[tuple[int, ScoreTable]]:
-    prefix = "valid-step-"
-    names = [name for name in reader.table_names() if name.startswith(prefix)]
-    return sorted(
-        ((int(name.removeprefix(prefix)), reader.table(name)) for name in names),
-        key=lambda found: found[0],
     )
 
 

@@ -1,4 +1,6 @@
-"""The names of the files in a run directory: this module is the only one that knows them."""
+"""The names of the files in a run directory, and in the directory of an experiment: this module is
+the only one that knows them.
+"""
 
 from __future__ import annotations
 
@@ -113,6 +115,71 @@ class RunLayout:
     def member(self, name: str) -> RunLayout:
         """The layout of one member."""
         return RunLayout(self.members / _checked(name))
+
+
+@dataclass(frozen=True)
+class ExperimentLayout:
+    """Paths of an experiment: several runs, which are its arms, and what they come to."""
+
+    root: Path
+
+    @property
+    def record(self) -> Path:
+        """What the experiment is: arms, what each really uses, and how far it came."""
+        return self.root / "experiment.json"
+
+    @property
+    def config(self) -> Path:
+        """The configuration as it was given."""
+        return self.root / "config.yaml"
+
+    def arm(self, slug: str) -> RunLayout:
+        """The run of one arm."""
+        return RunLayout(self.root / "arms" / _checked(slug))
+
+    @property
+    def scores(self) -> Path:
+        """Directory of the arms' scores on the rows that the experiment ends on."""
+        return self.root / "scores"
+
+    def score(self, slug: str) -> Path:
+        """The scores of one arm, or of the base."""
+        return self.scores / f"{_checked(slug)}.json"
+
+    @property
+    def results(self) -> Path:
+        """One line an arm and seed."""
+        return self.root / "results.csv"
+
+    @property
+    def curves(self) -> Path:
+        """One line an arm, seed and step."""
+        return self.root / "curves.csv"
+
+    @property
+    def summary(self) -> Path:
+        """The table of the experiment."""
+        return self.root / "summary.json"
+
+    @property
+    def figures(self) -> Path:
+        """Directory of figures."""
+        return self.root / "figures"
+
+    @property
+    def loss_figure(self) -> Path:
+        """The arms' losses, with a band over seeds."""
+        return self.figures / "loss.png"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained report."""
+        return self.root / "report.html"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one process that writes the experiment."""
+        return self.root / ".lock"
 
 
 def _checked(name: str) -> str:

@@ -11,6 +11,9 @@ from weft.core.table import ScoreTable
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
 
+EVALUATION = "valid-step-"
+"""What the names of the tables of evaluations while training start with; the step follows."""
+
 
 class RunReader:
     """A run, finished or not. It may still be written: every call reads what is there now."""
@@ -63,6 +66,12 @@ class RunReader:
     def tables(self) -> dict[str, ScoreTable]:
         """All score tables by name."""
         return {name: self.table(name) for name in self.table_names()}
+
+    def evaluations(self) -> list[tuple[int, ScoreTable]]:
+        """The score tables of the evaluations while training, by step."""
+        names = [name for name in self.table_names() if name.startswith(EVALUATION)]
+        found = [(int(name.removeprefix(EVALUATION)), self.table(name)) for name in names]
+        return sorted(found, key=lambda evaluation: evaluation[0])
 
     def result_names(self) -> list[str]:
         """Names of the results."""
