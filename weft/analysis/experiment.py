@@ -262,7 +262,8 @@ class Line:
     mean: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    commits: tuple[tuple[float, float], ...]  # (x, mean loss there), by interpolation
+    commits: tuple[tuple[float, float], ...] = ()  # (x, mean loss there), by interpolation
+    diverged: bool = False
 
 
 def line(arm: Arm, axis: str) -> Line | None:
@@ -286,4 +287,5 @@ def line(arm: Arm, axis: str) -> Line | None:
         tuple(min(values) for values in losses),
         tuple(max(values) for values in losses),
         tuple(commits),
+        arm.status == "diverged",
     )

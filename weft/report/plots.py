@@ -1,4 +1,4 @@
-"""Figures as PNG files: loss curves, and where the time went.
+"""Figures as PNG files: loss curves, of runs and of the arms of an experiment; where time went.
 
 matplotlib's object interface only: no pyplot, no global state, no display. The colours are those of
 Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers can tell apart. Lines are
@@ -8,7 +8,7 @@ labelled where they end, so there is no legend to look up.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from weft.analysis.experiment import Line
 from weft.core.files import write_atomic
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
@@ -30,6 +31,8 @@ _DPI = 200
 _FONT = 9.0  # points
 _SMOOTHED_FRACTION = 1 / 30  # of the run, that a pass of the running mean looks at
 _BARS = 9
+_TICKS = 60
+"""Most marks of commits on a line: more are only a texture."""
 
 Points = Sequence[tuple[float, float]]
 """(step, loss), by step."""
@@ -61,12 +64,50 @@ def loss_curve(curves: Sequence[Curve], path: Path, *, unit: str = "loss, nats p
             unit += "; held-out with points, training pale"
     axes.set_xlim(*_steps(curves))
     axes.set_ylim(*_losses(curves))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_xlabel("step", color=_QUIET, fontsize=_FONT)
-    axes.set_title(unit, loc="left", color=_QUIET, fontsize=_FONT, pad=10)
+    _dress(axes, "step", unit)
     _label_ends(figure, axes, labels)
+    _save(figure, path)
+
+
+def arms_loss(
+    lines: Mapping[str, Line], path: Path, *, axis: str, seeds: int, unit: str = "nats per token"
+) -> None:
+    """Draw the arms of an experiment: mean validation loss over seeds, in a band if several.
+
+    The band goes from the lowest to the highest seed. Commits are small marks on the line. Arms
+    that diverged do not stretch the losses that are shown.
+    """
+    figure, axes = _canvas(7.2, 4.3)
+    labels: list[Label] = []
+    for index, (name, line) in enumerate(lines.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        style = ("-", (0, (4, 1.5)), (0, (1, 1)))[index // len(COLOURS) % 3]
+        if seeds > 1:
+            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.14, linewidth=0)
+        axes.plot(
+            line.x,
+            line.mean,
+            color=colour,
+            linestyle=style,
+            linewidth=1.8,
+            marker="o" if len(line.x) == 1 else "",
+            zorder=4,
+        )
+        if 0 < len(line.commits) <= _TICKS:
+            at, height = zip(*line.commits, strict=True)
+            axes.plot(at, height, "|", color=colour, markersize=7, alpha=0.6, zorder=3)
+        end = "diverged" if line.diverged else _number(line.mean[-1])
+        if line.diverged:
+            axes.plot(line.x[-1], line.mean[-1], "x", color=colour, markersize=7, zorder=5)
+        labels.append((line.mean[-1], f"{name}: {end}", colour))
+    xs = [x for line in lines.values() for x in line.x]
+    low, high = _shown(lines.values())
+    axes.set_xlim(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
+    axes.set_ylim(low, high)
+    _dress(axes, axis, _arms_title(lines, unit, seeds))
+    _label_ends(
+        figure, axes, [(min(max(y, low), high), text, colour) for y, text, colour in labels]
+    )
     _save(figure, path)
 
 
@@ -135,6 +176,34 @@ def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
         placed[index] = min(placed[index], limit)
         limit = placed[index] - gap
     return placed
+
+
+def _arms_title(lines: Mapping[str, Line], unit: str, seeds: int) -> str:
+    parts = [f"validation loss, {unit}"]
+    if seeds > 1:
+        parts.append(f"line: mean of {seeds} seeds, band: lowest to highest")
+    else:
+        parts.append("one seed")
+    counts = [len(line.commits) for line in lines.values()]
+    if any(0 < count <= _TICKS for count in counts):
+        parts.append("|: a commit")
+    return "; ".join(parts)
+
+
+def _shown(lines: Iterable[Line]) -> tuple[float, float]:
+    """A range for all that did not diverge, and for where the others started."""
+    lines = list(lines)
+    sound = [line for line in lines if not line.diverged]
+    values = [value for line in sound or lines for value in (*line.low, *line.high)]
+    return _padded([*values, *(line.mean[0] for line in lines)])
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    """The range of the values that are finite, and a little more."""
+    finite = [value for value in values if np.isfinite(value)] or [0.0, 1.0]
+    low, high = min(finite), max(finite)
+    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - pad, high + pad
 
 
 Label = tuple[float, str, str]  # height, text, colour
@@ -228,10 +297,7 @@ def _losses(curves: Sequence[Curve]) -> tuple[float, float]:
             _, raw, mean = _smoothed(curve.train)
             raw = raw[np.isfinite(raw)]
             shown += [*mean, *(np.quantile(raw, [0.01, 0.99]) if len(raw) else [])]
-    finite = [loss for loss in shown if np.isfinite(loss)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
-    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - pad, high + pad
+    return _padded(shown)
 
 
 def _label_ends(figure: Figure, axes: Axes, labels: Sequence[Label]) -> None:
@@ -265,6 +331,14 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     axes.tick_params(axis="x", length=3, color=_QUIET)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _dress(axes: Axes, across: str, title: str) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_xlabel(across, color=_QUIET, fontsize=_FONT)
+    axes.set_title(title, loc="left", color=_QUIET, fontsize=_FONT, pad=10)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -140,8 +140,8 @@ def divergence(manifest: Manifest) -> str | None:
     """Why a run that failed did so, where it was a number that is not finite."""
     if manifest.status != "failed":
         return None
-    last = next((e for e in reversed(manifest.events) if e["kind"] == "failed"), {})
-    kind, _, problem = str(last.get("error", "")).partition(": ")
+    errors = [str(event["error"]) for event in manifest.events if event["kind"] == "failed"]
+    kind, _, problem = errors[-1].partition(": ") if errors else ("", "", "")
     return problem.split("\n")[0] if kind == "NumericError" else None
 
 
