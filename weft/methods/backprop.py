@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
-from weft.core.batch import Batch
-from weft.core.keys import Key
 from weft.methods.config import BackpropConfig
-from weft.methods.estimate import Estimate, Scorer
+from weft.methods.estimate import Estimate, Method, Point, Scorer
 
 
-def backprop(
-    config: BackpropConfig,
-    theta_LP: torch.Tensor,
-    batches: Sequence[Batch],
-    keys: Sequence[Key],
-    scorer: Scorer,
-) -> Estimate:
-    """The exact gradient of the mean loss over each batch's supervised tokens."""
-    found = scorer.gradient(theta_LP, batches, keys)
-    return Estimate(found.gradient_LP, found.loss_L)
+def estimate(config: BackpropConfig, point: Point, scorer: Scorer) -> Estimate:
+    """The exact gradient of the mean loss over each batch."""
+    found = scorer.gradient(point.theta_LP, point.batches, point.keys)
+    direction_LP = found.gradient_LP
+    if point.free_LP is not None:
+        direction_LP = direction_LP * point.free_LP
+    return Estimate(direction_LP, found.loss_L)
+
+
+BACKPROP = Method(
+    estimate,
+    forwards=lambda config: 2,  # a backward through frozen weights multiplies as often
+    describe=lambda config: "backprop: a forward and a backward a step",
+)

@@ -1,32 +1,63 @@
 """A method is a gradient estimator: the one thing in which training methods differ.
 
-Shapes: L adapters that train together (lanes), P parameters of one.
+Shapes: L adapters that train together (lanes), M members of a lane, P parameters of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from weft.core.batch import Batch
 from weft.core.keys import Key
+
+AT_THETA = "loss"
+PERTURBED = "loss_perturbed"
+"""What a step's loss is called: that at theta itself, or the mean over points around theta."""
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Where each lane is, and what it sees there.
+
+    `free_LP` is 1 where a parameter may move and 0 where not; None: all may. `keys` name the
+    lanes' noise of this step.
+    """
+
+    theta_LP: torch.Tensor
+    free_LP: torch.Tensor | None
+    batches: Sequence[Batch]
+    keys: Sequence[Key]
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """An estimate of the gradient at theta, and what was seen on the way.
 
-    `loss_L` is the loss at theta itself, in nats a supervised token. `stats` are further numbers
-    for the step's record, one a lane; `evidence` is enough to replay the direction.
+    `loss_L` is the loss in nats that `loss_name` says. `stats` are further numbers for the step's
+    record, one a lane; `evidence`, one a lane, is enough to replay the direction.
     """
 
     direction_LP: torch.Tensor
     loss_L: tuple[float, ...]
+    loss_name: str = AT_THETA
     stats: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     evidence: tuple[Mapping[str, Any], ...] = ()
+
+    def part(self, start: int, stop: int) -> Estimate:
+        """That of lanes start..stop-1 only."""
+        here = slice(start, stop)
+        return Estimate(
+            self.direction_LP[here],
+            self.loss_L[here],
+            self.loss_name,
+            {name: values[here] for name, values in self.stats.items()},
+            self.evidence[here],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,17 +77,37 @@ class Scorer(Protocol):
         """Each lane's gradient on its own batch; `keys` name the lanes' dropout noise."""
         ...
 
+    def losses(self, theta_LMP: torch.Tensor, batches: Sequence[Batch]) -> np.ndarray:
+        """The mean loss [L, M], float64, of each lane's members on the lane's batch."""
+        ...
+
 
 class Estimator(Protocol):
-    """`METHODS` maps names to these."""
+    """The direction in which each lane's loss grows, from that lane's batch."""
 
-    def __call__(
-        self,
-        config: Any,
-        theta_LP: torch.Tensor,
-        batches: Sequence[Batch],
-        keys: Sequence[Key],
-        scorer: Scorer,
-    ) -> Estimate:
-        """The direction in which each lane's loss grows, from that lane's batch."""
+    def __call__(self, config: Any, point: Point, scorer: Scorer) -> Estimate:
+        """One step's estimate; `config` is the method's own."""
         ...
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a look before the first step found: facts for the record, and a warning if any."""
+
+    facts: Mapping[str, Any]
+    warning: str | None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train, as the loop sees it."""
+
+    estimate: Estimator
+    forwards: Callable[[Any], int]
+    """Passes of one batch through the base in a step; a backward pass counts as one."""
+    describe: Callable[[Any], str]
+    """The configuration in a few words for people."""
+    preflight: Callable[[Any, Point, Scorer], Preflight | None] | None = None
+    """Called once, before the first step."""
+    replay: Callable[[Any, Point, Sequence[Mapping[str, Any]]], torch.Tensor] | None = None
+    """The direction of a step again, from its evidence alone: `point.batches` may be empty."""

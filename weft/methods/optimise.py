@@ -17,16 +17,28 @@ from weft.methods.config import OptimiserConfig
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What an optimiser remembers: updates made, and running first and second moments."""
+    """What an optimiser remembers of each lane: updates made, running first and second moments."""
 
-    updates: int
+    updates_L: tuple[int, ...]
     first_LP: torch.Tensor
     second_LP: torch.Tensor
 
     @classmethod
     def fresh(cls, theta_LP: torch.Tensor) -> Moments:
         """Nothing seen yet."""
-        return cls(0, torch.zeros_like(theta_LP), torch.zeros_like(theta_LP))
+        zeros = torch.zeros_like
+        return cls((0,) * len(theta_LP), zeros(theta_LP), zeros(theta_LP))
+
+    def without(self, lane: int) -> Moments:
+        """The same, with one lane's forgotten."""
+        first_LP, second_LP = self.first_LP.clone(), self.second_LP.clone()
+        first_LP[lane] = second_LP[lane] = 0
+        updates_L = list(self.updates_L)
+        updates_L[lane] = 0
+        return Moments(tuple(updates_L), first_LP, second_LP)
+
+    def _after(self, first_LP: torch.Tensor, second_LP: torch.Tensor) -> Moments:
+        return Moments(tuple(count + 1 for count in self.updates_L), first_LP, second_LP)
 
 
 Rule = Callable[
@@ -44,13 +56,17 @@ def adamw(
 ) -> tuple[torch.Tensor, Moments]:
     """AdamW (arXiv 1711.05101), in the order of operations of `torch.optim.AdamW`."""
     beta1, beta2 = config.betas
-    count = moments.updates + 1
-    first_LP = moments.first_LP.lerp(direction_LP, 1 - beta1)
-    second_LP = (moments.second_LP * beta2).addcmul_(direction_LP, direction_LP, value=1 - beta2)
-    denominator_LP = (second_LP.sqrt() / math.sqrt(1 - beta2**count)).add_(config.eps)
+    found = moments._after(
+        moments.first_LP.lerp(direction_LP, 1 - beta1),
+        (moments.second_LP * beta2).addcmul_(direction_LP, direction_LP, value=1 - beta2),
+    )
+    unbiased1_L1, unbiased2_L1 = (
+        theta_LP.new_tensor([[1 - beta**count] for count in found.updates_L])
+        for beta in config.betas
+    )
+    denominator_LP = (found.second_LP.sqrt() / unbiased2_L1.sqrt()).add_(config.eps)
     decayed_LP = theta_LP * (1 - lr_L1 * config.weight_decay)
-    theta_LP = decayed_LP - lr_L1 / (1 - beta1**count) * (first_LP / denominator_LP)
-    return theta_LP, Moments(count, first_LP, second_LP)
+    return decayed_LP - lr_L1 / unbiased1_L1 * (found.first_LP / denominator_LP), found
 
 
 def sgd(
@@ -63,7 +79,7 @@ def sgd(
     """Gradient descent with heavy-ball momentum and decoupled weight decay."""
     first_LP = moments.first_LP * config.momentum + direction_LP
     theta_LP = theta_LP * (1 - lr_L1 * config.weight_decay) - lr_L1 * first_LP
-    return theta_LP, Moments(moments.updates + 1, first_LP, moments.second_LP)
+    return theta_LP, moments._after(first_LP, moments.second_LP)
 
 
 OPTIMISERS: dict[str, Rule] = {"adamw": adamw, "sgd": sgd}

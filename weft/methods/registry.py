@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from weft.methods.backprop import backprop
-from weft.methods.estimate import Estimator
+from weft.methods.backprop import BACKPROP
+from weft.methods.estimate import Method
+from weft.methods.mezo import MEZO
 
-METHODS: dict[str, Estimator] = {
-    "backprop": backprop,
+METHODS: dict[str, Method] = {
+    "backprop": BACKPROP,
+    "mezo": MEZO,
 }

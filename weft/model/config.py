@@ -36,6 +36,10 @@ class AdapterConfig(BaseModel):
         Field(description="`last N`, `first N`, or a list of layer numbers (default: all layers)"),
     ] = None
 
+    factors: Annotated[
+        Literal["both", "b"], Field(description="train A and B, or B only with A as it is drawn")
+    ] = "both"
+
     @model_validator(mode="after")
     def _one_scale(self) -> AdapterConfig:
         if self.scale is not None and (self.alpha is not None or self.rslora):

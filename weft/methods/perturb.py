@@ -1,0 +1,56 @@
+"""Random directions from keys, and what the losses around a point say of the gradient.
+
+A direction is never stored: its key draws the same numbers when the members are built, when the
+estimate is formed, and when a run is replayed.
+
+Shapes: L lanes, P parameters of an adapter, Q directions, q directions held at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from weft.core.keys import Key
+from weft.methods.estimate import Point
+from weft.model.noise import normal, rademacher
+
+AT_A_TIME = 32
+"""Directions held at a time."""
+
+NOISES: dict[str, Callable[[int, Key], torch.Tensor]] = {
+    "gaussian": normal,
+    "rademacher": rademacher,
+}
+"""Laws of a direction's numbers: independent, with mean 0 and variance 1."""
+
+
+def spans(directions: int) -> Iterator[range]:
+    """The directions in the parts in which they are drawn."""
+    for start in range(0, directions, AT_A_TIME):
+        yield range(start, min(start + AT_A_TIME, directions))
+
+
+def draw(noise: str, point: Point, numbers: Sequence[int]) -> torch.Tensor:
+    """The directions with these numbers for every lane, [L, q, P]; 0 where nothing may move."""
+    size = point.theta_LP.shape[1]
+    z_LqP = torch.stack(
+        [
+            torch.stack([NOISES[noise](size, key.fold("direction", n)) for n in numbers])
+            for key in point.keys
+        ]
+    ).to(point.theta_LP.device)
+    return z_LqP if point.free_LP is None else z_LqP * point.free_LP[:, None]
+
+
+def combine(noise: str, point: Point, slope_LQ: np.ndarray) -> torch.Tensor:
+    """mean over the directions of slope * direction, [L, P]: never mean(slope) * mean(direction)."""
+    total_LP = torch.zeros_like(point.theta_LP)
+    directions = slope_LQ.shape[1]
+    for numbers in spans(directions):
+        here_Lq1 = torch.from_numpy(slope_LQ[:, numbers.start : numbers.stop, None])
+        here_Lq1 = here_Lq1.to(total_LP.device, total_LP.dtype)
+        total_LP += (here_Lq1 * draw(noise, point, numbers)).sum(dim=1)
+    return total_LP / directions
