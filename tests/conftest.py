@@ -67,6 +67,22 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "pad_token_id": 0,
         },
     ),
+    "opt-350m": (  # norms after their blocks, unlike every other OPT, and narrow embeddings
+        "OPTConfig",
+        {
+            "hidden_size": 32,
+            "ffn_dim": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 64,
+            "word_embed_proj_dim": 16,
+            "do_layer_norm_before": False,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+        },
+    ),
     "gptj": (
         "GPTJConfig",
         {

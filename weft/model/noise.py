@@ -21,6 +21,22 @@ def uniform(shape: Sequence[int], low: float, high: float, key: Key) -> torch.Te
     return torch.empty(tuple(shape)).uniform_(low, high, generator=generator(key))
 
 
+def normal(count: int, key: Key) -> torch.Tensor:
+    """Standard normal fp32 draws [count], on the CPU.
+
+    NumPy's, which compares and looks up where PyTorch computes sines in whatever vectors the
+    processor has: the same numbers on every machine, so that what was drawn can be drawn again.
+    """
+    return torch.from_numpy(key.numpy().standard_normal(count, dtype=np.float32))
+
+
+def rademacher(count: int, key: Key) -> torch.Tensor:
+    """Draws of -1 and 1 in fp32 [count], equally likely, on the CPU: one random bit each."""
+    raw = key.numpy().bit_generator.random_raw((count + 63) // 64)
+    bits = np.unpackbits(raw.view(np.uint8), count=count)
+    return torch.from_numpy(bits).float().mul_(2).sub_(1)
+
+
 def dropout_rate(rate: float) -> float:
     """The rate that `fill_keep_mask` really has: `rate` to the nearest 2^-16."""
     return round(rate * 2**16) / 2**16

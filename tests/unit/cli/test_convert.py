@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import weft
 from weft.core.files import sha256_file
 from weft.core.keys import Key
-from weft.formats import merged as merging
 from weft.formats import registry
 from weft.formats.peft import write_adapter
 from weft.formats.registry import FORMATS, read_any
+from weft.model import merging
 from weft.model.adapter import Adapter
 from weft.model.base import Base, load_base
 from weft.model.config import AdapterConfig

@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weft.core.errors import InputError
 from weft.core.files import read_json
-from weft.formats.merged import merged_weights, update, write_merged
+from weft.formats.merged import merged_weights, write_merged
 from weft.formats.peft import write_adapter
 from weft.model.adapter import Slot
 from weft.model.base import load_base, prepare
+from weft.model.merging import update
 
 SETTINGS = {
     "llama": ("llama", {}),

@@ -18,7 +18,7 @@ from weft.model.sites import choose_sites
 from weft.model.steppers import stepper_for
 from weft.model.weaving import Weft
 
-ALL = ["llama", "mistral", "qwen2", "gemma", "mixtral", "gpt2", "opt", "bloom", "gptj"]
+ALL = ["llama", "mistral", "qwen2", "gemma", "mixtral", "gpt2", "opt", "opt-350m", "bloom", "gptj"]
 
 
 def random_adapters(layout: Layout, count: int) -> torch.Tensor:

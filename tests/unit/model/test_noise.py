@@ -6,7 +6,17 @@ import torch
 
 from weft.core.keys import Key
 from weft.model.adapter import Layout, Site, Slot, initial_adapter
-from weft.model.noise import dropout_rate, fill_keep_mask, global_generator, uniform
+from weft.model.noise import (
+    dropout_rate,
+    fill_keep_mask,
+    global_generator,
+    normal,
+    rademacher,
+    uniform,
+)
+
+NORMAL = [-0.3706057369709015, 0.2695368528366089, -2.1287331581115723, 1.6415668725967407]
+SIGNS = [-1, -1, -1, -1, 1, -1, -1, 1]
 
 
 def keep_mask(shape, rate, key):
@@ -26,6 +36,57 @@ def test_dropout_keeps_at_its_rate(rate):
 def test_masks_are_their_key_s():
     assert torch.equal(keep_mask((7, 9), 0.5, Key.of(1)), keep_mask((7, 9), 0.5, Key.of(1)))
     assert not torch.equal(keep_mask((70, 9), 0.5, Key.of(1)), keep_mask((70, 9), 0.5, Key.of(2)))
+
+
+COUNT = 400_000
+DRAWS = pytest.mark.parametrize(
+    # the mean of x, x^2, x^3 and x^4, and the variance of each of these powers
+    ("draw", "moments", "variances"),
+    [(normal, (0, 1, 0, 3), (1, 2, 15, 96)), (rademacher, (0, 1, 0, 1), (1, 0, 1, 0))],
+    ids=["normal", "rademacher"],
+)
+
+
+@DRAWS
+def test_directions_have_the_moments_of_their_law(draw, moments, variances):
+    x = draw(COUNT, Key.of(5)).double()
+    for power, (moment, variance) in enumerate(zip(moments, variances, strict=True), start=1):
+        assert x.pow(power).mean().item() == pytest.approx(
+            moment, abs=5 * (variance / COUNT) ** 0.5
+        )
+
+
+def test_normal_draws_fall_where_the_normal_law_says():
+    x = normal(COUNT, Key.of(6)).double().sort().values
+    law = torch.special.ndtr(x)
+    found = torch.arange(1, COUNT + 1) / COUNT
+    assert (law - found).abs().max() < 1.95 / COUNT**0.5  # Kolmogorov-Smirnov at one in a thousand
+
+
+@DRAWS
+def test_directions_of_different_keys_are_uncorrelated(draw, moments, variances):
+    root = Key.of(7)
+    z_KC = torch.stack([draw(COUNT, root.fold("direction", k)) for k in range(8)]).double()
+    gram_KK = z_KC @ z_KC.T / COUNT
+    gram_KK.fill_diagonal_(0)
+    assert gram_KK.abs().max() < 5 / COUNT**0.5
+    for lag in (1, 2, 32, 64):  # nor are the numbers of one
+        assert abs((z_KC[0, lag:] * z_KC[0, :-lag]).mean()) < 5 / COUNT**0.5
+
+
+@DRAWS
+def test_a_direction_is_its_key_s(draw, moments, variances):
+    for count in (1, 63, 64, 1001):
+        z = draw(count, Key.of(8))
+        assert z.shape == (count,) and z.dtype == torch.float32
+        assert torch.equal(z, draw(count, Key.of(8)))
+    assert not torch.equal(draw(1001, Key.of(8)), draw(1001, Key.of(9)))
+
+
+def test_the_numbers_of_a_key_do_not_change():
+    """A run is replayed from its keys, on another machine and years later."""
+    assert normal(4, Key.of(0)).tolist() == pytest.approx(NORMAL, rel=1e-6)
+    assert rademacher(8, Key.of(0)).tolist() == SIGNS
 
 
 def test_a_fresh_adapter_has_uniform_a_and_zero_b():
