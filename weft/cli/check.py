@@ -41,15 +41,20 @@ def check(
         from weft.model.base import skeleton
         from weft.model.sites import choose_sites, layers_notice
         from weft.training.block import configuration_block
-        from weft.training.job import load_data
+        from weft.training.job import load_data, trigger_of
+        from weft.training.objective import objective_for
 
         splits = load_data(resolved.config)
         sites = skeleton(resolved.config.base)
         layout = choose_sites(sites, resolved.config.adapter)
-    block = configuration_block(resolved.config, layout, splits)
+    block = configuration_block(resolved, layout, splits)
     notices = [*resolved.notices, *(text for s in splits.values() for text in s.notices)]
     if layers := layers_notice(sites, resolved.config.adapter):
         notices.append(layers)
+    notices += objective_for(resolved.config.objective, splits)[1]
+    trigger = trigger_of(resolved.config, len(splits["train"].items))
+    if trigger is not None and trigger.ignored is not None:
+        notices.append(trigger.ignored)
     if json:
         screen.put_json(
             {

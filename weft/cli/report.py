@@ -69,12 +69,13 @@ def write_page(reader: RunReader) -> Path:
 def curves(reader: RunReader) -> list[Curve]:
     """Training and held-out losses of every member, by step."""
     from weft.report.plots import Curve
+    from weft.runs.reader import step_loss
 
     train: dict[str, list[tuple[float, float]]] = {}
     valid: dict[str, list[tuple[float, float]]] = {}
     for record in reader.steps():
         train.setdefault(record.get("member", "adapter"), []).append(
-            (record["step"], record["loss"])
+            (record["step"], step_loss(record))
         )
     for step, table in reader.evaluations():
         for member, loss in zip(table.members, table.means().tolist(), strict=True):
@@ -117,11 +118,12 @@ def page(reader: RunReader) -> Report:
 
 def _headline(reader: RunReader, metrics: list[Metric]) -> str:
     from weft.report.html import change_headline
+    from weft.runs.reader import step_loss
 
     first = metrics[0] if metrics else None
     if first and first.left is not None and first.right is not None:
         return change_headline("Held-out loss", first.left, first.right)
-    losses = [record["loss"] for record in reader.steps()]
+    losses = [step_loss(record) for record in reader.steps()]
     if not losses:
         return f"No step was taken; the run is {reader.manifest.status}"
     return change_headline("Training loss", losses[0], losses[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,10 +17,8 @@ from weft.core.errors import InputError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from weft.runs.manifest import Manifest
     from weft.training.fit import Progress
-    from weft.training.job import Job
-    from weft.training.train import Outcome
+    from weft.training.train import Opened, Outcome
 
 INTERRUPTED = 130
 LARGEST_LOSS = 700
@@ -107,8 +106,9 @@ def run_training(
 
         shown: list[TrainingProgress] = []
 
-        def announce(job: Job, manifest: Manifest) -> None:
+        def announce(opened: Sequence[Opened]) -> None:
             status.stop()
+            ((job, manifest),) = ((run.job, run.manifest) for run in opened)
             screen.say(screen.pairs(manifest.block))
             screen.say()
             screen.notices(manifest.notices)

@@ -33,6 +33,31 @@ class Point:
     batches: Sequence[Batch]
     keys: Sequence[Key]
 
+    @classmethod
+    def together(cls, points: Sequence[Point]) -> Point:
+        """The lanes of several points side by side."""
+        theta_LP = torch.cat([point.theta_LP for point in points])
+        free_LP = None
+        if any(point.free_LP is not None for point in points):
+            free_LP = torch.cat([point.mask_LP for point in points])
+        return cls(
+            theta_LP,
+            free_LP,
+            [batch for point in points for batch in point.batches],
+            [key for point in points for key in point.keys],
+        )
+
+    @property
+    def mask_LP(self) -> torch.Tensor:
+        """`free_LP`, ones where all may move."""
+        return torch.ones_like(self.theta_LP) if self.free_LP is None else self.free_LP
+
+    def part(self, start: int, stop: int) -> Point:
+        """Lanes start..stop-1 only."""
+        here = slice(start, stop)
+        free_LP = None if self.free_LP is None else self.free_LP[here]
+        return Point(self.theta_LP[here], free_LP, self.batches[here], self.keys[here])
+
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
@@ -47,6 +72,17 @@ class Estimate:
     loss_name: str = AT_THETA
     stats: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     evidence: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def together(cls, parts: Sequence[Estimate]) -> Estimate:
+        """The lanes of several estimates of one method side by side."""
+        return cls(
+            torch.cat([part.direction_LP for part in parts]),
+            tuple(loss for part in parts for loss in part.loss_L),
+            parts[0].loss_name,
+            {n: tuple(x for part in parts for x in part.stats[n]) for n in parts[0].stats},
+            tuple(line for part in parts for line in part.evidence),
+        )
 
     def part(self, start: int, stop: int) -> Estimate:
         """That of lanes start..stop-1 only."""

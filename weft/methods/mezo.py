@@ -41,7 +41,7 @@ def estimate(config: MezoConfig, point: Point, scorer: Scorer) -> Estimate:
         means.append(mean_L * len(numbers))
         evidence.append(seen)
     slope_LQ = np.concatenate(slopes, axis=1)
-    loss_L = sum(means) / config.directions
+    loss_L = np.sum(means, axis=0) / config.directions
     return Estimate(
         combine(config.noise, point, slope_LQ),
         tuple(loss_L.tolist()),

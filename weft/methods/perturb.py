@@ -46,7 +46,7 @@ def draw(noise: str, point: Point, numbers: Sequence[int]) -> torch.Tensor:
 
 
 def combine(noise: str, point: Point, slope_LQ: np.ndarray) -> torch.Tensor:
-    """mean over the directions of slope * direction, [L, P]: never mean(slope) * mean(direction)."""
+    """The mean of slope * direction, [L, P]: not the product of the two means."""
     total_LP = torch.zeros_like(point.theta_LP)
     directions = slope_LQ.shape[1]
     for numbers in spans(directions):

@@ -15,6 +15,12 @@ EVALUATION = "valid-step-"
 """What the names of the tables of evaluations while training start with; the step follows."""
 
 
+def step_loss(record: Record) -> float:
+    """The loss of a step's record: at theta, or where a method knows only points around it."""
+    loss: float = record["loss"] if "loss" in record else record["loss_perturbed"]
+    return loss
+
+
 class RunReader:
     """A run, finished or not. It may still be written: every call reads what is there now."""
 

@@ -7,7 +7,7 @@ at every moment a complete run, a run that can be reopened, or not yet a run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +64,7 @@ class RunWriter:
 
     @classmethod
     def reopen(cls, root: Path) -> Self:
-        """Go on with a run that did not finish; follow with `latest_checkpoint`, `resume_at`."""
+        """Go on with a run that did not finish; follow with `sound_checkpoints`, `resume_at`."""
         layout = RunLayout(root)
         if not layout.manifest.exists():
             raise InputError(
@@ -136,14 +136,14 @@ class RunWriter:
                 sync(lines)
         checkpoints.save(self.layout.checkpoints, step, write)
 
-    def latest_checkpoint(self) -> tuple[int, Path] | None:
-        """Step and directory of the newest sound checkpoint; a damaged one leaves a notice."""
+    def sound_checkpoints(self) -> Iterator[tuple[int, Path]]:
+        """Step and directory of each, newest first; a damaged one is skipped, with a notice."""
         for checkpoint in reversed(checkpoints.listed(self.layout.checkpoints)):
             problem = checkpoints.damage(checkpoint)
             if problem is None:
-                return checkpoint.step, checkpoint.path
-            self.notice(f"skipped the checkpoint of step {checkpoint.step}: {problem}")
-        return None
+                yield checkpoint.step, checkpoint.path
+            else:
+                self.notice(f"skipped the checkpoint of step {checkpoint.step}: {problem}")
 
     def resume_at(self, step: int) -> None:
         """Forget what was recorded after `step`: those steps are taken again. 0 forgets all."""

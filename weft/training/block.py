@@ -4,43 +4,86 @@ from __future__ import annotations
 
 from weft.data.split import Split
 from weft.data.stream import steps_per_epoch
+from weft.methods.registry import METHODS
 from weft.model.adapter import Layout
 from weft.training.config import RunConfig
-from weft.training.job import total_steps
+from weft.training.job import total_steps, trigger_of
+from weft.training.resolve import FORCED_RANK, Resolved
 
 
 def configuration_block(
-    config: RunConfig, layout: Layout, splits: dict[str, Split]
+    resolved: Resolved, layout: Layout, splits: dict[str, Split]
 ) -> dict[str, str]:
     """Label to value, as printed at the start of a run and stored in its manifest."""
-    adapter, optimiser, rows = config.adapter, config.optimiser, len(splits["train"].items)
+    config = resolved.config
+    optimiser, rows = config.optimiser, len(splits["train"].items)
     steps = total_steps(config, rows)
     layers = sorted({s.site.layer for s in layout.slots if s.site.layer is not None})
     leaves = sorted({slot.site.name.rsplit(".", 1)[-1] for slot in layout.slots})
-    alpha, scale = adapter.effective_alpha, adapter.effective_scale
     lanes = config.lanes
     warmup = f", warm-up {optimiser.warmup_ratio:.0%}" if optimiser.warmup_ratio else ""
+    forwards = METHODS[config.method.name].forwards(config.method)
     block = {
         "base": f"{config.base} ({config.dtype}, {config.device})",
         "data": _data(config, splits),
-        "method": config.method.name,
-        "adapter": f"rank {adapter.rank}, alpha {alpha:g}, scale {scale:g}"
-        + (" (rsLoRA)" if adapter.rslora else "")
-        + (f", dropout {adapter.dropout:g}" if adapter.dropout else ""),
+        "objective": _objective(config),
+        "method": METHODS[config.method.name].describe(config.method),
+        "adapter": _adapter(resolved),
+        "boosting": _boosting(config, rows, steps),
         "sites": f"{len(layout.slots)}: {', '.join(leaves)} in {_spans(layers)}",
         "parameters": f"{layout.size:,}" + (f" x {len(lanes)}" if len(lanes) > 1 else ""),
         "optimiser": f"{optimiser.name}, lr {', '.join(f'{lr:g}' for lr in optimiser.lrs)}, "
-        f"{optimiser.schedule}{warmup}",
+        f"{optimiser.schedule}{warmup}"
+        + (f", clipped to norm {optimiser.clip:g}" if optimiser.clip else ""),
         "length": f"{steps:,} steps of {config.batch_size} rows"
         + (f" ({config.micro_batch_size} a forward)" if config.micro_batch_size else "")
-        + f" = {steps / steps_per_epoch(rows, config.batch_size):.3g} epochs",
+        + f" = {steps / steps_per_epoch(rows, config.batch_size):.3g} epochs, "
+        f"{steps * forwards:,} forwards",
         "seed": ", ".join(str(seed) for seed in config.seeds or (config.seed,)),
         "keeps": f"the {config.keep} adapter"
         + (f", evaluated every {config.eval.every} steps" if config.eval.every else ""),
     }
     if config.base_dropout:
         block["base dropout"] = "on"
-    return block
+    return {label: text for label, text in block.items() if text}
+
+
+def _objective(config: RunConfig) -> str:
+    objective = config.objective
+    if objective.name == "nll":
+        return "nll of the response's tokens"
+    if objective.loss == "option":
+        return "choice: nll of the right candidate's tokens"
+    return "choice: cross-entropy over the candidates"
+
+
+def _adapter(resolved: Resolved) -> str:
+    """Rank, alpha and scale as they are, and why the rank is what it is."""
+    adapter = resolved.config.adapter
+    origin = resolved.origins["adapter.rank"]
+    forced = f" ({origin})" if origin.startswith(FORCED_RANK) else ""
+    return (
+        f"rank {adapter.rank}{forced}, alpha {adapter.effective_alpha:g}, "
+        f"scale {adapter.effective_scale:g}"
+        + (" (rsLoRA)" if adapter.rslora else "")
+        + (f", dropout {adapter.dropout:g}" if adapter.dropout else "")
+        + (", B only" if adapter.factors == "b" else "")
+    )
+
+
+def _boosting(config: RunConfig, rows: int, steps: int) -> str:
+    """When rounds end, how often that will be, and what becomes of their adapters."""
+    boost, trigger = config.boost, trigger_of(config, rows)
+    if boost is None or trigger is None:
+        return ""
+    expected = trigger.expected(steps)
+    count = "as many commits as there are plateaus" if expected is None else f"{expected:,} commits"
+    place = "frozen stack" if boost.merge == "stack" else "weights"
+    parts = [f"commit {trigger.text}", count, f"into the {place}", f"optimiser {boost.optimiser}"]
+    parts += [f"warm-up {boost.warmup_steps} steps"] * bool(boost.warmup_steps)
+    parts += [f"shrinkage {boost.shrinkage:g}"] * (boost.shrinkage != 1)
+    parts += [f"{boost.layers_per_round} layers a round"] * bool(boost.layers_per_round)
+    return ", ".join(parts)
 
 
 def _data(config: RunConfig, splits: dict[str, Split]) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from weft.data.config import DataConfig
-from weft.methods.config import BackpropConfig, MethodConfig, OptimiserConfig
-from weft.model.config import AdapterConfig, DType
+from weft.methods.config import (
+    OPTIMISER_DEFAULTS,
+    BackpropConfig,
+    BoostConfig,
+    MethodConfig,
+    OptimiserConfig,
+)
+from weft.model.config import AdapterConfig, DType, ObjectiveConfig
 
 DEVICE = r"^(cpu|cuda(:\d+)?|mps)$"
 """The devices that a base can be on."""
@@ -22,16 +28,6 @@ class Lane:
     name: str
     seed: int
     lr: float
-
-
-class ObjectiveConfig(BaseModel):
-    """What is minimised."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: Annotated[
-        Literal["nll"], Field(description="negative log-likelihood of the supervised tokens")
-    ] = "nll"
 
 
 class EvalConfig(BaseModel):
@@ -64,6 +60,9 @@ class RunConfig(BaseModel):
     data: DataConfig
     adapter: AdapterConfig = AdapterConfig()
     method: MethodConfig = BackpropConfig()
+    boost: Annotated[
+        BoostConfig | None, Field(description="train a chain of rank-1 adapters (default: one)")
+    ] = None
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     batch_size: Annotated[int, Field(ge=1, description="rows of one step")] = 4
@@ -90,9 +89,25 @@ class RunConfig(BaseModel):
         Field(min_length=1, description="train one adapter for each, in one run"),
     ] = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _optimiser_of_the_method(cls, values: Any) -> Any:
+        """Fill in what the method's usual optimiser is, where nothing else is given."""
+        method = values.get("method") if isinstance(values, dict) else None
+        name = method.get("name") if isinstance(method, dict) else None
+        given = values.get("optimiser", {}) if isinstance(values, dict) else None
+        if name not in OPTIMISER_DEFAULTS or not isinstance(given, dict):
+            return values
+        return {**values, "optimiser": {**OPTIMISER_DEFAULTS[name], **given}}
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        problems = []
+        problems = [*self._boosting_problems()]
+        if self.method.name == "mezo" and (self.adapter.dropout or self.base_dropout):
+            problems.append(
+                "`mezo` compares losses, which dropout would make noisy: set `adapter.dropout` to "
+                "0 and `base_dropout` to false"
+            )
         if (self.steps is None) == (self.epochs is None):
             problems.append("give `steps` or `epochs`, one of the two")
         if self.seeds is not None and len(set(self.seeds)) != len(self.seeds):
@@ -110,6 +125,18 @@ class RunConfig(BaseModel):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _boosting_problems(self) -> list[str]:
+        if self.boost is None:
+            return []
+        problems = []
+        if self.adapter.rank != 1:
+            problems.append(
+                f"`boost` trains rank-1 adapters, got `adapter.rank` {self.adapter.rank}"
+            )
+        if self.boost.plateau is not None and self.eval.every == 0:
+            problems.append("`boost.plateau` needs evaluations: set `eval.every`")
+        return problems
 
     @property
     def lanes(self) -> tuple[Lane, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from weft.core.batch import Batch
 from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.data.dataset import available_splits, load_splits
@@ -16,14 +17,19 @@ from weft.data.stream import batch_at, steps_per_epoch
 from weft.data.tokenizer import load_tokenizer
 from weft.engines.local import LocalEngine
 from weft.engines.scorer import LocalScorer
-from weft.methods.estimate import Estimator
+from weft.methods.boosting import Trigger, chain, fresh, trigger
+from weft.methods.estimate import Method, Point
 from weft.methods.registry import METHODS
-from weft.model.adapter import Adapter, Layout, initial_adapter
-from weft.model.bank import Bank
+from weft.model.adapter import Adapter, Layout
 from weft.model.base import Base, context_of, load_base
+from weft.model.objectives import Objective
 from weft.model.sites import choose_sites
+from weft.training.advance import Course
 from weft.training.config import Lane, RunConfig
+from weft.training.ground import Ground, grounds
+from weft.training.objective import objective_for
 from weft.training.resolve import Resolved
+from weft.training.state import State
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +40,8 @@ class Job:
     base: Base
     layout: Layout
     splits: dict[str, Split]
-    engine: LocalEngine
-    scorer: LocalScorer
-    method: Estimator
+    objective: Objective
+    notices: tuple[str, ...]
 
     @property
     def config(self) -> RunConfig:
@@ -49,32 +54,80 @@ class Job:
         return self.config.lanes
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What the lanes are called."""
+        return tuple(lane.name for lane in self.lanes)
+
+    @property
+    def method(self) -> Method:
+        """How directions are estimated."""
+        return METHODS[self.config.method.name]
+
+    @property
     def steps(self) -> int:
         """Length of the run in steps."""
         return total_steps(self.config, len(self.splits["train"].items))
 
-    def batches(self, step: int) -> list[Batch]:
-        """Each lane's batch of a step: a function of its seed and the step."""
-        examples = self.splits["train"].examples
-        size = self.config.batch_size
-        return [batch_at(examples, step, size, Key.of(lane.seed)) for lane in self.lanes]
+    @property
+    def forwards(self) -> int:
+        """Passes of a batch through the base in one step; a backward counts as one."""
+        return self.method.forwards(self.config.method)
 
-    def noise(self, step: int) -> list[Key]:
-        """Each lane's key for the noise of a step."""
-        return [Key.of(lane.seed).fold("step", step) for lane in self.lanes]
+    @cached_property
+    def course(self) -> Course:
+        """How the lanes move, once a direction is estimated."""
+        return Course(self.config, self.layout, self.steps)
+
+    @cached_property
+    def trigger(self) -> Trigger | None:
+        """When rounds of boosting end."""
+        return trigger_of(self.config, len(self.splits["train"].items))
+
+    def point(self, state: State) -> Point:
+        """Where the lanes are, with their batches and noise: functions of seed and step."""
+        examples, size = self.splits["train"].examples, self.config.batch_size
+        keys = [Key.of(lane.seed) for lane in self.lanes]
+        return Point(
+            state.theta_LP,
+            self.course.free(state.rounds),
+            [batch_at(examples, state.step, size, key) for key in keys],
+            [key.fold("step", state.step) for key in keys],
+        )
 
     def initial_theta(self) -> torch.Tensor:
         """Each lane's fresh adapter, [L, P]."""
-        fresh = [initial_adapter(self.layout, Key.of(lane.seed)).flat for lane in self.lanes]
-        return torch.stack(fresh).to(self.base.device)
+        starts = [fresh(self.layout, Key.of(lane.seed), 0) for lane in self.lanes]
+        return torch.stack(starts).to(self.base.device)
 
-    def bank(self, theta_LP: torch.Tensor) -> Bank:
-        """The lanes as members of a bank."""
-        return Bank.from_flat([lane.name for lane in self.lanes], self.layout, theta_LP)
+    def grounds(self, stacks: Sequence[torch.Tensor]) -> list[Ground]:
+        """What the lanes stand on, with these commits."""
+        boost = self.config.boost
+        into_weights = boost is not None and boost.merge == "weights"
+        return grounds(self.base, self.layout, stacks, into_weights=into_weights)
 
-    def adapter(self, flat_P: torch.Tensor) -> Adapter:
-        """One lane's parameters as an adapter."""
-        return Adapter(self.layout, flat_P.detach().cpu().clone())
+    def scorer(self, ground: Ground) -> LocalScorer:
+        """What methods need of the engine, for the lanes of a ground."""
+        config = self.config
+        return LocalScorer(
+            ground.base,
+            self.layout,
+            self.objective,
+            ground.stacks,
+            dropout=config.adapter.dropout,
+            base_dropout=config.base_dropout,
+            members_per_forward=config.members_per_forward,
+            rows_per_forward=config.micro_batch_size,
+        )
+
+    def engine(self, ground: Ground) -> LocalEngine:
+        """What evaluates the lanes of a ground."""
+        return LocalEngine(
+            ground.base, self.config.members_per_forward, self.config.micro_batch_size
+        )
+
+    def adapter(self, stack_KP: torch.Tensor, theta_P: torch.Tensor) -> Adapter:
+        """What one lane has learnt as one adapter: its commits, and its current round."""
+        return chain(self.layout, stack_KP.detach().cpu(), theta_P.detach().cpu())
 
 
 def load_data(config: RunConfig) -> dict[str, Split]:
@@ -96,16 +149,8 @@ def load_job(resolved: Resolved) -> Job:
     base = load_base(config.base, config.dtype, config.device)
     _check_vocabulary(base, splits)
     layout = choose_sites(base.sites, config.adapter)
-    scorer = LocalScorer(
-        base,
-        layout,
-        dropout=config.adapter.dropout,
-        base_dropout=config.base_dropout,
-        members_per_forward=config.members_per_forward,
-        rows_per_forward=config.micro_batch_size,
-    )
-    engine = LocalEngine(base, config.members_per_forward, config.micro_batch_size)
-    return Job(resolved, base, layout, splits, engine, scorer, METHODS[config.method.name])
+    objective, notices = objective_for(config.objective, splits)
+    return Job(resolved, base, layout, splits, objective, notices)
 
 
 def _check_vocabulary(base: Base, splits: dict[str, Split]) -> None:
@@ -124,3 +169,11 @@ def total_steps(config: RunConfig, rows: int) -> int:
         return config.steps
     assert config.epochs is not None
     return max(1, math.ceil(config.epochs * steps_per_epoch(rows, config.batch_size)))
+
+
+def trigger_of(config: RunConfig, rows: int) -> Trigger | None:
+    """When rounds of boosting end in a run over so many training rows; None without boosting."""
+    if config.boost is None:
+        return None
+    per_epoch = steps_per_epoch(rows, config.batch_size)
+    return trigger(config.boost, total_steps(config, rows), per_epoch)

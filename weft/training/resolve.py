@@ -13,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from weft.core.errors import InputError, did_you_mean
+from weft.methods.config import MethodConfig
+from weft.model.config import AdapterConfig
 from weft.training.config import RunConfig
 
 RIVALS = {
@@ -24,6 +26,9 @@ RIVALS = {
     "adapter.scale": ("adapter.alpha", "adapter.rslora"),
     "seed": ("seeds",),
     "seeds": ("seed",),
+    "boost.plateau": ("boost.steps_per_iteration", "boost.merge_frequency"),
+    "boost.steps_per_iteration": ("boost.plateau",),
+    "boost.merge_frequency": ("boost.plateau",),
 }
 """Keys that make no sense together: an override of one clears the others of the file, and says so.
 Two of them on one command line are an error."""
@@ -67,6 +72,7 @@ def resolve(source: str, overrides: Sequence[str] = ()) -> Resolved:
         origins |= dict.fromkeys(_leaves(value, key), COMMAND_LINE)
     shown = f"recipe {source}" if source in recipe_paths() else str(path)
     _refuse_two_kinds_of_seed(values, shown)
+    notices += _rank_of_boosting(values, origins)
     return _checked(values, origins, shown, path.stem, notices)
 
 
@@ -87,6 +93,33 @@ def _clear(values: dict[str, Any], origins: dict[str, str], key: str, rival: str
             hint="give one of the two",
         )
     return True
+
+
+FORCED_RANK = "forced to 1 by boosting"
+
+
+def _rank_of_boosting(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
+    """Boosting trains rank-1 adapters: another rank is replaced, and that is said and recorded."""
+    adapter = values.setdefault("adapter", {}) if values.get("boost") is not None else None
+    if not isinstance(adapter, dict) or adapter.get("rank") == 1:
+        return []
+    try:
+        asked = AdapterConfig.model_validate(adapter)
+        really = AdapterConfig.model_validate({**adapter, "rank": 1})
+    except ValidationError:
+        return []  # whatever is wrong with it is reported with all other problems
+    given = origins.get("adapter.rank")
+    adapter["rank"] = 1
+    origins["adapter.rank"] = FORCED_RANK + (f" ({asked.rank} was asked)" if given else "")
+    if given is None:
+        return []
+    scale = f"scale {really.effective_scale:g}"
+    if really.effective_scale != asked.effective_scale:
+        scale += f", not {asked.effective_scale:g}"
+    return [
+        f"`adapter.rank` is {FORCED_RANK}, {asked.rank} was asked [{given}]: with alpha "
+        f"{really.effective_alpha:g} that is {scale}"
+    ]
 
 
 def _refuse_two_kinds_of_seed(values: dict[str, Any], source: str) -> None:
@@ -214,8 +247,26 @@ def _explain(issue: Any, origins: dict[str, str]) -> str:
     if issue["type"] == "extra_forbidden":
         near = did_you_mean(where[-1], _fields(where[:-1]))
         return f"{key}: no such key" + (f" ({near})" if near else "") + _from(origin)
+    if issue["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return _explain_tag(key, issue, origins)
     message = issue["msg"].removeprefix("Value error, ")
     return f"{key}: {message[0].lower()}{message[1:]}{given}{_from(origin)}"
+
+
+METHOD_NAMES = tuple(
+    kind.model_fields["name"].default for kind in get_args(get_args(MethodConfig)[0])
+)
+
+
+def _explain_tag(key: str, issue: Any, origins: dict[str, str]) -> str:
+    """A section whose `name` decides what else may stand in it."""
+    known = f"the names are {', '.join(METHOD_NAMES)}"
+    if issue["type"] == "union_tag_not_found":
+        return f"{key}.name: is missing, and the rest of `{key}` depends on it: {known}"
+    given = issue["ctx"]["tag"]
+    near = did_you_mean(given, list(METHOD_NAMES))
+    shown = f" ({near})" if near else ""
+    return f"{key}.name: there is no {given!r}; {known}{shown}" + _from(origins.get(f"{key}.name"))
 
 
 def _from(origin: str | None) -> str:
@@ -224,15 +275,14 @@ def _from(origin: str | None) -> str:
 
 def _is_key(part: Any) -> bool:
     """Pydantic mixes in the names of union branches, such as `tuple[str, ...]`."""
-    return isinstance(part, str) and part.isidentifier() and part not in ("int", "float", "str")
+    branches = ("int", "float", "str", *METHOD_NAMES)
+    return isinstance(part, str) and part.isidentifier() and part not in branches
 
 
 def _fields(path: Sequence[str]) -> list[str]:
-    model: Any = RunConfig
+    models: list[type[BaseModel]] = [RunConfig]
     for part in path:
-        kinds = [model.model_fields[part].annotation] if part in model.model_fields else []
+        kinds = [m.model_fields[part].annotation for m in models if part in m.model_fields]
         kinds += [arg for kind in kinds for arg in get_args(kind)]
-        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)
+        models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+    return [name for model in models for name in model.model_fields]

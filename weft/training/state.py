@@ -1,7 +1,7 @@
 """The whole state of training as one value: saving it and loading it resumes bit for bit.
 
 Everything else that a step needs (batch, noise, learning rate) is a function of seed and step.
-Shapes: L lanes (adapters that train together), P parameters of one.
+Shapes: L lanes (adapters that train together), P parameters of one, K commits of a lane.
 """
 
 from __future__ import annotations
@@ -16,40 +16,53 @@ from safetensors.torch import save
 
 from weft.core.errors import InputError
 from weft.core.files import write_atomic
+from weft.methods.boosting import Rounds
 from weft.methods.optimise import Moments
 
 FILE = "state.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
+class Best:
+    """A lane's best evaluation so far: the adapter, and how many commits lay below it."""
+
+    theta_P: torch.Tensor
+    loss: float = float("inf")
+    step: int = 0
+    commits: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class State:
-    """After `step` steps: where theta and the optimiser are, and the best theta so far."""
+    """After `step` steps: where theta and the optimiser are, what is committed, what was best."""
 
     step: int
     theta_LP: torch.Tensor
     moments: Moments
-    best_LP: torch.Tensor
-    best_loss_L: tuple[float, ...]
-    best_step_L: tuple[int, ...]
+    rounds: tuple[Rounds, ...]
+    best: tuple[Best, ...]
 
     @classmethod
     def fresh(cls, theta_LP: torch.Tensor) -> State:
         """Before the first step."""
-        lanes = len(theta_LP)
-        never = (float("inf"),) * lanes
-        return cls(0, theta_LP, Moments.fresh(theta_LP), theta_LP, never, (0,) * lanes)
+        rounds = tuple(Rounds.none_yet(theta_P) for theta_P in theta_LP)
+        best = tuple(Best(theta_P) for theta_P in theta_LP)
+        return cls(0, theta_LP, Moments.fresh(theta_LP), rounds, best)
 
-    def judged(self, loss_L: tuple[float, ...]) -> State:
+    @property
+    def stacks(self) -> tuple[torch.Tensor, ...]:
+        """What each lane has committed, [K, P]."""
+        return tuple(lane.stack_KP for lane in self.rounds)
+
+    def judged(self, loss_L: tuple[float, ...], min_delta: float = 0.0) -> State:
         """With each lane's validation loss taken into account; the first of equals stays best."""
-        better_L = [new < old for new, old in zip(loss_L, self.best_loss_L, strict=True)]
-        mask_L1 = torch.tensor(better_L, device=self.theta_LP.device)[:, None]
-        steps = zip(better_L, self.best_step_L, strict=True)
-        return replace(
-            self,
-            best_LP=torch.where(mask_L1, self.theta_LP, self.best_LP),
-            best_loss_L=tuple(map(min, self.best_loss_L, loss_L)),
-            best_step_L=tuple(self.step if better else before for better, before in steps),
-        )
+        rounds, best = [], []
+        lanes = zip(self.theta_LP, self.rounds, self.best, loss_L, strict=True)
+        for theta_P, lane, before, loss in lanes:
+            rounds.append(lane.judged(theta_P, self.step, loss, min_delta))
+            here = Best(theta_P, loss, self.step, len(lane.stack_KP))
+            best.append(here if loss < before.loss else before)
+        return replace(self, rounds=tuple(rounds), best=tuple(best))
 
     def save(self, directory: Path) -> None:
         """Write the state into `directory`."""
@@ -57,13 +70,18 @@ class State:
             "theta": self.theta_LP,
             "first": self.moments.first_LP,
             "second": self.moments.second_LP,
-            "best": self.best_LP,
+            "best": torch.stack([lane.theta_P for lane in self.best]),
+            "round_best": torch.stack([lane.best_P for lane in self.rounds]),
         }
+        tensors |= {f"stack.{i}": stack for i, stack in enumerate(self.stacks) if len(stack)}
         scalars = {
             "step": self.step,
-            "updates": self.moments.updates,
-            "best_loss": [loss.hex() for loss in self.best_loss_L],
-            "best_step": self.best_step_L,
+            "updates": self.moments.updates_L,
+            "best": [[lane.loss.hex(), lane.step, lane.commits] for lane in self.best],
+            "rounds": [
+                [lane.number, lane.started, lane.best_loss.hex(), lane.best_step, lane.stale]
+                for lane in self.rounds
+            ],
         }
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         write_atomic(directory / FILE, save(tensors, {"state": json.dumps(scalars)}))
@@ -76,11 +94,28 @@ class State:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 scalars = json.loads((file.metadata() or {})["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is not a checkpoint of Weft: {error}") from None
-        moments = Moments(scalars["updates"], tensors["first"], tensors["second"])
-        best_loss = tuple(float.fromhex(loss) for loss in scalars["best_loss"])
-        best_step = tuple(scalars["best_step"])
-        return cls(
-            scalars["step"], tensors["theta"], moments, tensors["best"], best_loss, best_step
-        )
+            theta_LP = tensors["theta"]
+            moments = Moments(tuple(scalars["updates"]), tensors["first"], tensors["second"])
+            rounds = tuple(
+                Rounds(
+                    tensors.get(f"stack.{i}", theta_LP.new_zeros((0, theta_LP.shape[1]))),
+                    best_P,
+                    number,
+                    started,
+                    float.fromhex(loss),
+                    step,
+                    stale,
+                )
+                for i, (best_P, (number, started, loss, step, stale)) in enumerate(
+                    zip(tensors["round_best"], scalars["rounds"], strict=True)
+                )
+            )
+            best = tuple(
+                Best(theta_P, float.fromhex(loss), step, commits)
+                for theta_P, (loss, step, commits) in zip(
+                    tensors["best"], scalars["best"], strict=True
+                )
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise InputError(f"{path} is not a checkpoint of this Weft: {error}") from None
+        return cls(scalars["step"], theta_LP, moments, rounds, best)

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import shlex
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from weft.core.errors import CheckFailed, InputError
+from weft.core.errors import CheckFailed, InputError, NumericError
 from weft.core.files import sha256_file
 from weft.formats.peft import TENSORS, write_adapter
-from weft.model.sites import layers_notice
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
-from weft.runs.provenance import code_state, hardware, versions
+from weft.runs.provenance import code_state
 from weft.runs.reader import RunReader
 from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
-from weft.training.block import configuration_block
-from weft.training.fit import StopRequest, Watch, fit, validate
+from weft.training.config import RunConfig
+from weft.training.fit import Part, StopRequest, Watch, fit, validate
 from weft.training.job import Job, load_job
+from weft.training.record import changes, manifest_of, notices, refuse_changed
 from weft.training.resolve import Resolved, from_record
-from weft.training.state import State
+from weft.training.state import Best, State
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,24 @@ class Outcome:
     steps: int
     results: dict[str, dict[str, Any]]  # by member; empty without validation rows
     initial_loss: dict[str, float]
+    error: NumericError | None = None  # why it could not go on
 
 
-Announce = Callable[[Job, Manifest], None]
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A run that is being written, at the state from which it goes on."""
+
+    job: Job
+    state: State
+    writer: RunWriter
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the run is, and what has been said of it so far."""
+        return self.writer.manifest
+
+
+Announce = Callable[[Sequence[Opened]], None]
 """Called once, when everything is checked and loaded and the first step is about to be taken."""
 
 
@@ -58,28 +71,148 @@ def train(
     if run_dir is not None:
         _refuse_occupied(run_dir)
     job = load_job(resolved)
-    theta_LP = job.initial_theta()
-    manifest = _manifest(job, theta_LP, root.name)
-    diff = code_state().diff
-    with RunWriter.create(root, manifest, resolved.text, diff) as writer:
-        for notice in _notices(job):
-            writer.notice(notice)
-        return _go(job, State.fresh(theta_LP), writer, announce, watch)
+    with _started(job, root) as opened:
+        return _only(_go([opened], announce, watch))
 
 
 def resume(root: Path, *, announce: Announce | None = None, watch: Watch | None = None) -> Outcome:
     """Go on with a run that did not finish, from its newest checkpoint, bit for bit."""
     manifest = RunReader(root).manifest
-    resolved = from_record(manifest.config, manifest.origins, str(root / "manifest.json"))
-    job = load_job(resolved)
-    _refuse_changed(manifest, job)
+    job = load_job(from_record(manifest.config, manifest.origins, str(root / "manifest.json")))
+    refuse_changed(manifest, job)
     with RunWriter.reopen(root) as writer:
-        found = writer.latest_checkpoint()
-        state = State.load(found[1], job.base.device) if found else State.fresh(job.initial_theta())
-        writer.resume_at(state.step)
-        for notice in _changes(manifest, job):
+        opened = _reopened(job, writer, next(writer.sound_checkpoints(), None))
+        return _only(_go([opened], announce, watch))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run among several, and its directory: new, or one to go on with."""
+
+    resolved: Resolved
+    root: Path
+
+
+def train_together(
+    entries: Sequence[Entry], *, announce: Announce | None = None, watch: Watch | None = None
+) -> list[Outcome]:
+    """Start runs, or go on with them, that share every forward; each is a run like any other.
+
+    All of them must be alike in what `can_share` looks at. Those that are finished are left alone.
+    A run that diverges ends as `failed`, with its error in its outcome, and the others go on. When
+    runs were interrupted they go on from the newest step that all of them have saved.
+    """
+    done = [RunLayout(entry.root).done.exists() for entry in entries]
+    open_entries = [entry for entry, is_done in zip(entries, done, strict=True) if not is_done]
+    outcomes: dict[Path, Outcome] = {}
+    if open_entries:
+        first = load_job(open_entries[0].resolved)
+        jobs = [first, *(replace(first, resolved=e.resolved) for e in open_entries[1:])]
+        with ExitStack() as writers:
+            opened = _open_all(jobs, [entry.root for entry in open_entries], writers)
+            outcomes = {o.root: o for o in _go(opened, announce, watch)}
+    return [outcomes.get(entry.root) or finished(entry.root) for entry in entries]
+
+
+def can_share(a: RunConfig, b: RunConfig) -> bool:
+    """Whether runs can go through one forward: alike but for seeds, rates, rounds and lengths."""
+
+    def essence(config: RunConfig) -> RunConfig:
+        return config.model_copy(update=dict.fromkeys(OF_ITS_OWN))
+
+    weights = any(c.boost is not None and c.boost.merge == "weights" for c in (a, b))
+    return not weights and not a.base_dropout and essence(a) == essence(b)
+
+
+OF_ITS_OWN = (
+    "name",
+    "description",
+    "optimiser",
+    "boost",
+    "steps",
+    "epochs",
+    "eval",
+    "keep",
+    "seed",
+    "seeds",
+)
+"""What may differ between runs that share their forwards."""
+
+
+def finished(root: Path) -> Outcome:
+    """What a finished run came to, from its files."""
+    reader = RunReader(root)
+    steps = max((record["step"] for record in reader.steps()), default=0)
+    names = [name for name in reader.result_names() if name == "eval" or name.startswith("eval-")]
+    results = {name.removeprefix("eval-"): reader.results(name) for name in names}
+    results = {"adapter" if name == "eval" else name: found for name, found in results.items()}
+    return Outcome(root, True, steps, steps, results, _initial_loss(RunLayout(root)))
+
+
+@contextmanager
+def _started(job: Job, root: Path) -> Iterator[Opened]:
+    """A new run, with all that is known before its first step."""
+    theta_LP = job.initial_theta()
+    manifest = manifest_of(job, theta_LP, root.name)
+    with RunWriter.create(root, manifest, job.resolved.text, code_state().diff) as writer:
+        for notice in notices(job):
             writer.notice(notice)
-        return _go(job, state, writer, announce, watch)
+        state = State.fresh(theta_LP)
+        _preflight(job, state, writer)
+        yield Opened(job, state, writer)
+
+
+def _reopened(job: Job, writer: RunWriter, found: tuple[int, Path] | None) -> Opened:
+    """A run as it was at a checkpoint; None: at its beginning."""
+    if found is None:
+        state = State.fresh(job.initial_theta())
+    else:
+        state = State.load(found[1], job.base.device)
+    writer.resume_at(state.step)
+    for notice in changes(writer.manifest, job):
+        writer.notice(notice)
+    return Opened(job, state, writer)
+
+
+def _open_all(jobs: Sequence[Job], roots: Sequence[Path], writers: ExitStack) -> list[Opened]:
+    """Start what is new, and take the rest back to the newest step that all of them have."""
+    reopened: dict[Path, RunWriter] = {}
+    for job, root in zip(jobs, roots, strict=True):
+        if RunLayout(root).manifest.exists():
+            reopened[root] = writers.enter_context(RunWriter.reopen(root))
+            refuse_changed(reopened[root].manifest, job)
+    saved = {root: dict(writer.sound_checkpoints()) for root, writer in reopened.items()}
+    everywhere = set.intersection(*(set(saved.get(root, ())) for root in roots))
+    common = max(everywhere, default=None)
+    opened = []
+    for job, root in zip(jobs, roots, strict=True):
+        if root in reopened:
+            found = None if common is None else (common, saved[root][common])
+            opened.append(_reopened(job, reopened[root], found))
+        else:
+            opened.append(writers.enter_context(_started(job, root)))
+    return opened
+
+
+def _preflight(job: Job, state: State, writer: RunWriter) -> None:
+    """The method's own look before the first step, recorded."""
+    if job.method.preflight is None:
+        return
+    (ground, *_) = job.grounds(state.stacks)
+    point = job.point(state).part(ground.start, ground.stop)
+    found = job.method.preflight(job.config.method, point, job.scorer(ground))
+    if found is None:
+        return
+    writer.event("preflight", **found.facts)
+    if found.warning is not None:
+        writer.notice(found.warning)
+
+
+def _only(outcomes: Sequence[Outcome]) -> Outcome:
+    (outcome,) = outcomes
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome
 
 
 def free_directory(parent: Path, name: str) -> Path:
@@ -90,50 +223,73 @@ def free_directory(parent: Path, name: str) -> Path:
     return parent / (name if number == 1 else f"{name}-{number}")
 
 
-def _go(
-    job: Job, state: State, writer: RunWriter, announce: Announce | None, watch: Watch | None
-) -> Outcome:
+def _go(opened: Sequence[Opened], announce: Announce | None, watch: Watch | None) -> list[Outcome]:
     if announce:
-        announce(job, writer.manifest)
-    stop, clock, since = StopRequest(), Stopwatch(), state.step
-    with stop.listening(), clock("total"):
-        state = fit(job, state, writer, stop, clock, watch)
-        if state.step < job.steps:
-            writer.finish("interrupted")
-            return Outcome(writer.layout.root, False, state.step, job.steps, {}, {})
-        with clock("evaluate"):
-            results = _keep(job, state, writer)
-        _check_base(job, writer)
-    writer.result("time_breakdown", {"since_step": since, "seconds": clock.seconds})
+        announce(opened)
+    stop, clock = StopRequest(), Stopwatch()
+    with stop.listening():
+        with clock("total"):
+            parts = [Part(each.job, each.state, each.writer) for each in opened]
+            states, failed = fit(parts, stop, clock, watch)
+        return [
+            _ended(each, state, failed.get(number), clock)
+            for number, (each, state) in enumerate(zip(opened, states, strict=True))
+        ]
+
+
+def _ended(opened: Opened, state: State, error: NumericError | None, clock: Stopwatch) -> Outcome:
+    """Finish a run that has come to its end, or record why it has not."""
+    job, writer = opened.job, opened.writer
+    root = writer.layout.root
+    unfinished = Outcome(root, False, state.step, job.steps, {}, {}, error)
+    if error is not None:
+        with suppress(NumericError), writer:
+            raise error
+        return unfinished
+    if state.step < job.steps:
+        writer.finish("interrupted")
+        return unfinished
+    with clock("evaluate"):
+        results = _keep(job, state, writer)
+    _check_base(job, writer)
+    writer.result("time_breakdown", {"since_step": opened.state.step, "seconds": clock.seconds})
     writer.finish("finished")
-    return Outcome(
-        writer.layout.root, True, state.step, job.steps, results, _initial_loss(job, writer.layout)
-    )
+    return Outcome(root, True, state.step, job.steps, results, _initial_loss(writer.layout))
 
 
 def _keep(job: Job, state: State, writer: RunWriter) -> dict[str, dict[str, Any]]:
     """Write each lane's adapters, and evaluate the ones that are kept."""
     best = job.config.keep == "best"
-    kept_LP = state.best_LP if best else state.theta_LP
+    last = [Best(theta_P, 0.0, state.step, len(s)) for theta_P, s in _lanes(state)]
+    kept = state.best if best else last
     digest = hashlib.sha256()
     for index, lane in enumerate(job.lanes):
         place = member_layout(writer.layout, job, lane.name)
-        _write(job, kept_LP[index], place.adapter)
+        _write(job, state.stacks[index], kept[index], place.adapter)
         if best:
-            _write(job, state.theta_LP[index], place.adapter_last)
+            _write(job, state.stacks[index], last[index], place.adapter_last)
         digest.update(sha256_file(place.adapter / TENSORS).encode())
     writer.fingerprint("outcome", digest.hexdigest())
     if "valid" not in job.splits:
         return {}
-    evaluation = validate(job, kept_LP, task_metric=True)
+    stacks = [s[: its.commits] for s, its in zip(state.stacks, kept, strict=True)]
+    theta_LP = torch.stack([its.theta_P for its in kept])
+    evaluation = validate(job, stacks, theta_LP, task_metric=True)
     writer.table("valid", evaluation.table)
     results = {}
     for index, lane in enumerate(job.lanes):
-        step = state.best_step_L[index] if best else state.step
-        results[lane.name] = evaluation.record(lane.name) | {"kept": job.config.keep, "step": step}
+        found = {"kept": job.config.keep, "step": kept[index].step}
+        if job.config.boost is not None:
+            found["commits"] = kept[index].commits
+        results[lane.name] = evaluation.record(lane.name) | found
         name = "eval" if len(job.lanes) == 1 else f"eval-{lane.name}"
         writer.result(name, results[lane.name])
     return results
+
+
+def _lanes(state: State) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Each lane's current adapter [P] and its stack [K, P]."""
+    yield from zip(state.theta_LP, state.stacks, strict=True)
 
 
 def member_layout(run: RunLayout, job: Job, name: str) -> RunLayout:
@@ -141,9 +297,9 @@ def member_layout(run: RunLayout, job: Job, name: str) -> RunLayout:
     return run if len(job.lanes) == 1 else run.member(name)
 
 
-def _write(job: Job, flat_P: torch.Tensor, directory: Path) -> None:
+def _write(job: Job, stack_KP: torch.Tensor, its: Best, directory: Path) -> None:
     write_adapter(
-        job.adapter(flat_P),
+        job.adapter(stack_KP[: its.commits], its.theta_P),
         directory,
         base_ref=job.config.base,
         dropout=job.config.adapter.dropout,
@@ -151,10 +307,10 @@ def _write(job: Job, flat_P: torch.Tensor, directory: Path) -> None:
     )
 
 
-def _initial_loss(job: Job, run: RunLayout) -> dict[str, float]:
+def _initial_loss(run: RunLayout) -> dict[str, float]:
     """Each lane's validation loss before the first step: the base's, since B is zero."""
     reader = RunReader(run.root)
-    if "valid-step-0" not in reader.table_names():
+    if not {"valid-step-0", "valid"} <= set(reader.table_names()):
         return {}
     table = reader.table("valid-step-0")
     if table.ids != reader.table("valid").ids:
@@ -172,77 +328,6 @@ def _check_base(job: Job, writer: RunWriter) -> None:
         )
 
 
-def _manifest(job: Job, theta_LP: torch.Tensor, name: str) -> Manifest:
-    resolved, splits = job.resolved, job.splits
-    config = resolved.config.model_dump(mode="json")
-    return Manifest(
-        name=name,
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        config=config,
-        origins=resolved.origins,
-        block=configuration_block(job.config, job.layout, splits),
-        fingerprints={
-            "config": _sha256(json.dumps(config, sort_keys=True).encode()),
-            "code": code_state().sha256,
-            "base": job.base.fingerprint(),
-            **{f"rows.{name}": split.rows_fingerprint for name, split in splits.items()},
-            **{f"tokens.{name}": split.fingerprint for name, split in splits.items()},
-            "initial_adapter": _sha256(theta_LP.cpu().contiguous().numpy().tobytes()),
-        },
-        versions=versions(),
-        hardware=hardware() | _torch_facts(job),
-        data={name: dict(split.counts) for name, split in splits.items()},
-        sites={
-            slot.site.name: {"rank": slot.rank, "scale": slot.scale} for slot in job.layout.slots
-        },
-    )
-
-
-def _notices(job: Job) -> Sequence[str]:
-    found = [*job.resolved.notices]
-    found += [notice for split in job.splits.values() for notice in split.notices]
-    layers = layers_notice(job.base.sites, job.config.adapter)
-    return found + [notice for notice in (layers, job.base.notice) if notice]
-
-
-def _torch_facts(job: Job) -> dict[str, Any]:
-    facts: dict[str, Any] = {"torch_threads": torch.get_num_threads()}
-    if job.base.device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(job.base.device)
-    return facts
-
-
-def _refuse_changed(manifest: Manifest, job: Job) -> None:
-    """A resumed run must go on with the same weights and the same tokens."""
-    now = {"base": job.base.fingerprint()}
-    now |= {f"tokens.{name}": split.fingerprint for name, split in job.splits.items()}
-    changed = [stage for stage, digest in now.items() if manifest.fingerprints[stage] != digest]
-    if changed:
-        raise InputError(
-            f"this run cannot be resumed: {', '.join(changed)} differ from when it started",
-            hint="put the old files back, or start a new run",
-        )
-
-
-def _changes(manifest: Manifest, job: Job) -> list[str]:
-    """What is not as it was when the run started, so that the rest may not be bit for bit."""
-    facts = {
-        "the code of Weft": (manifest.fingerprints.get("code"), code_state().sha256),
-        "torch": (manifest.versions.get("torch"), versions().get("torch")),
-        "transformers": (manifest.versions.get("transformers"), versions().get("transformers")),
-        "the processor": (manifest.hardware.get("cpu"), hardware()["cpu"]),
-        "the number of threads": (
-            manifest.hardware.get("torch_threads"),
-            _torch_facts(job)["torch_threads"],
-        ),
-    }
-    return [
-        f"resumed with another state of {what}: {str(now)[:12]}, was {str(before)[:12]}"
-        for what, (before, now) in facts.items()
-        if before != now
-    ]
-
-
 def _refuse_occupied(root: Path) -> None:
     """Before anything is loaded; the writer checks again when it takes the directory."""
     if RunLayout(root).manifest.exists():
@@ -250,7 +335,3 @@ def _refuse_occupied(root: Path) -> None:
             f"the directory {root} holds a run",
             hint=f"go on with it with `weft train --resume {root}`, or choose another --run-dir",
         )
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -31,7 +31,7 @@ def complete(root: Path, pause: float = 0.0) -> None:
     step, theta = 0, 1.0
     if RunLayout(root).manifest.exists():
         writer = RunWriter.reopen(root)
-        if found := writer.latest_checkpoint():
+        if found := next(writer.sound_checkpoints(), None):
             step, theta = found[0], read_json(found[1] / "state.json")["theta"]
         writer.resume_at(step)
     else:

@@ -1,0 +1,99 @@
+"""What a run records of itself when it starts, and what must still be so when it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weft.core.errors import InputError
+from weft.model.sites import layers_notice
+from weft.runs.manifest import Manifest
+from weft.runs.provenance import code_state, hardware, versions
+from weft.training.block import configuration_block
+from weft.training.job import Job
+
+
+def manifest_of(job: Job, theta_LP: torch.Tensor, name: str) -> Manifest:
+    """The manifest of a run that is about to start from `theta_LP`."""
+    resolved, splits = job.resolved, job.splits
+    config = resolved.config.model_dump(mode="json")
+    return Manifest(
+        name=name,
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        config=config,
+        origins=resolved.origins,
+        block=configuration_block(resolved, job.layout, splits),
+        fingerprints={
+            "config": _sha256(json.dumps(config, sort_keys=True).encode()),
+            "code": code_state().sha256,
+            "base": job.base.fingerprint(),
+            **{f"rows.{name}": split.rows_fingerprint for name, split in splits.items()},
+            **{f"tokens.{name}": split.fingerprint for name, split in splits.items()},
+            "initial_adapter": _sha256(theta_LP.cpu().contiguous().numpy().tobytes()),
+        },
+        versions=versions(),
+        hardware=hardware() | _torch_facts(job),
+        data={name: dict(split.counts) for name, split in splits.items()},
+        sites={
+            slot.site.name: {"rank": slot.rank, "scale": slot.scale} for slot in job.layout.slots
+        },
+    )
+
+
+def notices(job: Job) -> Sequence[str]:
+    """What the user should know before the first step."""
+    found = [*job.resolved.notices, *job.notices]
+    if job.trigger is not None and job.trigger.ignored is not None:
+        found.append(job.trigger.ignored)
+    found += [notice for split in job.splits.values() for notice in split.notices]
+    layers = layers_notice(job.base.sites, job.config.adapter)
+    return found + [notice for notice in (layers, job.base.notice) if notice]
+
+
+def _torch_facts(job: Job) -> dict[str, Any]:
+    facts: dict[str, Any] = {"torch_threads": torch.get_num_threads()}
+    if job.base.device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(job.base.device)
+    return facts
+
+
+def refuse_changed(manifest: Manifest, job: Job) -> None:
+    """A resumed run must go on with the same weights and the same tokens."""
+    now = {"base": job.base.fingerprint()}
+    now |= {f"tokens.{name}": split.fingerprint for name, split in job.splits.items()}
+    changed = [stage for stage, digest in now.items() if manifest.fingerprints[stage] != digest]
+    if changed:
+        raise InputError(
+            f"this run cannot be resumed: {', '.join(changed)} differ from when it started",
+            hint="put the old files back, or start a new run",
+        )
+
+
+def changes(manifest: Manifest, job: Job) -> list[str]:
+    """What is not as it was when the run started, so that the rest may not be bit for bit."""
+    facts = {
+        "the code of Weft": (manifest.fingerprints.get("code"), code_state().sha256),
+        "torch": (manifest.versions.get("torch"), versions().get("torch")),
+        "transformers": (manifest.versions.get("transformers"), versions().get("transformers")),
+        "the processor": (manifest.hardware.get("cpu"), hardware()["cpu"]),
+        "the number of threads": (
+            manifest.hardware.get("torch_threads"),
+            _torch_facts(job)["torch_threads"],
+        ),
+    }
+    return [
+        f"resumed with another state of {what}: {str(now)[:12]}, was {str(before)[:12]}"
+        for what, (before, now) in facts.items()
+        if before != now
+    ]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
