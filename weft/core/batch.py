@@ -54,6 +54,15 @@ class Example:
         return len(self.ids_T)
 
     @property
+    def read(self) -> int:
+        """Number of tokens that a forward must read: those before the last supervised one.
+
+        Where none is supervised all are read, as for a prompt that something will follow.
+        """
+        at = np.flatnonzero(self.labels_T[1:] != IGNORE)
+        return int(at[-1]) + 1 if len(at) else self.tokens
+
+    @property
     def supervised(self) -> int:
         """Number of positions that count in the loss."""
         return int((self.labels_T[1:] != IGNORE).sum())

@@ -11,6 +11,9 @@ Two arrangements give the same numbers:
 * `PaddedRows`: one row for each (member, example), padded on the right, for models whose own
   forward must see ordinary batches.
 
+Neither holds what follows an example's last supervised token, nor that token itself: nothing that
+counts is predicted from them.
+
 Shapes: N members and M positions (of one member) of a block, R padded rows, L their length,
 T all positions of the forward, S all targets.
 """
@@ -40,6 +43,11 @@ class Block:
     def members(self) -> int:
         """N."""
         return self.stop - self.start
+
+    @property
+    def positions(self) -> int:
+        """M: the tokens of its examples that a member must read."""
+        return sum(example.read for example in self.batch.examples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +97,12 @@ class PackedRows:
     def spans(self, block: Block) -> list[tuple[Example, int]]:
         """A member's examples in the order of its positions, each with how many it takes."""
         examples = block.batch.examples
-        return [(examples[i], examples[i].tokens) for i in _by_length(block.batch)]
+        return [(examples[i], examples[i].read) for i in _by_length(block.batch)]
 
     @cached_property
     def sizes(self) -> list[int]:
         """Positions of each block, those of all its members."""
-        return [block.members * block.batch.tokens for block in self.blocks]
+        return [block.members * block.positions for block in self.blocks]
 
     def views(self, x_TC: torch.Tensor) -> list[torch.Tensor]:
         """Activations [T, C] as views [N, M, C], one for each block."""
@@ -142,20 +150,20 @@ def pack(blocks: Sequence[Block], device: torch.device) -> PackedRows:
     start = 0
     for block in blocks:
         examples, count = block.batch.examples, block.members
-        lengths = [example.tokens for example in examples]
+        lengths = [example.read for example in examples]
         for length, rows in zip(*np.unique(lengths, return_counts=True), strict=True):
             pieces.append(Piece(int(rows), int(length), count))
         offset = 0
         for i in _by_length(block.batch):
-            example = examples[i]
-            ids.append(np.repeat(example.ids_T, count))
-            positions.append(np.repeat(np.arange(example.tokens), count))
+            example, length = examples[i], lengths[i]
+            ids.append(np.repeat(example.ids_T[:length], count))
+            positions.append(np.repeat(np.arange(length), count))
             at = np.nonzero(example.labels_T[1:] != IGNORE)[0]
             index = start + (offset + at)[:, None] * count + np.arange(count)
             targets.add(index, example.labels_T[at + 1], i)
-            offset += example.tokens
+            offset += length
         targets.close(block)
-        start += count * block.batch.tokens
+        start += count * offset
     return PackedRows(
         tuple(blocks),
         _tensor(ids, device)[None],
@@ -167,15 +175,15 @@ def pack(blocks: Sequence[Block], device: torch.device) -> PackedRows:
 
 def pad(blocks: Sequence[Block], fill: int, device: torch.device) -> PaddedRows:
     """Blocks as ordinary rows, padded on the right with token `fill` (which nothing attends to)."""
-    length = max(e.tokens for block in blocks for e in block.batch.examples)
+    length = max(e.read for block in blocks for e in block.batch.examples)
     ids, mask, targets = [], [], _TargetList()
     start = 0
     for block in blocks:
         examples = block.batch.examples
-        lengths = np.array([e.tokens for e in examples])
+        lengths = np.array([e.read for e in examples])
         rows = np.full((len(examples), length), fill, dtype=np.int64)
         for i, example in enumerate(examples):
-            rows[i, : example.tokens] = example.ids_T
+            rows[i, : lengths[i]] = example.ids_T[: lengths[i]]
             at = np.nonzero(example.labels_T[1:] != IGNORE)[0]
             row_N = start + np.arange(block.members) * len(examples) + i
             targets.add(row_N * length + at[:, None], example.labels_T[at + 1], i)
@@ -193,7 +201,7 @@ def pad(blocks: Sequence[Block], fill: int, device: torch.device) -> PaddedRows:
 
 def _by_length(batch: Batch) -> list[int]:
     """The order in which a packed block holds its examples: those of equal length together."""
-    return sorted(range(len(batch.examples)), key=lambda i: batch.examples[i].tokens)
+    return sorted(range(len(batch.examples)), key=lambda i: batch.examples[i].read)
 
 
 def _tensor(parts: list[np.ndarray], device: torch.device) -> torch.Tensor:

@@ -47,7 +47,7 @@ class Dropout:
             mask = np.ones(shape, dtype=bool)
             start = 0
             for example, positions in spans:
-                here = mask[start : start + example.tokens]
+                here = mask[start : start + example.read]
                 fill_keep_mask(here, self.rate, key.fold("dropout", example.id))
                 start += positions
             blocks.append(torch.from_numpy(mask).to(rows.ids.device))

@@ -14,6 +14,14 @@ def test_first_position_is_never_scored():
     assert (one.tokens, one.supervised) == (4, 2)
 
 
+def test_what_follows_the_last_supervised_token_need_not_be_read_nor_that_token():
+    assert example("v:1", [IGNORE, 5, IGNORE, 8]).read == 3
+    assert example("v:1", [IGNORE, 5, IGNORE, 8, IGNORE, IGNORE]).read == 3
+    assert example("v:1", [IGNORE, 5, IGNORE]).read == 1
+    assert example("v:1", [IGNORE, IGNORE, IGNORE]).read == 3  # a prompt: something will follow
+    assert example("v:1", [5, IGNORE]).read == 2
+
+
 def test_batches_cover_every_example_once_in_order():
     examples = [example(f"v:{i}", [IGNORE, 1, 2]) for i in range(5)]
     batches = list(batches_of(examples, 2))
