@@ -16,7 +16,10 @@ IGNORE = -100
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A prompt, the completions among which its answer is chosen, and which of them is right."""
+    """A prompt, the completions among which its answer is chosen, and which of them is right.
+
+    No completion is without tokens, and no two have the same.
+    """
 
     prompt_T: np.ndarray
     candidates: tuple[tuple[int, ...], ...]

@@ -11,7 +11,17 @@ from weft.core.errors import did_you_mean
 from weft.data.tasks import TASKS
 
 FormatName = Literal[
-    "auto", "text", "prompt_completion", "alpaca", "messages", "sst2", "tables", "tokenized"
+    "auto",
+    "text",
+    "prompt_completion",
+    "alpaca",
+    "messages",
+    "sst2",
+    "rte",
+    "boolq",
+    "cb",
+    "tables",
+    "tokenized",
 ]
 
 
@@ -55,6 +65,10 @@ class DataConfig(BaseModel):
     append_eos: bool = True
     """Put the tokenizer's end-of-sequence token after the response, and supervise it."""
 
+    verbalizers: tuple[str, ...] | None = None
+    """The words that are chosen between, in the order of the labels, instead of the format's own
+    (`sst2`, `rte`, `boolq`, `cb`). The space before them is the format's."""
+
     chat_template: Path | None = None
     """A Jinja file to use instead of the tokenizer's own chat template (format `messages`)."""
 
@@ -85,6 +99,8 @@ class DataConfig(BaseModel):
             raise ValueError(
                 f"`data.chat_template` applies to `messages`, and `data.format` is {self.format!r}"
             )
+        if self.verbalizers is not None:
+            _check_words(self.verbalizers)
         return self
 
     def _check_task(self, task: str) -> None:
@@ -106,3 +122,14 @@ class DataConfig(BaseModel):
         ]
         if fixed:
             raise ValueError(f"{' and '.join(fixed)}: only with `data.path`; task {task!r} has it")
+
+
+def _check_words(words: tuple[str, ...]) -> None:
+    for word in words:
+        if word != word.strip() or not word:
+            raise ValueError(
+                f"`data.verbalizers` has {word!r}: give words without space around them; the "
+                "format puts one before them where its prompt ends with a word"
+            )
+        if words.count(word) > 1:
+            raise ValueError(f"`data.verbalizers` has {word!r} twice")

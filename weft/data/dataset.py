@@ -11,18 +11,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from weft.core.batch import Example
+from weft.core.batch import Choice, Example
 from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.data.config import DataConfig
 from weft.data.readers import read_rows
 from weft.data.rows import BadRow, Reading, Row, RowProblem
+from weft.data.show import token_text
 from weft.data.sources import SPLITS, find_sources
-from weft.data.split import Item, Split
+from weft.data.split import Candidate, Item, Split
 from weft.data.task import Task, task_of_format
 from weft.data.tasks import TASKS
 from weft.data.templates import FORMATS, Chat, Rendered, Tokens, detect
-from weft.data.tokens import Encoded, Encoder
+from weft.data.tokens import Encoded, Encoder, encode_completions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,8 +60,11 @@ def load_splits(
     bad = sorted(problem for _, problems in encoded.values() for problem in problems)
     if bad and config.on_bad_row == "stop":
         raise _bad_rows(bad, how)
+    candidates = _candidates(tokenizer, task.candidates)
     made = {
-        name: _split(name, task, readings[name], *encoded[name], max_length, config.pad_target)
+        name: _split(
+            name, task, readings[name], *encoded[name], max_length, config.pad_target, candidates
+        )
         for name in readings
     }
     first = made[splits[0]]
@@ -121,6 +125,13 @@ def _hold_out(config: DataConfig, whole: Reading) -> tuple[Reading, Reading]:
 
 def _task(config: DataConfig, readings: dict[str, Reading]) -> tuple[Task, list[str]]:
     """The task, and a notice where its format was guessed."""
+    task, how = _guessed_task(config, readings)
+    if config.verbalizers is None:
+        return task, how
+    return replace(task, format=task.format.choosing(config.verbalizers)), how
+
+
+def _guessed_task(config: DataConfig, readings: dict[str, Reading]) -> tuple[Task, list[str]]:
     if config.task is not None:
         return TASKS[config.task], []
     if config.format != "auto":
@@ -130,7 +141,7 @@ def _task(config: DataConfig, readings: dict[str, Reading]) -> tuple[Task, list[
         bad = [problem for reading in readings.values() for problem in reading.bad]
         raise _bad_rows(bad) if bad else InputError(f"{config.path} has no rows")
     found, row = detect(rows)
-    shown = "fields" if found.recognises is None else "text"
+    shown = "label" if found.telling else "text" if found.recognises else "fields"
     notice = f"format {found.name}, by the {shown} of {row.file}:{row.line}"
     if config.chat_template is not None and found.name != "messages":
         raise InputError(f"`data.chat_template` applies to `messages`, and this is {notice}")
@@ -169,12 +180,22 @@ def _split(
     bad: list[BadRow],
     max_length: int,
     pad_target: bool,
+    candidates: tuple[Candidate, ...],
 ) -> Split:
-    """Cut the rows to length, drop those that lose their whole response, and count."""
+    """Cut the rows to length, drop those that lose their whole response, and count.
+
+    Between candidates, no row stays of which one would be cut.
+    """
+    longest = max((len(candidate.ids) for candidate in candidates), default=0)
     cut = ((row, whole, whole.cut(max_length)) for row, whole in encoded)
     items = tuple(
         Item(
-            _example(reading, row, short.padded(max_length) if pad_target else short),
+            Example(
+                f"{reading.origin}:{row.line}",
+                used.ids_T,
+                used.labels_T,
+                _choice(whole, candidates) if candidates else None,
+            ),
             row.value,
             whole.prompt,
             whole.response,
@@ -182,8 +203,10 @@ def _split(
             truncated=short is not whole,
         )
         for row, whole, short in cut
-        if short.has_response
+        if short.has_response and whole.prompt_length + longest <= max_length
+        for used in (short.padded(max_length) if pad_target else short,)
     )
+    lost = "room for every candidate" if candidates else "response"
     counts = {
         "read": len(encoded) + len(bad),
         "blank": reading.blank,
@@ -198,23 +221,50 @@ def _split(
     if not items:
         raise InputError(
             f"no {name} rows are left: {counts['read']} read, {counts['bad']} bad, "
-            f"{counts['dropped_truncated']} without response within {max_length} tokens",
+            f"{counts['dropped_truncated']} without {lost} within {max_length} tokens",
             hint=_hint_when_empty(counts, bad),
         )
-    return Split(name, task, items, max_length, counts, _notices(name, counts, bad, max_length))
+    notices = _notices(name, counts, bad, lost, max_length)
+    return Split(name, task, items, max_length, counts, notices, candidates)
 
 
-def _example(reading: Reading, row: Row, encoded: Encoded) -> Example:
-    return Example(f"{reading.origin}:{row.line}", encoded.ids_T, encoded.labels_T)
+def _candidates(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[Candidate, ...]:
+    """Candidates as they go on from a prompt; an error where their tokens tell no two apart."""
+    made: list[Candidate] = []
+    for text, ids in zip(texts, encode_completions(tokenizer, texts), strict=True):
+        if not ids:
+            raise InputError(f"the tokenizer has no tokens for the candidate {text!r}")
+        pieces = tuple(token_text(tokenizer, token) for token in ids)
+        candidate = Candidate(text, tuple(ids), pieces)
+        for other in made:
+            if other.ids == candidate.ids:
+                raise InputError(
+                    f"the candidates {other.text!r} and {text!r} are the same tokens: "
+                    f"{other.shown}",
+                    hint="choose other words: `data.verbalizers`",
+                )
+        made.append(candidate)
+    return tuple(made)
 
 
-def _notices(name: str, counts: dict[str, int], bad: list[BadRow], limit: int) -> tuple[str, ...]:
+def _choice(whole: Encoded, candidates: Sequence[Candidate]) -> Choice:
+    texts = [candidate.text for candidate in candidates]
+    return Choice(
+        whole.ids_T[: whole.prompt_length],
+        tuple(candidate.ids for candidate in candidates),
+        texts.index(whole.response),
+    )
+
+
+def _notices(
+    name: str, counts: dict[str, int], bad: list[BadRow], lost: str, limit: int
+) -> tuple[str, ...]:
     dropped, truncated = counts["dropped_truncated"], counts["truncated"]
     notices = []
     if bad:
         notices.append(f"{name}: bad rows skipped: {len(bad)}, the first: {min(bad)}")
     if dropped:
-        notices.append(f"{name}: rows dropped, with no response within {limit} tokens: {dropped}")
+        notices.append(f"{name}: rows dropped, with no {lost} within {limit} tokens: {dropped}")
     if truncated:
         notices.append(f"{name}: rows cut to {limit} tokens: {truncated}")
     return tuple(notices)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from weft.core.errors import InputError, did_you_mean
+from weft.data.fields import text
 from weft.data.readers import READERS, read_rows
 from weft.data.rows import BadRow, Row, RowProblem
-from weft.data.templates import text
 from weft.data.tokens import encode_texts, head_ids, read_template, template_problem
 
 if TYPE_CHECKING:

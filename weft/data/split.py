@@ -32,6 +32,22 @@ class Item:
         return self.example.ids_T[: self.prompt_length]
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """One of the responses that a task chooses between, as the tokenizer sees it."""
+
+    text: str
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    """The text of each token, quoted."""
+
+    @property
+    def shown(self) -> str:
+        """Its tokens, as text and as ids."""
+        tokens = zip(self.pieces, self.ids, strict=True)
+        return ", ".join(f"{piece} ({id})" for piece, id in tokens)
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """The usable rows of one split. `examples`, `rows`, `prompts` and `references` align."""
@@ -45,6 +61,8 @@ class Split:
     """read = bad + dropped_truncated + kept; also blank, truncated, tokens, supervised_tokens and
     longest."""
     notices: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    """What every row chooses between, in the order of the labels; none for most tasks."""
 
     @cached_property
     def examples(self) -> tuple[Example, ...]:
@@ -69,7 +87,8 @@ class Split:
     @cached_property
     def largest_id(self) -> int:
         """The largest token id, labels included: a model's vocabulary must be larger."""
-        return max(int(max(e.ids_T.max(), e.labels_T.max())) for e in self.examples)
+        chosen = max((i for each in self.candidates for i in each.ids), default=0)
+        return max(chosen, *(int(max(e.ids_T.max(), e.labels_T.max())) for e in self.examples))
 
     @cached_property
     def fingerprint(self) -> str:

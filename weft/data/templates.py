@@ -7,14 +7,16 @@ Shapes: T tokens of one example.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from weft.core.errors import InputError
-from weft.data import sql
+from weft.data import choices, sql
+from weft.data.fields import field as field_of
+from weft.data.fields import kind_of, names_of, response, text
 from weft.data.rows import Row, RowProblem
 
 
@@ -45,6 +47,10 @@ Judge = Callable[[str, str, str], bool]
 """Whether a generated text answers a prompt as its reference does: (prompt, reference, text)."""
 
 
+Ask = Callable[[dict[str, Any]], tuple[str, int]]
+"""The prompt of a row, and the number of its label."""
+
+
 @dataclass(frozen=True)
 class Format:
     """A kind of row, and how a model's answer to one is judged."""
@@ -59,14 +65,49 @@ class Format:
     """How generated responses are judged, by the name of the metric; the first one is the main."""
     recognises: Callable[[dict[str, Any]], bool] | None = None
     """Whether a row looks like this format, where its fields alone do not tell."""
+    other_fields: tuple[str, ...] = ()
+    """Fields that rows may have instead."""
+    telling: Callable[[dict[str, Any]], bool] | None = None
+    """Whether a row's label leaves no doubt, where rows of other kinds have the same fields."""
+    ask: Ask | None = None
+    """The prompt of a row and the number of its label, where there are candidates."""
+
+    @property
+    def accepted(self) -> str:
+        """The fields, for people."""
+        return " or ".join(names_of(each) for each in (self.fields, self.other_fields) if each)
 
     def told_by(self, rows: Sequence[Row]) -> Row | None:
         """The row that shows rows to be of this format, if there is one."""
-        if not set(self.fields) <= rows[0].value.keys():
+        names = rows[0].value.keys()
+        if not any(set(each) <= names for each in (self.fields, self.other_fields) if each):
             return None
         if self.recognises is None:
             return rows[0]
         return next((row for row in rows if self.recognises(row.value)), None)
+
+    def choosing(self, words: Sequence[str]) -> Format:
+        """The same with other words as candidates, in the order of the labels.
+
+        A space that this format's own candidates begin with is put before them.
+        Raises `InputError` where there are not as many candidates.
+        """
+        own = self.candidates
+        if not own:
+            raise InputError(
+                f"`data.verbalizers` is given, and format {self.name} has no candidates",
+                hint=f"formats that have: {names_of(f.name for f in CHOICES)}",
+            )
+        if len(words) != len(own):
+            raise InputError(
+                f"`data.verbalizers` has {len(words)} words ({names_of(words)}), and format "
+                f"{self.name} has {len(own)} labels",
+                hint=f"give a word for each label in order, as {names_of(c.strip() for c in own)}",
+            )
+        assert self.ask is not None  # there are candidates
+        space = own[0].removesuffix(own[0].lstrip())
+        candidates = tuple(space + word for word in words)
+        return replace(self, candidates=candidates, render=_answer(self.ask, candidates))
 
 
 # The wording is that of the Stanford Alpaca project: models trained on it expect it to the letter.
@@ -108,7 +149,7 @@ def render_messages(row: dict[str, Any]) -> Chat:
         raise RowProblem("`messages` needs a turn to answer and the assistant's answer")
     for i, turn in enumerate(turns):
         if not isinstance(turn, dict):
-            raise RowProblem(f"`messages[{i}]` must be an object, is {_kind(turn)}")
+            raise RowProblem(f"`messages[{i}]` must be an object, is {kind_of(turn)}")
         for name in ("role", "content"):
             text(turn, name, where=f"messages[{i}].")
     last = len(turns) - 1
@@ -118,18 +159,6 @@ def render_messages(row: dict[str, Any]) -> Chat:
         )
     response(turns[last], "content", where=f"messages[{last}].")
     return Chat(tuple({"role": t["role"], "content": t["content"]} for t in turns))
-
-
-SST2_CANDIDATES = (" terrible", " great")
-
-
-def render_sst2(row: dict[str, Any]) -> Rendered:
-    """`sentence` and `label`: the sentiment as the word that completes "It was"."""
-    sentence = response(row, "sentence").strip()
-    label = _field(row, "label")
-    if type(label) is not int or not 0 <= label < len(SST2_CANDIDATES):
-        raise RowProblem(f"field `label` must be the number 0 or 1, is {label!r}")
-    return Rendered(f"{sentence} It was", SST2_CANDIDATES[label])
 
 
 def render_tables(row: dict[str, Any]) -> Rendered:
@@ -152,6 +181,49 @@ def render_tokenized(row: dict[str, Any]) -> Tokens:
     return Tokens(ids_T[kept], labels_T[kept])
 
 
+def _answer(ask: Ask, candidates: Sequence[str]) -> Callable[[dict[str, Any]], Rendered]:
+    """Rows as a prompt and the candidate of their label."""
+
+    def render(row: dict[str, Any]) -> Rendered:
+        prompt, label = ask(row)
+        return Rendered(prompt, candidates[label])
+
+    return render
+
+
+def _choice(
+    name: str, fields: tuple[str, ...], ask: Ask, candidates: tuple[str, ...], **more: Any
+) -> Format:
+    return Format(name, fields, _answer(ask, candidates), candidates, ask=ask, **more)
+
+
+CHOICES = (  # no space after a line's end
+    _choice("sst2", ("sentence", "label"), choices.ask_sst2, (" terrible", " great")),
+    _choice(
+        "boolq",
+        ("passage", "question", "label"),
+        choices.ask_boolq,
+        ("No", "Yes"),
+        other_fields=("passage", "question", "answer"),
+    ),
+    _choice(
+        "cb",
+        ("premise", "hypothesis", "label"),
+        choices.ask_cb,
+        ("Yes", "No", "Maybe"),
+        telling=choices.tells_cb,
+    ),
+    _choice(
+        "rte",
+        ("premise", "hypothesis", "label"),
+        choices.ask_rte,
+        ("Yes", "No"),
+        other_fields=("sentence1", "sentence2", "label"),
+        telling=choices.tells_rte,
+    ),
+)
+"""The formats whose responses are candidates, in the order in which `auto` tries them."""
+
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (  # in the order in which `auto` tries them
@@ -159,7 +231,7 @@ FORMATS: dict[str, Format] = {
         Format("messages", ("messages",), render_messages),
         Format("alpaca", ("instruction", "output"), render_alpaca),
         Format("prompt_completion", ("prompt", "completion"), render_prompt_completion),
-        Format("sst2", ("sentence", "label"), render_sst2, SST2_CANDIDATES),
+        *CHOICES,
         Format(
             "tables",
             ("text",),
@@ -174,50 +246,33 @@ FORMATS: dict[str, Format] = {
 
 def detect(rows: Sequence[Row]) -> tuple[Format, Row]:
     """The format that the rows are of, and the row that shows it."""
+    possible = []
     for candidate in FORMATS.values():
         if row := candidate.told_by(rows):
-            return candidate, row
-    accepted = "; ".join(f"{f.name}: {_names(f.fields)}" for f in FORMATS.values())
+            if candidate.telling is None:
+                return candidate, row
+            if told := next((row for row in rows if candidate.telling(row.value)), None):
+                return candidate, told
+            possible.append(candidate.name)
     row = rows[0]
+    found = names_of(row.value) or "(none)"
+    if possible:
+        raise InputError(
+            f"{row.file}:{row.line}: the fields {found} are those of several tasks, and no label "
+            "tells which",
+            hint=f"set `data.format` to {' or '.join(possible)}",
+        )
+    accepted = "; ".join(f"{f.name}: {f.accepted}" for f in FORMATS.values())
     raise InputError(
-        f"{row.file}:{row.line}: no format has the fields {_names(row.value) or '(none)'}",
+        f"{row.file}:{row.line}: no format has the fields {found}",
         hint=f"the accepted fields are {accepted}",
     )
 
 
-def text(row: dict[str, Any], name: str, where: str = "") -> str:
-    """A field that must be text; `where` is put before its name in problems."""
-    value = _field(row, name, where)
-    if not isinstance(value, str):
-        raise RowProblem(f"field `{where}{name}` must be text, is {_kind(value)}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as e:
-            raise RowProblem(
-                f"field `{where}{name}` holds half a surrogate pair at character {e.start + 1}"
-            ) from None
-    return value
-
-
-def response(row: dict[str, Any], name: str, where: str = "") -> str:
-    """A text field that must say something."""
-    value = text(row, name, where)
-    if not value.strip():
-        raise RowProblem(f"field `{where}{name}` is empty")
-    return value
-
-
-def _field(row: dict[str, Any], name: str, where: str = "") -> Any:
-    if name not in row:
-        raise RowProblem(f"field `{where}{name}` is missing (found: {_names(row) or 'nothing'})")
-    return row[name]
-
-
 def _list(row: dict[str, Any], name: str) -> list[Any]:
-    value = _field(row, name)
+    value = field_of(row, name)
     if not isinstance(value, list):
-        raise RowProblem(f"field `{name}` must be a list, is {_kind(value)}")
+        raise RowProblem(f"field `{name}` must be a list, is {kind_of(value)}")
     return value
 
 
@@ -225,7 +280,7 @@ def _integers(row: dict[str, Any], name: str) -> np.ndarray:
     values = _list(row, name)
     if not set(map(type, values)) <= {int}:
         i, wrong = next((i, v) for i, v in enumerate(values) if type(v) is not int)
-        raise RowProblem(f"`{name}[{i}]` must be a whole number, is {_kind(wrong)}")
+        raise RowProblem(f"`{name}[{i}]` must be a whole number, is {kind_of(wrong)}")
     try:
         return np.array(values, dtype=np.int64)
     except OverflowError:
@@ -255,13 +310,3 @@ def _attended(mask_T: np.ndarray) -> slice:
             f"`attention_mask[{hole}]` is 0 between ones: only padding at the ends can be left out"
         )
     return slice(start, stop)
-
-
-def _names(fields: Iterable[str]) -> str:
-    return ", ".join(fields)
-
-
-def _kind(value: object) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text"}
-    kinds |= {list: "a list", dict: "an object", type(None): "null"}
-    return kinds.get(type(value), type(value).__name__)

@@ -36,6 +36,7 @@ from weft.model.base import HINT, LOADING_ERRORS, first_line, load_config, skele
 from weft.model.config import DType
 from weft.model.decode import OnToken, check_prompts, decode
 from weft.model.decoding import Completion, Decoding
+from weft.model.objectives import TOKENS, Objective
 
 DTYPES: dict[DType, mx.Dtype] = {
     "float32": mx.float32,
@@ -68,17 +69,20 @@ class MlxEngine:
             **{package: version(package) for package in ("mlx", "mlx-lm")},
         }
 
-    def score(self, bank: Bank, batch: Batch) -> Scores:
-        """Every member on every example: a forward for each, without padding."""
-        shape = (len(bank.members), len(batch.examples))
-        loss_NE, correct_NE = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+    def score(self, bank: Bank, batch: Batch, objective: Objective = TOKENS) -> Scores:
+        """Every member on every example: a forward for each row, without padding."""
+        rows = objective.token_rows(batch).examples
+        shape = (len(bank.members), len(rows))
+        loss_NR, correct_NR = np.zeros(shape), np.zeros(shape, dtype=np.int64)
         for member in range(shape[0]):
             model = self.adapted(bank, member)
-            for column, example in enumerate(batch.examples):
+            for column, row in enumerate(rows):
                 cell = (member, column)
-                loss_NE[cell], correct_NE[cell] = _score(model, example)
-        count_E = np.array([example.supervised for example in batch.examples])
-        return Scores(loss_NE, correct_NE, count_E)
+                loss_NR[cell], correct_NR[cell] = _score(model, row)
+        loss_NE, correct_NE = objective.of_tokens(
+            batch, torch.from_numpy(loss_NR), torch.from_numpy(correct_NR)
+        )
+        return Scores(loss_NE.numpy(), correct_NE.numpy(), objective.counts(batch))
 
     def generate(
         self,

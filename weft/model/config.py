@@ -11,6 +11,46 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 DType = Literal["float32", "bfloat16", "float16"]
 
 
+class ObjectiveConfig(BaseModel):
+    """What is minimised."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Annotated[
+        Literal["nll", "choice"],
+        Field(
+            description="nll: negative log-likelihood of the supervised tokens; choice: of the "
+            "right one among a task's candidates"
+        ),
+    ] = "nll"
+    loss: Annotated[
+        Literal["candidates", "option"],
+        Field(
+            description="of choice. candidates: cross-entropy over them; option: negative "
+            "log-likelihood of the right one's tokens among all tokens"
+        ),
+    ] = "candidates"
+    tokens: Annotated[
+        Literal["auto", "one", "mean"],
+        Field(
+            description="how candidates are compared. one: at one position, each being a single "
+            "token; mean: by the mean log-probability of their tokens; auto: one where it can be"
+        ),
+    ] = "auto"
+
+    @model_validator(mode="after")
+    def _only_its_own(self) -> ObjectiveConfig:
+        foreign = [
+            n for n, v in (("loss", "candidates"), ("tokens", "auto")) if getattr(self, n) != v
+        ]
+        if self.name == "nll" and foreign:
+            keys = " and ".join(f"`{name}`" for name in foreign)
+            raise ValueError(f"nll does not use {keys}: leave it out, or use `name: choice`")
+        if self.loss == "option" and self.tokens != "auto":
+            raise ValueError("`loss: option` compares no candidates: leave `tokens` out")
+        return self
+
+
 class AdapterConfig(BaseModel):
     """The low-rank change that is trained: dW = scale * B @ A at each target."""
 

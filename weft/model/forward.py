@@ -1,6 +1,6 @@
 """One forward of the base with adapters over it: scores, logits, or a loss to differentiate.
 
-Shapes: S targets of the forward, V vocabulary, D hidden size.
+Shapes: S targets of the forward, V vocabulary, U some tokens of it, D hidden size.
 """
 
 from __future__ import annotations
@@ -48,6 +48,20 @@ def target_logits(base: Base, weft: Weft, rows: Rows) -> torch.Tensor:
     with woven(base.model, weft, rows):
         out = base.model(input_ids=rows.ids_RL, attention_mask=rows.mask_RL, use_cache=False)
     return out.logits.flatten(0, 1)[rows.targets.index_S].float()
+
+
+def token_logits(base: Base, weft: Weft, rows: Rows, token_U: torch.Tensor) -> torch.Tensor:
+    """The logits [S, U] in fp32 of a few tokens; differentiable with respect to the bank.
+
+    Without padding only their rows of the head are read, and multiplied in fp32 whatever the
+    base's dtype.
+    """
+    if not isinstance(rows, PackedRows):
+        return target_logits(base, weft, rows).index_select(1, token_U)
+    hidden_SD = _target_hidden(base, weft, rows).float()
+    weight_VD, bias_V = base.head
+    bias_U = None if bias_V is None else bias_V[token_U].float()
+    return torch.nn.functional.linear(hidden_SD, weight_VD[token_U].float(), bias_U)
 
 
 def _target_hidden(base: Base, weft: Weft, rows: PackedRows) -> torch.Tensor:

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from weft.core.batch import IGNORE, Example, batches_of
+from weft.core.batch import Example, batches_of
 from weft.core.errors import NumericError
 from weft.core.table import ScoreTable
 from weft.data.split import Item, Split
 from weft.data.task import Task
 from weft.data.templates import Judge
-from weft.data.tokens import decode_completion, encode_completions
+from weft.data.tokens import decode_completion
 from weft.engines.engine import Engine
 from weft.model.bank import Bank
 from weft.model.decoding import Decoding
+from weft.model.objectives import TOKENS, Objective, choosing
 
 Watch = Callable[[int, int], None]
 """Called with rows done and rows in all; twice through all rows where responses are generated."""
@@ -37,18 +38,34 @@ class Evaluation:
     table: ScoreTable
     metrics: dict[str, np.ndarray]  # name to [N]
     metric: str  # the main one
+    objective: Objective
     split: str
     batch_size: int
     max_length: int
     engine: dict[str, str]  # what computed it
 
+    @classmethod
+    def together(cls, parts: Sequence[Evaluation]) -> Evaluation:
+        """Members that were scored apart on the same rows."""
+        metrics = {
+            name: np.concatenate([part.metrics[name] for part in parts])
+            for name in parts[0].metrics
+        }
+        table = ScoreTable.stack([part.table for part in parts])
+        return replace(parts[0], table=table, metrics=metrics)
+
     def record(self, member: str) -> dict[str, Any]:
-        """One member's line for `eval.json`."""
+        """One member's line for `eval.json`.
+
+        A choice between candidates is one prediction a row: it has no perplexity of tokens.
+        """
         row = self.table.row(member)
         index = self.table.members.index(member)
+        of_tokens = self.objective.hits == "token_accuracy"
         return {
             "eval_loss": row.mean,
-            "perplexity": math.exp(row.mean) if row.mean < 700 else None,
+            "objective": self.objective.name,
+            "perplexity": math.exp(row.mean) if of_tokens and row.mean < 700 else None,
             "num_batches": math.ceil(len(row.ids) / self.batch_size),
             "num_examples": len(row.ids),
             "supervised_tokens": int(row.counts.sum()),
@@ -70,24 +87,33 @@ def evaluate(
     batch_size: int,
     rows: int | None = None,
     task_metric: bool = True,
+    objective: Objective = TOKENS,
     watch: Watch | None = None,
 ) -> Evaluation:
     """Score every member on the first `rows` rows of a split (default: all).
 
-    The loss is the sum of token losses over the sum of supervised tokens. A loss that is not
-    finite is a `NumericError` that names the member and the examples.
+    The loss is the sum of the objective's losses over the sum of its counts: by default, of all
+    supervised tokens. A loss that is not finite is a `NumericError` that names the member and the
+    examples.
     """
     examples = split.examples[:rows]
-    loss_NE, correct_NE, count_E = score_all(engine, bank, examples, batch_size, watch)
+    loss_NE, correct_NE, count_E = score_all(engine, bank, examples, batch_size, objective, watch)
     _refuse_not_finite(bank.members, examples, loss_NE)
     count_NE = np.broadcast_to(count_E, loss_NE.shape)
     table = ScoreTable(bank.members, tuple(e.id for e in examples), loss_NE, count_NE)
-    metrics = {"token_accuracy": correct_NE.sum(axis=1) / count_E.sum()}
-    if task_metric:
+    metrics: dict[str, np.ndarray] = {objective.hits: correct_NE.sum(axis=1) / count_E.sum()}
+    if task_metric and split.task.metric not in metrics:
         metrics |= task_metrics(engine, bank, split.items[:rows], split.task, batch_size, watch)
-    metric = split.task.metric if split.task.metric in metrics else "token_accuracy"
+    metric = split.task.metric if split.task.metric in metrics else objective.hits
     return Evaluation(
-        table, metrics, metric, split.name, batch_size, split.max_length, engine.record()
+        table,
+        metrics,
+        metric,
+        objective,
+        split.name,
+        batch_size,
+        split.max_length,
+        engine.record(),
     )
 
 
@@ -96,12 +122,13 @@ def score_all(
     bank: Bank,
     examples: Sequence[Example],
     batch_size: int,
+    objective: Objective = TOKENS,
     watch: Watch | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(loss sums [N, E], correct [N, E], counts [E]) over all examples, batch by batch."""
+    """(loss sums [N, E], hits [N, E], counts [E]) over all examples, batch by batch."""
     parts = []
     for number, batch in enumerate(batches_of(examples, batch_size)):
-        parts.append(engine.score(bank, batch))
+        parts.append(engine.score(bank, batch, objective))
         if watch:
             watch(min((number + 1) * batch_size, len(examples)), len(examples))
     return (
@@ -121,27 +148,12 @@ def task_metrics(
 ) -> dict[str, np.ndarray]:
     """The metrics of a task that need more than the loss, name to [N]."""
     if task.candidates:
-        return {"choice": choice_accuracy(engine, bank, items, task.candidates, batch_size)}
+        examples = [item.example for item in items]
+        _, hits_NE, _ = score_all(engine, bank, examples, batch_size, choosing(examples))
+        return {"choice": hits_NE.mean(axis=1)}
     if task.judges:
         return judged(engine, bank, items, task.judges, batch_size, watch)
     return {}
-
-
-def choice_accuracy(
-    engine: Engine,
-    bank: Bank,
-    items: Sequence[Item],
-    candidates: Sequence[str],
-    batch_size: int,
-) -> np.ndarray:
-    """Share of rows whose own response has the best mean log-probability of all candidates, [N]."""
-    endings = [np.array(ids) for ids in encode_completions(engine.tokenizer, candidates)]
-    examples = [_ending(item.prompt_ids, ids) for item in items for ids in endings]
-    loss_NX, _, count_X = score_all(engine, bank, examples, batch_size * len(candidates))
-    mean_NEC = (loss_NX / count_X).reshape(len(bank.members), len(items), len(candidates))
-    chosen_NE = mean_NEC.argmin(axis=2)
-    right_E = np.array([candidates.index(item.reference) for item in items])
-    return (chosen_NE == right_E).mean(axis=1)
 
 
 def judged(
@@ -171,11 +183,6 @@ def judged(
         if watch:
             watch(start + len(part), len(items))
     return {name: count_N / len(items) for name, count_N in accepted.items()}
-
-
-def _ending(prompt_ids: np.ndarray, ids: np.ndarray) -> Example:
-    labels = np.concatenate([np.full(len(prompt_ids), IGNORE), ids])
-    return Example("", np.concatenate([prompt_ids, ids]), labels)
 
 
 def _refuse_not_finite(

@@ -33,11 +33,11 @@ from weft.model.check import CacheCheck
 from weft.model.config import DType
 from weft.model.decode import NotFinite, OnToken, check_prompts
 from weft.model.decoding import Completion, Decoding, Finish
+from weft.model.objectives import TOKENS, choosing
 from weft.model.sampling import copy_numbers
 from weft.runs.manifest import utc_now
 from weft.runs.provenance import versions
 from weft.training.config import DEVICE
-from weft.training.evaluate import choice_accuracy
 from weft.training.parameters import idle, make_decoding, token_id
 from weft.training.refs import Subject, data_for, load_split, locate, open_subject
 
@@ -213,13 +213,9 @@ class Session:
     def _scored(self) -> list[np.ndarray]:
         """The metric of each row for every member [N], where it is one of scores."""
         assert self.rows is not None
-        engine, bank, task = self.subject.engine, self.subject.bank, self.rows.task
-        if task.candidates:
-            return [
-                choice_accuracy(engine, bank, [item], task.candidates, 1)
-                for item in self.rows.items
-            ]
-        found = (engine.score(bank, Batch((item.example,))) for item in self.rows.items)
+        engine, bank, examples = self.subject.engine, self.subject.bank, self.rows.examples
+        objective = choosing(examples) if self.rows.task.candidates else TOKENS
+        found = (engine.score(bank, Batch((example,)), objective) for example in examples)
         return [scores.correct_NE[:, 0] / scores.count_E[0] for scores in found]
 
     @cached_property

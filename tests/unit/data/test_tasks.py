@@ -51,6 +51,7 @@ def test_a_question_whose_query_is_not_of_its_own_table_is_bad(query: str, reaso
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_rows_of_a_user_are_judged_by_their_format(name: str) -> None:
     task = task_of_format(FORMATS[name])
-    assert task.metric == {"sst2": "choice", "tables": "exact_match"}.get(name, "token_accuracy")
+    metrics = dict.fromkeys(("sst2", "rte", "boolq", "cb"), "choice") | {"tables": "exact_match"}
+    assert task.metric == metrics.get(name, "token_accuracy")
     assert task.judges == (TASKS["tables"].judges if name == "tables" else {})
     assert task.directory is None

@@ -65,20 +65,6 @@ def test_braces_in_an_instruction_are_only_text() -> None:
     assert "{input} {0}" in render("alpaca", instruction="{input} {0}", output="x").prompt
 
 
-def test_sst2_is_a_sentence_and_a_word() -> None:
-    rows = [render("sst2", sentence=" a warm film \n", label=label) for label in (0, 1)]
-    assert rows == [
-        Rendered("a warm film It was", " terrible"),
-        Rendered("a warm film It was", " great"),
-    ]
-
-
-@pytest.mark.parametrize("label", [2, -1, True, "1", 1.0, None])
-def test_an_sst2_label_is_the_number_0_or_1(label: object) -> None:
-    said = refusal("sst2", sentence="fine", label=label)
-    assert said == f"field `label` must be the number 0 or 1, is {label!r}"
-
-
 def test_messages_keep_role_and_content() -> None:
     turns = [
         {"role": "user", "content": "hi", "extra": 1},
@@ -207,6 +193,8 @@ def test_reasons_name_the_field(name: str, row: dict[str, Any], reason: str) -> 
         (["instruction", "input", "output", "text"], "alpaca"),  # as published on the Hub
         (["messages", "prompt", "completion"], "messages"),
         (["idx", "sentence", "label"], "sst2"),
+        (["question", "passage", "idx", "label"], "boolq"),  # SuperGLUE
+        (["question", "title", "answer", "passage"], "boolq"),  # as first published
         (["input_ids", "attention_mask", "labels"], "tokenized"),
     ],
 )

@@ -1,0 +1,48 @@
+"""A configuration's objective for the rows at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from weft.core.errors import InputError
+from weft.data.split import Split
+from weft.data.templates import CHOICES
+from weft.model.config import ObjectiveConfig
+from weft.model.objectives import MEANS, ONE_TOKEN, OPTION, TOKENS, Objective
+
+
+def objective_for(
+    config: ObjectiveConfig, splits: Mapping[str, Split]
+) -> tuple[Objective, tuple[str, ...]]:
+    """The objective, and notices of what the configuration leaves open.
+
+    Raises `InputError` for a choice on rows without candidates, and for `tokens: one` where a
+    candidate is several tokens.
+    """
+    if config.name == "nll":
+        return TOKENS, ()
+    for split in splits.values():
+        if not split.candidates:
+            raise InputError(
+                "`objective.name` is `choice`, and the rows of task "
+                f"{split.task.name} have no candidates to choose between",
+                hint="use `objective.name=nll`; formats with candidates: "
+                + ", ".join(each.name for each in CHOICES),
+            )
+    if config.loss == "option":
+        return OPTION, ()
+    if config.tokens == "mean":
+        return MEANS, ()
+    long = [c for split in splits.values() for c in split.candidates if len(c.ids) > 1]
+    if not long:
+        return ONE_TOKEN, ()
+    if config.tokens == "one":
+        raise InputError(
+            f"`objective.tokens` is `one`, and for this base the candidate {long[0].text!r} is "
+            f"{len(long[0].ids)} tokens: {long[0].shown}",
+            hint="use `objective.tokens=mean`, or words of one token as `data.verbalizers`",
+        )
+    return MEANS, (
+        f"objective: the candidates are compared by the mean log-probability of their tokens, "
+        f"because {long[0].text!r} is {len(long[0].ids)} tokens: {long[0].shown}",
+    )
