@@ -11,9 +11,9 @@ import torch
 import transformers
 from rich.console import Console
 
-from benchmarks import breakdown, decode, report, sft_step
+from benchmarks import breakdown, decode, mezo_step, report, sft_step
 from benchmarks.alpaca_lengths import describe, random_batches
-from benchmarks.harness import Measurement, alternate
+from benchmarks.harness import Contender, Measurement, alternate
 from weft.core.errors import WeftError
 from weft.core.keys import Key
 
@@ -74,6 +74,37 @@ def run_decode(workload: decode.Workload) -> Benchmark:
     return run
 
 
+def run_mezo_step(options: argparse.Namespace, console: Console) -> None:
+    """One MeZO step of Weft and of the published method, beside plain inference."""
+    shape = mezo_step.SMALL if options.quick else mezo_step.OPT_350M
+    _run_mezo("mezo_step", mezo_step.contenders(shape), shape, options, console)
+
+
+def run_mezo_directions(options: argparse.Namespace, console: Console) -> None:
+    """One MeZO step of Weft with more and more directions."""
+    shape = mezo_step.SMALL if options.quick else mezo_step.OPT_350M
+    _run_mezo("mezo_directions", mezo_step.directions_contenders(shape), shape, options, console)
+
+
+def _run_mezo(
+    name: str,
+    contenders: Sequence[Contender],
+    shape: mezo_step.Shape,
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    steps = options.rounds * options.steps
+    batches = mezo_step.random_batches(steps, shape)
+    lengths = [example.tokens for batch in batches for example in batch.examples]
+    workload = f"{shape.what}; {mezo_step.WHAT}; {steps} timed steps in {options.rounds} rounds; "
+    load = report.load()
+    measurements = alternate(contenders, batches, options.rounds, progress=tell)
+    mezo_step.check_first_losses(measurements)
+    tell_result(
+        name, f"{workload}tokens per row: {describe(lengths)}", load, measurements, options, console
+    )
+
+
 def tell(progress: str) -> None:
     """What is running now."""
     print(progress, file=sys.stderr)
@@ -109,6 +140,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "sft_step": run_sft_step,
     "sft_step_base_dropout": run_sft_step_base_dropout,
     **{workload.name: run_decode(workload) for workload in decode.WORKLOADS},
+    "mezo_step": run_mezo_step,
+    "mezo_directions": run_mezo_directions,
 }
 
 

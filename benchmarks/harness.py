@@ -30,11 +30,12 @@ SAMPLE_SECONDS = 0.005
 
 @dataclass(frozen=True)
 class Trace:
-    """What a contender reports of the batches it ran: one entry a step."""
+    """What a contender reports of the batches it ran."""
 
     seconds: tuple[float, ...]
+    """One entry a step."""
     results: tuple[float, ...]
-    """A number that must be everyone's: a loss, a sum of tokens."""
+    """Numbers that must be everyone's, the first of them compared: losses, sums of tokens."""
 
 
 Run = Callable[[Sequence[Batch]], Trace]

@@ -28,9 +28,10 @@ from weft.core.batch import IGNORE, Batch, Example
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
 from weft.engines.scorer import LocalScorer
-from weft.methods.backprop import backprop
 from weft.methods.config import BackpropConfig, OptimiserConfig
+from weft.methods.estimate import Point
 from weft.methods.optimise import Moments, adamw, clip, rate
+from weft.methods.registry import METHODS
 from weft.model.adapter import initial_adapter
 from weft.model.base import prepare
 from weft.model.config import AdapterConfig
@@ -181,8 +182,8 @@ def build_weft(base_dropout: float = 0.0) -> Run:
         seconds, losses = [], []
         for step, batch in enumerate(batches):
             start = time.perf_counter()
-            noise = [key.fold("step", step)]
-            estimate = backprop(BackpropConfig(), theta_LP, [batch], noise, engine)
+            point = Point(theta_LP, None, [batch], [key.fold("step", step)])
+            estimate = METHODS["backprop"].estimate(BackpropConfig(), point, engine)
             direction_LP, _ = clip(estimate.direction_LP, optimiser.clip)
             lr_L1 = torch.full((1, 1), optimiser.lrs[0] * rate(optimiser, step, len(batches)))
             theta_LP, moments = adamw(theta_LP, direction_LP, lr_L1, moments, optimiser)

@@ -1,0 +1,333 @@
+"""One MeZO step on an opt-350m-shaped model: Weft, and MeZO as published, with PEFT's LoRA.
+
+Everyone gets the same rows, the same random fp32 base and the same adapter, whose B is not zero,
+and minimises the same loss: cross-entropy between two one-token options after a prompt, with both
+factors perturbed by +-eps z. The loss of the first batch at theta itself must be the same number
+for everyone (`check_first_losses`).
+
+The peer does what the reference implementation of MeZO (arXiv 2305.17333) does in a step: it adds
+eps z to every trainable tensor in place, one after another, from a generator seeded for the step;
+runs the whole batch; re-seeds and subtracts 2 eps z; runs it again; re-seeds and adds eps z; then
+re-seeds once more and subtracts lr g z. A row is one sequence for each option, padded on the left
+to a multiple of 8 tokens; a forward makes the logits of the whole vocabulary at every position,
+takes their log-softmax and compares the options by the mean over their own tokens. It is spared
+the key/value cache that the library would fill by default.
+
+Weft scores the 2q perturbed members in one forward: with one position a row, since both options
+are one token; or, named apart, with both options read as the peer reads them.
+
+Only lengths matter to the cost of a step. The lengths here are a model of SST-2 in OPT's tokens:
+sentences of 19 words on average (Kim 2014, arXiv 1408.5882, table 1) are about 21 tokens, drawn
+from a gamma law of shape 5; with the begin token, ` It was` and the option a row has 25 on average
+and 60 at most. (GLUE's training split has phrases, too: shorter rows, and more padding for those
+who pad to the longest.)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Protocol
+
+import numpy as np
+import peft
+import torch
+import transformers
+
+from benchmarks.harness import Contender, Measurement, Run, Trace
+from weft.core.batch import IGNORE, Batch, Choice, Example, batches_of
+from weft.core.errors import CheckFailed
+from weft.core.keys import Key
+from weft.engines.scorer import LocalScorer
+from weft.methods.config import MezoConfig, OptimiserConfig
+from weft.methods.estimate import Point
+from weft.methods.optimise import OPTIMISERS, Moments
+from weft.methods.registry import METHODS
+from weft.model.adapter import Adapter, initial_adapter
+from weft.model.base import prepare
+from weft.model.config import AdapterConfig
+from weft.model.noise import generator, global_generator
+from weft.model.objectives import MeanChoice, Objective, OneTokenChoice
+from weft.model.sites import choose_sites, find_sites
+
+BATCH_ROWS = 16
+TARGETS = ("q_proj", "v_proj")
+ADAPTER = AdapterConfig(rank=8, alpha=16, targets=TARGETS)
+EPS = 1e-3
+LEARNING_RATE = 1e-5
+DIRECTIONS = (1, 4, 16)
+SEED = 0
+PAD_MULTIPLE = 8
+
+BEGIN, PAD = 2, 1
+OPTIONS = ((100,), (200,))
+SENTENCE_TOKENS = (21.0, 5.0)  # mean, shape of the gamma law
+LONGEST_SENTENCE = 56
+TEMPLATE_TOKENS = 3  # begin and ` It was`; the option is one more
+
+
+WHAT = (
+    f"random fp32 weights; LoRA rank {ADAPTER.rank} on {' and '.join(TARGETS)}, eps {EPS:g}; "
+    f"batches of {BATCH_ROWS} rows with {len(OPTIONS)} options"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of an OPT."""
+
+    layers: int
+    hidden: int
+    heads: int
+    ffn: int
+    vocabulary: int
+    embedding: int
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        return (
+            f"OPT with {self.layers} layers, hidden {self.hidden}, {self.heads} heads, ffn "
+            f"{self.ffn}, vocabulary {self.vocabulary}, embeddings {self.embedding}"
+        )
+
+    def model(self) -> transformers.OPTForCausalLM:
+        """Random fp32 weights, the same at every call; the norm after each block, as opt-350m."""
+        config = transformers.OPTConfig(
+            num_hidden_layers=self.layers,
+            hidden_size=self.hidden,
+            num_attention_heads=self.heads,
+            ffn_dim=self.ffn,
+            vocab_size=self.vocabulary,
+            word_embed_proj_dim=self.embedding,
+            do_layer_norm_before=False,
+            max_position_embeddings=2048,
+        )
+        with global_generator(Key.of(SEED).fold("base")):
+            return transformers.OPTForCausalLM(config)
+
+
+OPT_350M = Shape(24, 1024, 16, 4096, 50272, 512)
+SMALL = Shape(2, 64, 4, 128, 512, 32)
+"""For `--quick`."""
+
+
+def random_batches(count: int, shape: Shape) -> list[Batch]:
+    """`count` batches of rows with random ids, and random right options."""
+    draw = Key.of(SEED).fold("rows").numpy()
+    mean, law = SENTENCE_TOKENS
+
+    def row(number: int) -> Example:
+        sentence = np.clip(round(draw.gamma(law, mean / law)), 1, LONGEST_SENTENCE)
+        prompt_T = draw.integers(4, shape.vocabulary, int(sentence) + TEMPLATE_TOKENS)
+        prompt_T[0] = BEGIN
+        right = int(draw.integers(len(OPTIONS)))
+        ids_T = np.concatenate([prompt_T, OPTIONS[right]])
+        labels_T = np.concatenate([np.full(len(prompt_T), IGNORE), OPTIONS[right]])
+        return Example(f"random:{number}", ids_T, labels_T, Choice(prompt_T, OPTIONS, right))
+
+    return list(batches_of([row(number) for number in range(count * BATCH_ROWS)], BATCH_ROWS))
+
+
+def first_adapter(model: transformers.PreTrainedModel) -> Adapter:
+    """The adapter from which everyone starts: a fresh A, and a B that acts."""
+    adapter = initial_adapter(choose_sites(find_sites(model), ADAPTER), Key.of(SEED))
+    for name, (_, b_Or) in adapter.sites.items():
+        noise = generator(Key.of(SEED).fold("B", name))
+        b_Or.normal_(std=0.02, generator=noise)
+    return adapter
+
+
+class Stepper(Protocol):
+    """What takes part: the loss of a batch at the current theta, and one step."""
+
+    def loss(self, batch: Batch) -> float: ...
+
+    def step(self, batch: Batch) -> None: ...
+
+
+def timed(stepper: Stepper) -> Run:
+    """A run whose first result is the loss of its first batch before any step."""
+
+    def run(batches: Sequence[Batch]) -> Trace:
+        first, seconds = stepper.loss(batches[0]), []
+        for batch in batches:
+            start = time.perf_counter()
+            stepper.step(batch)
+            seconds.append(time.perf_counter() - start)
+        return Trace(tuple(seconds), (first,))
+
+    return run
+
+
+# transformers with PEFT
+
+
+def peft_model(shape: Shape) -> peft.PeftModel:
+    """PEFT's LoRA on transformers' model, with the adapter from which everyone starts."""
+    base = shape.model()
+    adapter = first_adapter(base)
+    config = peft.LoraConfig(
+        r=ADAPTER.rank,
+        lora_alpha=ADAPTER.effective_alpha,
+        target_modules=list(TARGETS),
+        task_type="CAUSAL_LM",
+    )
+    model = peft.get_peft_model(base, config).eval()
+    for name, (a_rI, b_Or) in adapter.sites.items():
+        module = model.get_base_model().get_submodule(name)
+        module.lora_A["default"].weight.data.copy_(a_rI)
+        module.lora_B["default"].weight.data.copy_(b_Or)
+    return model
+
+
+def left_padded(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask [rows, length], filled on the left up to a multiple of 8 tokens."""
+    length = math.ceil(max(map(len, rows)) / PAD_MULTIPLE) * PAD_MULTIPLE
+    ids_RL = torch.full((len(rows), length), PAD)
+    mask_RL = torch.zeros_like(ids_RL)
+    for number, row in enumerate(rows):
+        ids_RL[number, length - len(row) :] = torch.from_numpy(row)
+        mask_RL[number, length - len(row) :] = 1
+    return ids_RL, mask_RL
+
+
+class PublishedMezo:
+    """MeZO's step: walks over the parameters in place, two forwards one after the other."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.model = peft_model(shape)
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.steps = 0
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Cross-entropy over the options' mean log-probabilities; rows run option by option."""
+        choices = [example.choice for example in batch.examples]
+        options = [(c.prompt_T, option) for c in choices for option in c.candidates]
+        ids_RL, mask_RL = left_padded([np.append(prompt_T, option) for prompt_T, option in options])
+        out = self.model(input_ids=ids_RL, attention_mask=mask_RL, use_cache=False)
+        logp_RLV = out.logits[:, :-1].contiguous().log_softmax(-1)
+        logp_RL = logp_RLV.gather(2, ids_RL[:, 1:, None]).squeeze(2)
+        length = logp_RL.shape[1]
+        spans_R1 = torch.tensor([[len(option)] for _, option in options])
+        own_RL = torch.arange(length) >= length - spans_R1
+        mean_R = (logp_RL * own_RL).sum(1) / own_RL.sum(1)
+        right_E = torch.tensor([choice.right for choice in choices])
+        return torch.nn.functional.cross_entropy(mean_R.view(len(choices), -1), right_E)
+
+    def loss(self, batch: Batch) -> float:
+        """At the current parameters."""
+        return self.forward(batch).item()
+
+    def step(self, batch: Batch) -> None:
+        """The two losses, and the update."""
+        key = Key.of(SEED).fold("z", self.steps)
+        self.walk(key, EPS)
+        up = self.forward(batch)
+        self.walk(key, -2 * EPS)
+        down = self.forward(batch)
+        slope = ((up - down) / (2 * EPS)).item()
+        self.walk(key, EPS)
+        self.walk(key, -LEARNING_RATE * slope)
+        self.steps += 1
+
+    def walk(self, key: Key, factor: float) -> None:
+        """Add factor * z to every trainable tensor, with z drawn anew from the same seed."""
+        noise = generator(key)
+        for parameter in self.trainable:
+            z = torch.normal(0.0, 1.0, parameter.shape, generator=noise, dtype=parameter.dtype)
+            parameter.data = parameter.data + factor * z
+
+
+class Inference:
+    """What it takes to answer the batch: one forward, logits at the last position only."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.model = peft_model(shape)
+
+    @torch.inference_mode()
+    def loss(self, batch: Batch) -> float:
+        """Cross-entropy between the options at the end of the prompts."""
+        choices = [example.choice for example in batch.examples]
+        ids_EL, mask_EL = left_padded([choice.prompt_T for choice in choices])
+        out = self.model(
+            input_ids=ids_EL, attention_mask=mask_EL, use_cache=False, logits_to_keep=1
+        )
+        logits_E2 = out.logits[:, -1, [token for (token,) in OPTIONS]]
+        right_E = torch.tensor([choice.right for choice in choices])
+        return torch.nn.functional.cross_entropy(logits_E2, right_E).item()
+
+    step = loss
+
+
+# Weft
+
+
+class WeftMezo:
+    """Weft's scorer, estimator and optimiser, put together as its training loop does."""
+
+    def __init__(self, shape: Shape, objective: Objective, directions: int = 1) -> None:
+        fill = SimpleNamespace(pad_token_id=PAD, eos_token_id=BEGIN)  # nothing is tokenised
+        base = prepare("random OPT", shape.model(), fill)
+        adapter = first_adapter(base.model)
+        self.scorer = LocalScorer(base, adapter.layout, objective=objective)
+        self.method = MezoConfig(eps=EPS, directions=directions)
+        self.optimiser = OptimiserConfig(
+            name="sgd", lr=LEARNING_RATE, schedule="constant", clip=None
+        )
+        self.theta_LP = adapter.flat[None]
+        self.moments = Moments.fresh(self.theta_LP)
+        self.steps = 0
+
+    def loss(self, batch: Batch) -> float:
+        """At the current theta."""
+        return float(self.scorer.losses(self.theta_LP[:, None], [batch])[0, 0])
+
+    def step(self, batch: Batch) -> None:
+        """The estimate, and the update."""
+        point = Point(self.theta_LP, None, [batch], [Key.of(SEED).fold("step", self.steps)])
+        estimate = METHODS["mezo"].estimate(self.method, point, self.scorer)
+        lr_L1 = torch.full((1, 1), LEARNING_RATE)
+        self.theta_LP, self.moments = OPTIMISERS["sgd"](
+            self.theta_LP, estimate.direction_LP, lr_L1, self.moments, self.optimiser
+        )
+        self.steps += 1
+
+
+# the contenders, and that they compute the same thing
+
+
+def contenders(shape: Shape) -> list[Contender]:
+    """Everyone who takes part, in running order."""
+    return [
+        Contender("mezo", "MeZO, PEFT", lambda: timed(PublishedMezo(shape))),
+        Contender("inference", "inference, PEFT", lambda: timed(Inference(shape))),
+        Contender("weft_both", "Weft, both options", lambda: timed(WeftMezo(shape, MeanChoice()))),
+        Contender("weft", "Weft", lambda: timed(WeftMezo(shape, OneTokenChoice()))),
+    ]
+
+
+def directions_contenders(shape: Shape) -> list[Contender]:
+    """Weft with more and more directions a step."""
+
+    def contender(directions: int) -> Contender:
+        name = "weft" if directions == 1 else f"weft_{directions}"
+        build = lambda: timed(WeftMezo(shape, OneTokenChoice(), directions))  # noqa: E731
+        return Contender(name, f"q = {directions}", build)
+
+    return [contender(directions) for directions in DIRECTIONS]
+
+
+def check_first_losses(measurements: Sequence[Measurement]) -> None:
+    """Everyone's first batch has the same loss at theta."""
+    losses = {m.contender: m.rounds[0].first_result for m in measurements}
+    wanted = next(iter(losses.values()))
+    if not all(math.isclose(loss, wanted, rel_tol=1e-4) for loss in losses.values()):
+        raise CheckFailed(
+            f"the contenders do not score the same thing: first losses {losses}",
+            "a comparison of speed is void until these agree",
+        )
