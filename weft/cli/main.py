@@ -22,6 +22,7 @@ from weft.cli.check import check
 from weft.cli.compare import compare
 from weft.cli.demo import demo
 from weft.cli.eval import evaluate
+from weft.cli.experiment import experiment
 from weft.cli.export import export
 from weft.cli.generate import generate
 from weft.cli.import_ import import_
@@ -35,6 +36,7 @@ from weft.core.threads import wait_politely
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "train": train,
+    "experiment": experiment,
     "eval": evaluate,
     "generate": generate,
     "compare": compare,

@@ -1,4 +1,4 @@
-"""A run as one HTML file: no scripts, no requests, figures inside, every text escaped."""
+"""Runs and experiments as one HTML file: no scripts or requests, figures inside, text escaped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from weft.analysis.statistics import Interval
 from weft.core.files import write_atomic
@@ -91,9 +91,29 @@ class Report:
     commands: Sequence[str] = ()
 
 
-def write_report(path: Path, report: Report) -> None:
+@dataclass(frozen=True)
+class ExperimentReport:
+    """Everything that the page of an experiment shows."""
+
+    title: str
+    headline: str
+    summary: Rows
+    notices: Sequence[str]
+    scores: Table
+    scores_notes: Sequence[str]
+    figure: Figure | None
+    arms: Table
+    arms_notes: Sequence[str]
+    differences: Table
+    configuration: Rows
+    provenance: Rows
+    commands: Sequence[str]
+
+
+def write_report(path: Path, report: Report | ExperimentReport) -> None:
     """Write the page at `path`, whole or not at all."""
-    page = _template().render(report=report)
+    name = "experiment" if isinstance(report, ExperimentReport) else "report"
+    page = _templates().get_template(f"{name}.html.j2").render(report=report)
     write_atomic(path, page.encode("utf-8", errors="replace"))  # JSON may hold lone surrogates
 
 
@@ -136,7 +156,7 @@ def _minus(text: str) -> str:
 
 
 @cache
-def _template() -> Template:
+def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("weft.report"),
         autoescape=True,
@@ -145,4 +165,4 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "difference": difference, "interval": interval}
-    return environment.get_template("report.html.j2")
+    return environment

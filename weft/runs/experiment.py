@@ -12,11 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from weft.core.errors import InputError
 from weft.core.files import read_json, write_json
 from weft.runs.layout import ExperimentLayout
-from weft.runs.manifest import SCHEMA_VERSION, Manifest, utc_now
+from weft.runs.manifest import SCHEMA_VERSION, utc_now
 from weft.runs.reader import RunReader
 
 BASE = "base"
 """The name of the untouched base among the scores; no arm has it."""
+
+DIVERGED = "diverged"
+"""What the scores of an arm hold instead of scores when a number was not finite: which one."""
 
 ArmStatus = Literal["finished", "diverged", "unfinished"]
 
@@ -114,20 +117,20 @@ class ExperimentReader:
         layout = self.layout.arm(arm.slug)
         return RunReader(layout.root) if layout.manifest.is_file() else None
 
+    def trained(self, arm: ArmRecord) -> bool:
+        """Whether the run of an arm is complete."""
+        return self.layout.arm(arm.slug).done.is_file()
+
     def status(self, arm: ArmRecord) -> ArmStatus:
-        """How far an arm came. A diverged one is over, too."""
-        run = self.run(arm)
-        if run is None:
-            return "unfinished"
-        if run.done:
-            return "diverged" if "diverged" in self.scores(arm.slug) else "finished"
-        return "diverged" if divergence(run.manifest) else "unfinished"
+        """How far an arm came: diverged and finished ones are over."""
+        scores = self.scores(arm.slug)
+        if DIVERGED in scores:
+            return "diverged"
+        return "finished" if scores else "unfinished"
 
     def trouble(self, arm: ArmRecord) -> str | None:
         """What was not finite in an arm that diverged."""
-        run = self.run(arm)
-        said = divergence(run.manifest) if run else None
-        return said or self.scores(arm.slug).get("diverged")
+        return self.scores(arm.slug).get(DIVERGED)
 
     def scores(self, slug: str) -> dict[str, Any]:
         """What an arm, or `base`, scored at the end; empty before that."""
@@ -136,16 +139,7 @@ class ExperimentReader:
         return found
 
 
-def divergence(manifest: Manifest) -> str | None:
-    """Why a run that failed did so, where it was a number that is not finite."""
-    if manifest.status != "failed":
-        return None
-    errors = [str(event["error"]) for event in manifest.events if event["kind"] == "failed"]
-    kind, _, problem = errors[-1].partition(": ") if errors else ("", "", "")
-    return problem.split("\n")[0] if kind == "NumericError" else None
-
-
-def slug(name: str, taken: Collection[str]) -> str:
+def slug_of(name: str, taken: Collection[str]) -> str:
     """A directory name for an arm, different from the others on every file system."""
     stem = re.sub(r"[^A-Za-z0-9_.=+@-]+", "-", name).strip("-.=+@") or "arm"
     used = {each.lower() for each in taken} | {BASE}

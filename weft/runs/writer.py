@@ -27,7 +27,7 @@ from weft.core.files import (
 )
 from weft.core.table import ScoreTable
 from weft.runs import checkpoints
-from weft.runs.layout import RunLayout
+from weft.runs.layout import ExperimentLayout, RunLayout
 from weft.runs.manifest import SCHEMA_VERSION, Manifest, Status, utc_now
 
 
@@ -49,10 +49,10 @@ class RunWriter:
     ) -> Self:
         """Start a run in a directory that does not exist or is empty."""
         layout = RunLayout(root)
-        _refuse_occupied(root)
-        lock = _lock(layout)
+        refuse_occupied(root)
+        lock = take_lock(layout)
         try:
-            _refuse_occupied(root)  # somebody may have been faster
+            refuse_occupied(root)  # somebody may have been faster
             remove_leftovers(root)
             manifest.save(layout.manifest)
             write_atomic(layout.config, config_text)
@@ -71,7 +71,7 @@ class RunWriter:
                 f"{root} is not a run directory: it has no {layout.manifest.name}",
                 hint="a run that was stopped before it began is started again, without --resume",
             )
-        lock = _lock(layout)
+        lock = take_lock(layout)
         try:
             if layout.done.exists():
                 raise InputError(
@@ -189,39 +189,42 @@ class RunWriter:
         self.manifest = manifest
 
 
-def _refuse_occupied(root: Path) -> None:
+def refuse_occupied(root: Path, option: str = "--run-dir") -> None:
     """Hidden files do not count: a lock and temporaries are all that an early kill leaves."""
     if root.exists() and not root.is_dir():
-        raise InputError(f"{root} is a file", hint="choose another --run-dir")
+        raise InputError(f"{root} is a file", hint=f"choose another {option}")
     if root.exists() and any(not entry.name.startswith(".") for entry in root.iterdir()):
         raise InputError(
             f"the directory {root} is not empty",
-            hint="go on with the run there with `--resume`, or choose another `--run-dir`",
+            hint=f"go on with what is there with `--resume`, or choose another `{option}`",
         )
 
 
-def _lock(layout: RunLayout) -> FileLock:
+def take_lock(
+    layout: RunLayout | ExperimentLayout, what: str = "run", option: str = "--run-dir"
+) -> FileLock:
+    """Make the directory and hold it, so that one process writes there."""
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(layout.lock, thread_local=False)
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(
-            f"another process{_holder(layout)} is writing the run {layout.root}",
-            hint="wait until it ends, or choose another `--run-dir`",
+            f"another process{_holder(layout.lock)} is writing the {what} {layout.root}",
+            hint=f"wait until it ends, or choose another `{option}`",
         ) from None
     except OSError as error:
         raise InputError(
-            f"cannot create the run directory {layout.root}: {error.strerror}",
-            hint="choose another `--run-dir`",
+            f"cannot create the {what} directory {layout.root}: {error.strerror}",
+            hint=f"choose another `{option}`",
         ) from None
     with suppress(OSError):  # only for the message above
         layout.lock.write_text(f"{os.getpid()}\n")
     return lock
 
 
-def _holder(layout: RunLayout) -> str:
+def _holder(lock: Path) -> str:
     with suppress(OSError):
-        if pid := layout.lock.read_text().strip():
+        if pid := lock.read_text().strip():
             return f" (pid {pid})"
     return ""
