@@ -29,6 +29,7 @@ PREFLIGHT_TOLERANCE = 0.1
 """Relative change of the slopes, when eps is halved or doubled, from which a warning is due."""
 
 
+@np.errstate(invalid="ignore", over="ignore")  # the loop refuses what is not finite, in words
 def estimate(config: MezoConfig, point: Point, scorer: Scorer) -> Estimate:
     """The slopes along `config.directions` directions, and their mean product with these."""
     two = config.sides == "two"
@@ -90,6 +91,7 @@ def forwards(config: MezoConfig) -> int:
     return config.directions + len(list(spans(config.directions)))
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def preflight(config: MezoConfig, point: Point, scorer: Scorer) -> Preflight | None:
     """Whether eps is where slopes are trustworthy, from the first lane's first batch.
 
@@ -115,13 +117,9 @@ def preflight(config: MezoConfig, point: Point, scorer: Scorer) -> Preflight | N
         float(np.sqrt(((other - whole) ** 2).mean())) / size if size else float("nan")
         for other in (half, double)
     )
-    facts = {
-        "eps": config.eps,
-        "slope": size,
-        "change_at_half": smaller,
-        "change_at_double": larger,
-    }
-    return Preflight(facts, _warning(config.eps, size, smaller, larger))
+    facts = {"slope": size, "change_at_half": smaller, "change_at_double": larger}
+    finite = {name: x if np.isfinite(x) else None for name, x in facts.items()}
+    return Preflight({"eps": config.eps, **finite}, _warning(config.eps, size, smaller, larger))
 
 
 def _warning(eps: float, size: float, smaller: float, larger: float) -> str | None:
