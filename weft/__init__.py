@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from weft.analysis.compare import Comparison
+    from weft.analysis.experiment import Findings
     from weft.formats.certificate import Certificate
     from weft.model.config import DType
     from weft.training.generate import Generation
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "experiment",
     "export_adapter",
     "generate",
     "import_adapter",
@@ -49,6 +51,32 @@ def train(
     from weft.training.train import train as start
 
     return start(resolve(str(config), overrides), None if run_dir is None else Path(run_dir))
+
+
+def experiment(
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+) -> Findings:
+    """Train and compare what the YAML file of an experiment says: arms x seeds.
+
+    Without `out` a new directory below `runs/` is made. `resume` is the directory of one that was
+    interrupted; then `config` may be left out, and must be the same where it is given. Tables, a
+    figure and a page are in the directory; `Findings` holds curves, scores and differences.
+    """
+    from weft.core.errors import InputError
+    from weft.report.experiment import write_experiment
+    from weft.training import experiment as training
+    from weft.training.experiment_config import read_design
+
+    planned = None if config is None else training.plan(read_design(str(config), overrides))
+    if resume is not None:
+        return write_experiment(training.resume(Path(resume), planned))
+    if planned is None:
+        raise InputError("give the file of an experiment, or `resume` with its directory")
+    return write_experiment(training.start(planned, None if out is None else Path(out)))
 
 
 def evaluate(

@@ -72,7 +72,7 @@ def experiment(
         )
         if resume is None:
             assert planned is not None
-            screen.notices(_warnings(planned))
+            screen.notices(planned.record.notes())
             root = training.start(planned, out, watchers)
         else:
             root = training.resume(resume, planned, watchers)
@@ -179,15 +179,6 @@ class _Display:
         self._rows(done, total)
 
 
-def _warnings(planned: Plan) -> list[str]:
-    """What should be known before hours are spent."""
-    return [
-        f"{name}: {text}"
-        for name, arm in planned.record.arms.items()
-        for text in (*arm.remarks, *arm.notices)
-    ]
-
-
 def _show_plan(planned: Plan, json: bool) -> None:
     with screen.console().status("loading"):
         from weft.training.experiment import blocks
@@ -208,7 +199,7 @@ def _show_plan(planned: Plan, json: bool) -> None:
     for group in planned.record.groups:
         if len(group) > 1:
             screen.put(f"share every forward: {', '.join(group)}")
-    screen.notices(_warnings(planned))
+    screen.notices(planned.record.notes())
 
 
 def _places(root: Path) -> dict[str, str]:

@@ -168,8 +168,7 @@ def remarks(found: Findings) -> list[str]:
             said.append(f"{arm.name} diverged after step {arm.step:,}: {arm.trouble}")
         elif arm.status == "unfinished":
             said.append(f"{arm.name} is not finished: it is at step {arm.step:,}")
-        said += [f"{arm.name}: {text}" for text in (*arm.record.remarks, *arm.record.notices)]
-    return said
+    return said + found.record.notes()
 
 
 def headline(found: Findings) -> str:

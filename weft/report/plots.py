@@ -96,7 +96,7 @@ def arms_loss(
         if 0 < len(line.commits) <= _TICKS:
             at, height = zip(*line.commits, strict=True)
             axes.plot(at, height, "|", color=colour, markersize=7, alpha=0.6, zorder=3)
-        end = "diverged" if line.diverged else _number(line.mean[-1])
+        end = "diverged" if line.diverged else f"{line.mean[-1]:.3f}"
         if line.diverged:
             axes.plot(line.x[-1], line.mean[-1], "x", color=colour, markersize=7, zorder=5)
         labels.append((line.mean[-1], f"{name}: {end}", colour))

@@ -63,8 +63,8 @@ class ExperimentRecord(BaseModel):
     description: str = ""
     created: str = Field(default_factory=utc_now)
     command: str = ""
-    source_sha256: str
-    """Of `config.yaml`, so that a change is found."""
+    text: str
+    """What `config.yaml` holds, so that a change is found."""
 
     seeds: tuple[int, ...]
     budget: dict[str, int]
@@ -73,6 +73,18 @@ class ExperimentRecord(BaseModel):
     arms: dict[str, ArmRecord]
     groups: tuple[tuple[str, ...], ...]
     """Arms that share their forwards."""
+
+    def notes(self) -> list[str]:
+        """Remarks and notices; what several arms have in common stands once."""
+        found: dict[str, list[str]] = {}
+        for name, arm in self.arms.items():
+            for text in (*arm.remarks, *arm.notices):
+                found.setdefault(text, []).append(name)
+        everywhere = len(self.arms)
+        return [
+            f"{'all arms' if len(names) == everywhere > 1 else ', '.join(names)}: {text}"
+            for text, names in found.items()
+        ]
 
     def save(self, path: Path) -> None:
         """Write atomically, in the order of the fields."""

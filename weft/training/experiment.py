@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.core.errors import InputError, NumericError
-from weft.core.files import sha256_file, write_atomic, write_json
+from weft.core.files import write_atomic, write_json
 from weft.data.dataset import available_splits
 from weft.data.split import Split
 from weft.methods.registry import METHODS
@@ -43,11 +42,10 @@ from weft.training.train import Announce, Entry, can_share, free_directory, trai
 
 @dataclass(frozen=True)
 class Plan:
-    """What an experiment will do: its record before the first step, and its file."""
+    """What an experiment will do: its record before the first step, and its arms."""
 
     record: ExperimentRecord
     arms: dict[str, Resolved]
-    text: str
 
 
 def _nobody(*facts: Any) -> None:
@@ -112,7 +110,7 @@ def plan(design: Design) -> Plan:
         name=design.name,
         description=design.config.description,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        source_sha256=hashlib.sha256(design.text.encode()).hexdigest(),
+        text=design.text,
         seeds=design.config.seeds,
         budget=budget.record(),
         reference=design.reference,
@@ -120,7 +118,7 @@ def plan(design: Design) -> Plan:
         arms=records,
         groups=_groups({name: resolved.config for name, resolved in arms.items()}),
     )
-    return Plan(record, arms, design.text)
+    return Plan(record, arms)
 
 
 def blocks(planned: Plan) -> dict[str, dict[str, str]]:
@@ -147,8 +145,8 @@ def start(planned: Plan, root: Path | None = None, watchers: Watchers = NOBODY) 
     _refuse_occupied(root)
     lock = take_lock(layout, "experiment", "--out")
     try:
-        write_atomic(layout.config, planned.text)
         planned.record.save(layout.record)
+        write_atomic(layout.config, planned.record.text)
         _go(ExperimentReader(root), planned.arms, watchers)
     finally:
         lock.release()
@@ -309,7 +307,9 @@ def _record_divergence(path: Path, name: str, error: NumericError, watchers: Wat
 def _refuse_changed(reader: ExperimentReader, record: ExperimentRecord, now: Plan | None) -> None:
     """An experiment goes on as it began: its stored file, and the one given, must say the same."""
     layout = reader.layout
-    if sha256_file(layout.config) != record.source_sha256:
+    if not layout.config.exists():  # the process was killed right at the start
+        write_atomic(layout.config, record.text)
+    if layout.config.read_text("utf-8") != record.text:
         raise InputError(
             f"{layout.config} is not as it was when the experiment started",
             hint="put it back, or start a new experiment with it",

@@ -1,0 +1,30 @@
+"""The benchmarks of a MeZO step run, and have no table for contenders that differ."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import mezo_step
+from benchmarks.__main__ import main
+from benchmarks.harness import alternate
+from weft.core.errors import CheckFailed
+from weft.model.objectives import OptionNLL
+
+
+@pytest.mark.parametrize("name", ["mezo_step", "mezo_directions"])
+def test_quick_runs(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", name, "--quick"])
+    assert main() == 0
+    table = capsys.readouterr().out
+    assert name in table
+
+
+def test_another_loss_voids_the_comparison():
+    shape = mezo_step.SMALL
+    contenders = mezo_step.contenders(shape)[-1:]
+    other = lambda: mezo_step.timed(mezo_step.WeftMezo(shape, OptionNLL()))  # noqa: E731
+    contenders.append(replace(contenders[0], name="other", build=other))
+    measurements = alternate(contenders, mezo_step.random_batches(1, shape), rounds=1)
+    with pytest.raises(CheckFailed, match="first losses"):
+        mezo_step.check_first_losses(measurements)
