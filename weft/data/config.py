@@ -129,7 +129,7 @@ def _check_words(words: tuple[str, ...]) -> None:
         if word != word.strip() or not word:
             raise ValueError(
                 f"`data.verbalizers` has {word!r}: give words without space around them; the "
-                "format puts one before them where its prompt ends with a word"
+                "format puts a space before them where its prompt needs one"
             )
         if words.count(word) > 1:
             raise ValueError(f"`data.verbalizers` has {word!r} twice")

@@ -76,3 +76,16 @@ def test_needs_no_torch_and_no_transformers() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((" good", "bad"), r"has ' good': give words without space around them"),
+        (("good", ""), r"has '': give words"),
+        (("good", "good"), r"has 'good' twice"),
+    ],
+)
+def test_words_to_choose_between_are_words_and_differ(words: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        DataConfig(task="reviews", verbalizers=words)

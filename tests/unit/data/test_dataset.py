@@ -126,6 +126,136 @@ def test_settings_that_a_format_has_no_use_for_are_not_ignored_in_silence(
         train(path, gpt2, chat_template=tmp_path / "chat.jinja")
 
 
+# Candidates
+
+
+def film(label: object = 1, sentence: str = "a film") -> dict[str, Any]:
+    return {"sentence": sentence, "label": label}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "both"])
+def test_a_row_with_candidates_has_its_choice_beside_what_it_always_had(
+    kind: str, write_rows: Write, tokenizer_of: Callable[..., Tokenizer]
+) -> None:
+    tokenizer = tokenizer_of(kind)
+    split = train(write_rows(film(0), film(1, "a film of two")), tokenizer)
+    assert [c.text for c in split.candidates] == [" terrible", " great"]
+    for right, item in enumerate(split.items):
+        choice = item.example.choice
+        assert choice is not None
+        assert choice.right == right
+        assert choice.prompt_T.tolist() == item.prompt_ids.tolist()
+        assert tokenizer.decode(choice.prompt_T, skip_special_tokens=True) == item.prompt
+        for candidate, ids in zip(split.candidates, choice.candidates, strict=True):
+            assert candidate.ids == ids
+            assert tokenizer.decode(ids) == candidate.text
+        answer = [*choice.candidates[right], tokenizer.eos_token_id]
+        assert item.example.ids_T[item.prompt_length :].tolist() == answer
+        assert item.reference == split.candidates[right].text
+
+
+def test_rows_without_candidates_have_no_choice(write_rows: Write, gpt2: Tokenizer) -> None:
+    split = train(write_rows(*pairs(2)), gpt2)
+    assert split.candidates == ()
+    assert [e.choice for e in split.examples] == [None, None]
+
+
+def test_a_supervised_prompt_and_a_padding_target_change_no_choice(
+    write_rows: Write, gpt2: Tokenizer
+) -> None:
+    path = write_rows(film())
+    plain, other = (
+        train(path, gpt2, **settings).examples[0]
+        for settings in ({}, {"train_on_prompt": True, "pad_target": True})
+    )
+    assert plain.choice is not None and other.choice is not None
+    assert other.tokens == plain.tokens + 1
+    assert other.choice.prompt_T.tolist() == plain.choice.prompt_T.tolist()
+    assert other.choice.candidates == plain.choice.candidates
+
+
+def test_no_row_stays_of_which_a_candidate_would_be_cut(write_rows: Write, gpt2: Tokenizer) -> None:
+    """The prompt of the first row fits and that of the second does not; one token is too few."""
+    path = write_rows(film(), film(sentence="a film " * 20))
+    short = train(write_rows(film(), name="short.jsonl"), gpt2)
+    prompt = short.items[0].prompt_length
+    longest = max(len(c.ids) for c in short.candidates)
+    split = train(path, gpt2, max_length=prompt + longest)
+    assert [e.id for e in split.examples] == ["train:1"]
+    assert split.counts["dropped_truncated"] == 1
+    assert (
+        f"train: rows dropped, with no room for every candidate within {prompt + longest} tokens: 1"
+        in split.notices
+    )
+    words = ("great", "terrible" * 5)
+    with pytest.raises(InputError, match="1 without room for every candidate within"):
+        train(write_rows(film(0), name="one.jsonl"), gpt2, max_length=prompt + 2, verbalizers=words)
+
+
+def test_other_words_are_chosen_between_and_supervised(write_rows: Write, gpt2: Tokenizer) -> None:
+    path = write_rows(film(0), film(1))
+    split = train(path, gpt2, verbalizers=("bad", "good"))
+    assert split.references == (" bad", " good")
+    assert split.task.candidates == (" bad", " good")
+    assert [gpt2.decode(c.ids) for c in split.candidates] == [" bad", " good"]
+    task = load_splits(DataConfig(task="reviews", verbalizers=("bad", "good")), gpt2, ("test",))
+    assert set(task["test"].references) == {" bad", " good"}
+    assert TASKS["reviews"].candidates == (" terrible", " great")
+
+
+def test_words_that_cannot_be_chosen_between_are_refused(
+    write_rows: Write, gpt2: Tokenizer, metaspace: Tokenizer
+) -> None:
+    path = write_rows(film())
+    with pytest.raises(InputError, match=r"has 3 words \(a, b, c\), and format sst2 has 2 labels"):
+        train(path, gpt2, verbalizers=("a", "b", "c"))
+    with pytest.raises(InputError, match="format prompt_completion has no candidates"):
+        train(write_rows(*pairs(1), name="pairs.jsonl"), gpt2, verbalizers=("a", "b"))
+    with pytest.raises(InputError, match=r"' ü' and ' ö' are the same tokens: .*<unk>") as caught:
+        train(path, metaspace, verbalizers=("ü", "ö"))
+    assert "data.verbalizers" in (caught.value.hint or "")
+
+
+def test_the_largest_id_is_of_candidates_too(write_rows: Write, gpt2: Tokenizer) -> None:
+    split = train(write_rows(film(0)), gpt2)
+    others = max(i for c in split.candidates for i in c.ids)
+    assert split.largest_id == max(others, *(e.ids_T.max() for e in split.examples))
+    assert (
+        dataclasses.replace(
+            split, candidates=(dataclasses.replace(split.candidates[1], ids=(10_000,)),)
+        ).largest_id
+        == 10_000
+    )
+
+
+GLUE = {
+    "sst2": 'sentence\tlabel\na warm film \t1\nno "good\t0\n',
+    "rte": "index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\tentailment\n1\tA.\tC.\tnot_entailment\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "references"), [("sst2", (" great", " terrible")), ("rte", ("Yes", "No"))]
+)
+def test_files_of_glue_are_read_as_they_are(
+    name: str, references: tuple[str, ...], gpt2: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "train.tsv").write_text(GLUE[name])
+    (tmp_path / "dev.tsv").write_text(GLUE[name])
+    splits = load_splits(DataConfig(path=tmp_path), gpt2, ("train", "valid"))
+    assert splits["train"].task.name == name
+    assert [split.references for split in splits.values()] == [references] * 2
+
+
+def test_rows_of_glue_without_labels_are_said_to_be_that(
+    write_rows: Write, gpt2: Tokenizer
+) -> None:
+    with pytest.raises(
+        InputError, match=r"rows\.jsonl:2: field `label` is -1: the row has no label"
+    ):
+        train(write_rows(film(), film(-1)), gpt2)
+
+
 def test_a_row_of_another_format_is_a_bad_row(write_rows: Write, gpt2: Tokenizer) -> None:
     path = write_rows({"text": "a film"}, *pairs(1))
     with pytest.raises(InputError) as caught:
