@@ -10,8 +10,10 @@ import sys
 import numpy as np
 import pytest
 
+from weft.analysis.experiment import Line
 from weft.core.keys import Key
-from weft.report.plots import Curve, loss_curve, running_mean, spread, time_breakdown
+from weft.report import plots
+from weft.report.plots import Curve, arms_loss, loss_curve, running_mean, spread, time_breakdown
 
 
 def size_of(path):
@@ -48,6 +50,54 @@ def test_loss_curve_draws_whatever_was_logged(curves, tmp_path):
     width, height = size_of(path)
     assert width > 1200 and height > 600  # sharp on a dense screen
     assert [p.name for p in path.parent.iterdir()] == ["loss.png"]
+
+
+def arm(end, points=5, commits=0, diverged=False):
+    x = tuple(range(0, 100 * points, 100))
+    mean = (1.0, *(end,) * (points - 1))
+    ticks = tuple((50.0 + n, 0.9) for n in range(commits))
+    low, high = (tuple(value + by for value in mean) for by in (-0.1, 0.1))
+    return Line(x, mean, low, high, ticks, diverged)
+
+
+ARMS = {
+    "one": {"mezo": arm(0.5)},
+    "several": {"mezo": arm(0.5), "boosted": arm(0.6, commits=4), "$x^$ <b>": arm(0.7)},
+    "more-than-colours": {f"arm {i}": arm(0.5) for i in range(20)},
+    "one-point": {"mezo": arm(0.5, points=1)},
+    "diverged": {"mezo": arm(0.5), "wild": arm(1e9, diverged=True)},
+    "all-diverged": {"wild": arm(math.inf, diverged=True)},
+    "many-commits": {"boosted": arm(0.5, commits=500)},
+}
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+@pytest.mark.parametrize("lines", ARMS.values(), ids=ARMS)
+def test_arms_are_drawn_whatever_became_of_them(lines, seeds, tmp_path):
+    path = tmp_path / "figures" / "loss.png"
+    arms_loss(lines, path, axis="forwards", seeds=seeds)
+    width, height = size_of(path)
+    assert width > 1200 and height > 700
+
+
+@pytest.mark.parametrize(
+    ("lines", "seeds", "said", "unsaid"),
+    [
+        ("several", 5, ["mean of 5 seeds, band: lowest to highest", "|: a commit"], ["one seed"]),
+        ("one", 1, ["one seed"], ["band", "commit"]),
+        ("many-commits", 5, ["band"], ["commit"]),
+    ],
+)
+def test_the_title_names_the_band_and_the_marks(lines, seeds, said, unsaid):
+    title = plots._arms_title(ARMS[lines], "nats a token", seeds)
+    assert title.startswith("validation loss, nats a token")
+    assert all(words in title for words in said)
+    assert not any(words in title for words in unsaid)
+
+
+def test_an_arm_that_diverges_does_not_flatten_the_others():
+    low, high = plots._shown([arm(0.5), arm(1e9, diverged=True)])
+    assert 0.3 < low < 0.4 and 1.1 < high < 1.2
 
 
 def test_the_same_numbers_give_the_same_file(tmp_path):
