@@ -25,6 +25,8 @@ RIVALS = {
     "boost.plateau": ("boost.steps_per_iteration", "boost.merge_frequency"),
     "boost.steps_per_iteration": ("boost.plateau",),
     "boost.merge_frequency": ("boost.plateau",),
+    "budget.forwards": ("budget.steps",),
+    "budget.steps": ("budget.forwards",),
 }
 """Keys that make no sense together: one of a layer clears the others of the layers below, and says
 so. Two of them in one layer are an error."""
@@ -75,6 +77,8 @@ class Draft:
                 self._clear(foreign, key, value, layer)
             put(self.values, key, value)
             self._forget(key)
+            for leaf in [leaf for leaf in self.origins if key.startswith(f"{leaf}.")]:
+                del self.origins[leaf]  # it was null, and is a section now
             self.origins |= dict.fromkeys(leaves(value, key), layer.origin)
 
     def _foreign(self, key: str, name: Any, layer: Layer) -> list[str]:
