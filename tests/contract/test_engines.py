@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from weft.core.batch import IGNORE, Batch, Example
+from weft.core.batch import IGNORE, Batch, Choice, Example
 from weft.core.errors import InputError
 from weft.engines.registry import ENGINES, open_engine
 from weft.model.adapter import Adapter
 from weft.model.bank import Bank
 from weft.model.config import AdapterConfig
 from weft.model.decoding import Decoding
+from weft.model.objectives import MEANS, ONE_TOKEN, OPTION, TOKENS
 from weft.model.sites import choose_sites
 
 NEEDS = {"mlx": "mlx_lm"}
@@ -90,6 +91,48 @@ def test_a_row_scores_as_it_does_alone_and_counts_what_is_supervised(engine, ada
     for column in (0, 2, 3):
         alone = engine.score(bank, batch_of(rows[column]))
         np.testing.assert_allclose(together.loss_NE[:, column], alone.loss_NE[:, 0], rtol=1e-5)
+
+
+SINGLE, SEVERAL = ((5,), (9,)), ((5, 11), (9,), (5, 12, 40))
+OBJECTIVES = [(TOKENS, SEVERAL), (OPTION, SEVERAL), (MEANS, SEVERAL), (ONE_TOKEN, SINGLE)]
+
+
+def choices_of(candidates, *prompts):
+    """Rows whose answer is one of the candidates, followed by a token that ends them."""
+    rows = []
+    for i, prompt in enumerate(prompts):
+        choice = Choice(prompt, candidates, i % len(candidates))
+        ids = np.concatenate([prompt, candidates[choice.right], [1]])
+        labels = np.where(np.arange(len(ids)) < len(prompt), IGNORE, ids)
+        rows.append(Example(str(i), ids, labels, choice))
+    return Batch(tuple(rows))
+
+
+@pytest.mark.parametrize(
+    ("objective", "candidates"), OBJECTIVES, ids=lambda x: getattr(x, "name", "")
+)
+def test_every_objective_is_what_its_definition_says(objective, candidates, engine, adapters):
+    """From the loss of each candidate's tokens, scored one sequence at a time."""
+    bank, batch = Bank.of(adapters), choices_of(candidates, *prompts())
+    found = engine.score(bank, batch, objective)
+    for column, example in enumerate(batch.examples):
+        choice = example.choice
+        lengths = np.array([len(ids) for ids in candidates])
+        each = [Batch((choice.row("x", k),)) for k in range(len(candidates))]
+        sums_NK = np.stack([engine.score(bank, one).loss_NE[:, 0] for one in each], axis=1)
+        means_NK = sums_NK / lengths
+        if objective is TOKENS:
+            expected = engine.score(bank, Batch((example,))).loss_NE[:, 0]
+            count = lengths[choice.right] + 1
+        elif objective is OPTION:
+            expected, count = sums_NK[:, choice.right], lengths[choice.right]
+        else:
+            expected = np.log(np.exp(-means_NK).sum(axis=1)) + means_NK[:, choice.right]
+            count = 1
+            hits = means_NK.argmin(axis=1) == choice.right
+            np.testing.assert_array_equal(found.correct_NE[:, column], hits)
+        np.testing.assert_allclose(found.loss_NE[:, column], expected, rtol=1e-4, atol=1e-5)
+        assert found.count_E[column] == count
 
 
 @pytest.mark.parametrize("decoding", [Decoding(max_tokens=10), SAMPLED], ids=["greedy", "sampled"])

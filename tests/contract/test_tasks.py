@@ -45,7 +45,10 @@ def test_the_metrics_can_be_measured(splits):
     assert task.metric in {"token_accuracy", "choice", *task.judges}
     for split in splits.values():
         for item in split.items:
-            assert not task.candidates or item.reference in task.candidates
+            choice = item.example.choice
+            assert (choice is not None) == bool(task.candidates)
+            if choice is not None:
+                assert task.candidates[choice.right] == item.reference
             for accepts in task.judges.values():
                 assert accepts(item.prompt, item.reference, f" {item.reference}\n")
                 assert not accepts(item.prompt, item.reference, item.reference[:-3])

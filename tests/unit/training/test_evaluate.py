@@ -17,9 +17,12 @@ from weft.data.dataset import load_splits
 from weft.engines.local import LocalEngine
 from weft.model.bank import Bank
 from weft.model.base import load_base
+from weft.model.config import ObjectiveConfig
 from weft.model.decoding import Completion
+from weft.model.objectives import ONE_TOKEN, TOKENS, choosing
 from weft.training.contrast import QUANTITIES, contrast
 from weft.training.evaluate import evaluate
+from weft.training.objective import objective_for
 from weft.training.refs import load_split, open_subject
 from weft.training.train import train
 
@@ -92,27 +95,75 @@ def contrast_logits(subject, split):
     ]
 
 
-def test_choice_accuracy_compares_mean_log_probabilities(base, small_base, tmp_path):
-    rows = [{"sentence": f"the cat {w}", "label": i % 2} for i, w in enumerate(WORDS)]
+def reviews_of(base, tmp_path, words=("terrible", "great"), count=9):
+    rows = [{"sentence": f"the cat {WORDS[i % 3]} {i}", "label": i % 2} for i in range(count)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    config = DataConfig(path=path, valid_path=path)
-    split = load_splits(config, base.tokenizer, ("valid",))["valid"]
-    found = evaluate(LocalEngine(base), Bank.of({"base": None}), split, batch_size=2)
+    config = DataConfig(path=path, valid_path=path, verbalizers=words)
+    return rows, load_splits(config, base.tokenizer, ("valid",))["valid"]
+
+
+@pytest.mark.parametrize("words", [("terrible", "great"), ("terrible", "awful"), ("cat", "a mat")])
+def test_choice_accuracy_compares_mean_log_probabilities(words, base, small_base, tmp_path):
+    """Whatever the objective is, in batches that do not divide the rows, under every member."""
+    rows, split = reviews_of(base, tmp_path, words)
     model = transformers.AutoModelForCausalLM.from_pretrained(small_base)
     tokenizer = base.tokenizer
-    right = 0
+    right, loss = 0, 0.0
     for row in rows:
         prompt = tokenizer(f"{row['sentence']} It was")["input_ids"]
         means = []
-        for word in (" terrible", " great"):
-            ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        for word in words:
+            ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
             with torch.no_grad():
-                logits = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+                logits = model(torch.tensor([prompt + ids])).logits[0].double().log_softmax(-1)
             at = range(len(prompt) - 1, len(prompt) + len(ids) - 1)
             means.append(np.mean([logits[i, t].item() for i, t in zip(at, ids, strict=True)]))
         right += int(np.argmax(means)) == row["label"]
-    assert found.metrics["choice"][0] == right / 3
+        loss += np.log(np.exp(means).sum()) - means[row["label"]]
+    assert 0 < right < len(rows)
+    bank = Bank.of({"base": None, "again": None})
+    settings = {"nll": {}, "choice": {"tokens": "mean"}, "option": {"loss": "option"}}
+    for name, given in (*settings.items(), ("choice", {})):
+        config = ObjectiveConfig(name="nll" if name == "nll" else "choice", **given)
+        objective, _ = objective_for(config, {"valid": split})
+        found = evaluate(LocalEngine(base), bank, split, batch_size=4, objective=objective)
+        assert found.metrics["choice"].tolist() == [right / len(rows)] * 2
+        assert found.metric == "choice"
+        if name == "choice":
+            assert found.table.means()[0] == pytest.approx(loss / len(rows), rel=1e-5)
+
+
+class Counting(LocalEngine):
+    """Remembers which objectives it was asked for, and of how many rows."""
+
+    def score(self, bank, batch, objective=TOKENS):
+        self.asked.append((objective.name, len(objective.rows(batch).examples)))
+        return super().score(bank, batch, objective)
+
+
+def asked(base, split, objective):
+    engine = Counting(base)
+    object.__setattr__(engine, "asked", [])
+    record = evaluate(
+        engine, Bank.of({"base": None}), split, batch_size=100, objective=objective
+    ).record("base")
+    return engine.asked, record
+
+
+def test_a_choice_is_judged_by_its_own_hits_without_a_second_pass(base, tmp_path):
+    _, split = reviews_of(base, tmp_path, ("cat", "mat"))
+    assert choosing(split.examples) is ONE_TOKEN, "the words are single tokens"
+    once, record = asked(base, split, ONE_TOKEN)
+    assert once == [("choice", 9)]
+    assert (record["metric"], record["metrics"]) == ("choice", ["choice"])
+    assert "token_accuracy" not in record
+    assert (record["objective"], record["perplexity"]) == ("choice", None)
+    twice, record = asked(base, split, TOKENS)
+    assert twice == [("nll", 9), ("choice", 9)]
+    assert (record["metric"], record["metrics"]) == ("choice", ["token_accuracy", "choice"])
+    assert record["objective"] == "nll"
+    assert record["perplexity"] == pytest.approx(np.exp(record["eval_loss"]))
 
 
 def test_every_judge_hears_the_one_greedy_response_of_a_row(base, split):
