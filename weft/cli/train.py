@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -136,23 +136,31 @@ def _refuse_overrides(resume: Path, overrides: list[str]) -> None:
 
 
 def results_table(outcome: Outcome) -> RenderableType:
-    """Before and after: held-out loss, perplexity and the task's metrics of every adapter."""
+    """Before and after: held-out loss, perplexity and the task's metrics of every adapter.
+
+    A choice between candidates has no perplexity.
+    """
     from math import exp
 
     rows = []
-    metrics: list[str] = []
-    for name, result in outcome.results.items():
+    names: list[str] = []
+    for member, result in outcome.results.items():
         metrics = result["metrics"][1:] or result["metrics"]  # a task's own, where it has some
-        label = "" if len(outcome.results) == 1 else f"{name}, "
-        if (before := outcome.initial_loss.get(name)) is not None:
-            perplexity = exp(before) if before < LARGEST_LOSS else None
-            unknown = ["-"] * len(metrics)
-            rows.append((f"{label}before", *map(screen.number, (before, perplexity)), *unknown))
-        after = (result["eval_loss"], result["perplexity"], *(result[metric] for metric in metrics))
+        names = [*["perplexity"] * (result["objective"] == "nll"), *metrics]
+        label = "" if len(outcome.results) == 1 else f"{member}, "
+        if (before := outcome.before.get(member)) is not None:
+            loss = before["loss"]
+            known = before | {"perplexity": exp(loss) if loss < LARGEST_LOSS else None}
+            rows.append((f"{label}before", screen.number(loss), *(_cell(known, n) for n in names)))
         which = f"{label}{result['kept']} (step {result['step']:,})"
-        rows.append((which, *map(screen.number, after)))
-    words = [metric.replace("_", " ") for metric in metrics]
-    return screen.table(("held-out", "loss", "perplexity", *words), rows)
+        loss = result["eval_loss"]
+        rows.append((which, screen.number(loss), *(_cell(result, n) for n in names)))
+    words = [name.replace("_", " ") for name in names]
+    return screen.table(("held-out", "loss", *words), rows)
+
+
+def _cell(values: Mapping[str, Any], name: str) -> str:
+    return screen.number(values.get(name))
 
 
 def places(root: Path) -> dict[str, str]:

@@ -11,8 +11,10 @@ from weft.core.table import ScoreTable
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
 
-EVALUATION = "valid-step-"
-"""What the names of the tables of evaluations while training start with; the step follows."""
+STEP = "-step-"
+EVALUATION = f"valid{STEP}"
+"""What the names of the tables of evaluations while training start with; the step follows. Beside
+them lie tables of what was right, which start with the metric's name in place of `valid`."""
 
 
 def step_loss(record: Record) -> float:
@@ -78,6 +80,18 @@ class RunReader:
         names = [name for name in self.table_names() if name.startswith(EVALUATION)]
         found = [(int(name.removeprefix(EVALUATION)), self.table(name)) for name in names]
         return sorted(found, key=lambda evaluation: evaluation[0])
+
+    def hits(self) -> dict[str, list[tuple[int, ScoreTable]]]:
+        """What the evaluations while training counted as right, by metric and by step.
+
+        The mean of a member is its accuracy.
+        """
+        found: dict[str, list[tuple[int, ScoreTable]]] = {}
+        for name in self.table_names():
+            metric, _, step = name.rpartition(STEP)
+            if metric and not name.startswith(EVALUATION):
+                found.setdefault(metric, []).append((int(step), self.table(name)))
+        return {metric: sorted(each, key=lambda at: at[0]) for metric, each in found.items()}
 
     def result_names(self) -> list[str]:
         """Names of the results."""

@@ -36,6 +36,7 @@ class Evaluation:
     """What every member of a bank scored on one split."""
 
     table: ScoreTable
+    hits: ScoreTable  # what `objective.hits` counts, over the same counts
     metrics: dict[str, np.ndarray]  # name to [N]
     metric: str  # the main one
     objective: Objective
@@ -52,7 +53,8 @@ class Evaluation:
             for name in parts[0].metrics
         }
         table = ScoreTable.stack([part.table for part in parts])
-        return replace(parts[0], table=table, metrics=metrics)
+        hits = ScoreTable.stack([part.hits for part in parts])
+        return replace(parts[0], table=table, hits=hits, metrics=metrics)
 
     def record(self, member: str) -> dict[str, Any]:
         """One member's line for `eval.json`.
@@ -100,13 +102,16 @@ def evaluate(
     loss_NE, correct_NE, count_E = score_all(engine, bank, examples, batch_size, objective, watch)
     _refuse_not_finite(bank.members, examples, loss_NE)
     count_NE = np.broadcast_to(count_E, loss_NE.shape)
-    table = ScoreTable(bank.members, tuple(e.id for e in examples), loss_NE, count_NE)
-    metrics: dict[str, np.ndarray] = {objective.hits: correct_NE.sum(axis=1) / count_E.sum()}
+    ids = tuple(example.id for example in examples)
+    table = ScoreTable(bank.members, ids, loss_NE, count_NE)
+    hits = ScoreTable(bank.members, ids, correct_NE, count_NE)
+    metrics: dict[str, np.ndarray] = {objective.hits: hits.means()}
     if task_metric and split.task.metric not in metrics:
         metrics |= task_metrics(engine, bank, split.items[:rows], split.task, batch_size, watch)
     metric = split.task.metric if split.task.metric in metrics else objective.hits
     return Evaluation(
         table,
+        hits,
         metrics,
         metric,
         objective,

@@ -20,6 +20,7 @@ import torch
 
 from weft.core.errors import NumericError
 from weft.methods.estimate import Estimate, Point
+from weft.runs.reader import EVALUATION, STEP
 from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 from weft.training.advance import Moved, end_rounds, move
@@ -267,7 +268,8 @@ def _judge(part: Part, state: State) -> tuple[State, tuple[float, ...]]:
             f"evaluation after step {state.step}: {error.problem}",
             hint=_advice(writer, "that evaluation"),
         ) from None
-    writer.table(f"valid-step-{state.step}", evaluation.table)
+    writer.table(f"{EVALUATION}{state.step}", evaluation.table)
+    writer.table(f"{job.objective.hits}{STEP}{state.step}", evaluation.hits)
     loss_L = tuple(evaluation.table.means().tolist())
     plateau = job.config.boost.plateau if job.config.boost is not None else None
     return state.judged(loss_L, plateau.min_delta if plateau is not None else 0.0), loss_L

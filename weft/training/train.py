@@ -17,7 +17,7 @@ from weft.formats.peft import TENSORS, write_adapter
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
 from weft.runs.provenance import code_state
-from weft.runs.reader import RunReader
+from weft.runs.reader import EVALUATION, RunReader
 from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 from weft.training.config import RunConfig
@@ -37,7 +37,7 @@ class Outcome:
     step: int
     steps: int
     results: dict[str, dict[str, Any]]  # by member; empty without validation rows
-    initial_loss: dict[str, float]
+    before: dict[str, dict[str, float]]  # by member: loss and accuracy before the first step
     error: NumericError | None = None  # why it could not go on
 
 
@@ -146,7 +146,7 @@ def finished(root: Path) -> Outcome:
     names = [name for name in reader.result_names() if name == "eval" or name.startswith("eval-")]
     results = {name.removeprefix("eval-"): reader.results(name) for name in names}
     results = {"adapter" if name == "eval" else name: found for name, found in results.items()}
-    return Outcome(root, True, steps, steps, results, _initial_loss(RunLayout(root)))
+    return Outcome(root, True, steps, steps, results, _before(RunLayout(root)))
 
 
 @contextmanager
@@ -254,7 +254,7 @@ def _ended(opened: Opened, state: State, error: NumericError | None, clock: Stop
     _check_base(job, writer)
     writer.result("time_breakdown", {"since_step": opened.state.step, "seconds": clock.seconds})
     writer.finish("finished")
-    return Outcome(root, True, state.step, job.steps, results, _initial_loss(writer.layout))
+    return Outcome(root, True, state.step, job.steps, results, _before(writer.layout))
 
 
 def _keep(job: Job, state: State, writer: RunWriter) -> dict[str, dict[str, Any]]:
@@ -276,6 +276,7 @@ def _keep(job: Job, state: State, writer: RunWriter) -> dict[str, dict[str, Any]
     theta_LP = torch.stack([its.theta_P for its in kept])
     evaluation = validate(job, stacks, theta_LP, task_metric=True)
     writer.table("valid", evaluation.table)
+    writer.table(job.objective.hits, evaluation.hits)
     results = {}
     for index, lane in enumerate(job.lanes):
         found = {"kept": job.config.keep, "step": kept[index].step}
@@ -307,15 +308,19 @@ def _write(job: Job, stack_KP: torch.Tensor, its: Best, directory: Path) -> None
     )
 
 
-def _initial_loss(run: RunLayout) -> dict[str, float]:
-    """Each lane's validation loss before the first step: the base's, since B is zero."""
+def _before(run: RunLayout) -> dict[str, dict[str, float]]:
+    """What each lane scored before the first step: what the base does, since B is zero."""
     reader = RunReader(run.root)
-    if not {"valid-step-0", "valid"} <= set(reader.table_names()):
+    if not {f"{EVALUATION}0", "valid"} <= set(reader.table_names()):
         return {}
-    table = reader.table("valid-step-0")
-    if table.ids != reader.table("valid").ids:
+    losses = reader.table(f"{EVALUATION}0")
+    if losses.ids != reader.table("valid").ids:
         return {}  # `eval.rows` scored other rows while training: not to be put side by side
-    return dict(zip(table.members, table.means().tolist(), strict=True))
+    tables = {"loss": losses} | {metric: at[0][1] for metric, at in reader.hits().items()}
+    return {
+        member: {name: table.row(member).mean for name, table in tables.items()}
+        for member in losses.members
+    }
 
 
 def _check_base(job: Job, writer: RunWriter) -> None:

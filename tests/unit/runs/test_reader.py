@@ -5,6 +5,7 @@ import json
 import pytest
 
 from weft.core.errors import InputError
+from weft.core.table import ScoreTable
 from weft.runs.manifest import Manifest
 from weft.runs.reader import RunReader
 from weft.runs.writer import RunWriter
@@ -96,3 +97,19 @@ def test_manifest_keeps_the_order_of_the_block(tmp_path):
     assert list(raw)[:3] == ["schema_version", "status", "name"]
     assert list(raw["block"]) == ["base", "adapter"]
     assert Manifest.load(tmp_path / "manifest.json") == manifest
+
+
+def test_evaluations_are_losses_and_what_was_right_by_step(root):
+    with RunWriter.create(root.with_name("scored"), Manifest(name="scored")) as writer:
+        for name in (
+            "valid",
+            "choice",
+            *(f"{n}-step-{s}" for n in ("valid", "choice") for s in (10, 0, 5)),
+        ):
+            writer.table(name, ScoreTable(("adapter",), ("a", "b"), [[1, 0]], [[1, 1]]))
+    reader = RunReader(root.with_name("scored"))
+    assert [step for step, _ in reader.evaluations()] == [0, 5, 10]
+    assert {metric: [s for s, _ in at] for metric, at in reader.hits().items()} == {
+        "choice": [0, 5, 10]
+    }
+    assert reader.hits()["choice"][0][1].means() == [0.5]

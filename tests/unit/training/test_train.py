@@ -33,7 +33,9 @@ def test_a_run_leaves_its_whole_record(resolved, tmp_path):
     assert reader.done
     assert manifest.status == "finished"
     assert [s["step"] for s in reader.steps()] == list(range(1, 13))
-    assert reader.table_names() == ["valid", *(f"valid-step-{n}" for n in (0, 12, 4, 8))]
+    ends = ["", *(f"-step-{step}" for step in (0, 12, 4, 8))]
+    names = ("token_accuracy", "valid")
+    assert reader.table_names() == [name + end for name in names for end in ends]
     assert set(manifest.fingerprints) >= {"config", "code", "base", "tokens.train", "outcome"}
     assert manifest.data["train"]["kept"] == 40
     assert manifest.config["adapter"]["rank"] == 2
@@ -45,7 +47,7 @@ def test_a_run_leaves_its_whole_record(resolved, tmp_path):
     assert result["eval_loss"] == pytest.approx(reader.table("valid").means()[0])
     assert result["perplexity"] == pytest.approx(np.exp(result["eval_loss"]))
     assert result["supervised_tokens"] == manifest.data["valid"]["supervised_tokens"]
-    assert result["eval_loss"] < outcome.initial_loss["adapter"]
+    assert result["eval_loss"] < outcome.before["adapter"]["loss"]
 
 
 def test_the_best_adapter_is_kept_and_the_last_one_beside_it(resolved, tmp_path):
@@ -57,7 +59,7 @@ def test_the_best_adapter_is_kept_and_the_last_one_beside_it(resolved, tmp_path)
     by_step = {
         int(name.rsplit("-", 1)[1]): reader.table(name).means()[0]
         for name in reader.table_names()
-        if "-step-" in name
+        if name.startswith("valid-step-")
     }
     best = min(by_step, key=by_step.__getitem__)
     assert outcome.results["adapter"]["step"] == best < 12
@@ -67,7 +69,7 @@ def test_the_best_adapter_is_kept_and_the_last_one_beside_it(resolved, tmp_path)
 
 def test_keep_last_without_evaluation(resolved, tmp_path):
     outcome = train(resolved("keep=last", "eval.every=0"), tmp_path / "run")
-    assert outcome.initial_loss == {}
+    assert outcome.before == {}
     assert outcome.results["adapter"]["step"] == 12
     assert not (tmp_path / "run" / "adapter_last").exists()
 
