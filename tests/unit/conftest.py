@@ -125,6 +125,10 @@ def _run(
                 sums = [[1 - step / 50 + shift + seed / 100] for seed in members.values()]
                 table = ScoreTable(tuple(members), ("v:1",), sums, [[1]] * len(members))
                 writer.table(f"valid-step-{step}", table)
+                hits = ScoreTable(
+                    tuple(members), ("v:1",), [[1]] * len(members), [[2]] * len(members)
+                )
+                writer.table(f"choice-step-{step}", hits)
             if step == 0:
                 continue
             for member, seed in members.items():
@@ -133,6 +137,7 @@ def _run(
                 writer.step(line | ({} if alone else {"member": member}))
                 if step in commits:
                     writer.event("commit", step=step, member=member, round=0)
+        kept = {"step": 5} | ({"commits": sum(step <= 5 for step in commits)} if commits else {})
         for member in members:
-            writer.result("eval" if alone else f"eval-{member}", {"step": 5})
+            writer.result("eval" if alone else f"eval-{member}", kept)
         writer.finish("finished" if steps == 10 else "failed")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -36,6 +36,7 @@ class Point:
     train: float | None = None  # at theta
     perturbed: float | None = None  # mean over the perturbed points, where that is what is known
     valid: float | None = None
+    accuracy: float | None = None  # on the validation rows, of what the objective counts as right
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class SeedRun:
     points: tuple[Point, ...]
     commits: tuple[int, ...]  # steps
     kept_step: int | None
+    kept_commits: int | None  # those that the kept adapter consists of; None without boosting
     score: Score | None
 
     @property
@@ -194,7 +196,7 @@ def _arm(reader: ExperimentReader, record: ExperimentRecord, name: str) -> Arm:
     seeds = [
         _seed_run(run, steps, scores, member, seed, alone)
         if run
-        else SeedRun(seed, (), (), None, None)
+        else SeedRun(seed, (), (), None, None, None)
         for member, seed in arm.members.items()
     ]
     seconds = {step["step"]: step["seconds"] for step in steps}
@@ -224,25 +226,26 @@ def _seed_run(
             points[step] = Point(
                 step, line["forwards"], line.get("loss"), line.get("loss_perturbed")
             )
+    right = {step: table for tables in run.hits().values() for step, table in tables}
     for step, table in run.evaluations():
         if step in points:
-            at = points[step]
-            loss = table.row(member).mean
-            points[step] = Point(step, at.forwards, at.train, at.perturbed, loss)
+            hits = right[step].row(member).mean if step in right else None
+            points[step] = replace(points[step], valid=table.row(member).mean, accuracy=hits)
     commits = [
         event["step"]
         for event in run.manifest.events
         if event["kind"] == "commit" and event.get("member", member) == member
     ]
     name = "eval" if alone else f"eval-{member}"
-    kept = run.results(name).get("step") if name in run.result_names() else None
+    kept = run.results(name) if name in run.result_names() else {}
     if points[0].valid is None:
         del points[0]
     return SeedRun(
         seed,
         tuple(points[step] for step in sorted(points)),
         tuple(commits),
-        kept,
+        kept.get("step"),
+        kept.get("commits"),
         _score(scores, member),
     )
 

@@ -39,6 +39,7 @@ def results_rows(found: Findings) -> list[Record]:
                     "seconds_per_step": arm.seconds_per_step,
                     "kept_step": run.kept_step,
                     "commits": len(run.commits),
+                    "kept_commits": run.kept_commits,
                 }
             )
     return rows
@@ -55,6 +56,7 @@ def curve_rows(found: Findings) -> list[Record]:
             "train_loss": point.train,
             "train_loss_perturbed": point.perturbed,
             "valid_loss": point.valid,
+            "valid_accuracy": point.accuracy,
         }
         for arm in found.arms
         for run in arm.seeds
@@ -91,6 +93,7 @@ def _result(arm: str, common: Record, score: Score | None) -> Record:
         "seconds_per_step": None,
         "kept_step": None,
         "commits": None,
+        "kept_commits": None,
     }
 
 
@@ -103,6 +106,7 @@ def _summary_of(found: Findings, arm: Arm) -> Record:
         "steps": arm.step,
         "forwards": arm.forwards,
         "commits": {run.seed: len(run.commits) for run in arm.seeds},
+        "kept_commits": {run.seed: run.kept_commits for run in arm.seeds},
         "seconds_per_step": arm.seconds_per_step,
         "shares_forwards_with": arm.shares_with,
         "metric": _spread(arm.metric),

@@ -279,8 +279,15 @@ def _provenance(found: Findings, reader: ExperimentReader) -> list[tuple[str, st
 
 
 def _commits(arm: Arm) -> str:
-    counts = sorted({len(run.commits) for run in arm.seeds})
-    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    """How often an arm committed; where it did, of how many commits the kept adapters consist."""
+    made = _span([len(run.commits) for run in arm.seeds])
+    kept = [run.kept_commits for run in arm.seeds if run.kept_commits is not None]
+    return f"{made} (kept {_span(kept)})" if kept and made != "0" else made
+
+
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _number(value: float | None, style: str = ".4f") -> str:

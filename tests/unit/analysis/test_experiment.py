@@ -30,6 +30,7 @@ def test_curves_hold_every_step_and_every_evaluation(made_experiment):
         (5, pytest.approx(0.91)),
         (10, pytest.approx(0.81)),
     ]
+    assert {point.accuracy for point in arm.seeds[1].valid} == {0.5}
     assert (arm.step, arm.forwards, arm.seeds[0].kept_step) == (10, 20, 5)
     assert arm.seconds_per_step == pytest.approx(0.55)
 
@@ -85,6 +86,7 @@ def test_commits_are_those_of_the_events(made_experiment):
     root = made_experiment({"mezo": A[:2], "boosted": B[:2]}, commits={"boosted": [3, 6, 9]})
     found = read_experiment(root)
     assert [run.commits for arm in found.arms for run in arm.seeds] == [(), (), *[(3, 6, 9)] * 2]
+    assert [run.kept_commits for arm in found.arms for run in arm.seeds] == [None, None, 1, 1]
     drawn = line(found.arms[1], "forwards")
     assert [x for x, _ in drawn.commits] == pytest.approx([6, 12, 18])
     assert drawn.commits[0][1] == pytest.approx(1.105 - 0.06)  # on the mean line
@@ -131,7 +133,8 @@ def test_the_tables_hold_every_number(made_experiment):
     assert [row["arm"] for row in rows] == ["base", *["mezo"] * 5, *["boosted"] * 5]
     assert rows[0]["seed"] == "" and float(rows[0]["value"]) == 0.5
     assert [float(row["value"]) for row in rows[1:6]] == A  # to the last bit
-    assert rows[6]["commits"] == "1" and rows[6]["forwards"] == "20"
+    assert (rows[6]["commits"], rows[6]["kept_commits"]) == ("1", "1")
+    assert rows[6]["forwards"] == "20"
     curves = list(csv.DictReader(layout.curves.read_text().splitlines()))
     assert len(curves) == 2 * 5 * 11
     assert curves[0]["train_loss_perturbed"] == "" and curves[1]["valid_loss"] == ""

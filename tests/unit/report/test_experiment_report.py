@@ -83,6 +83,12 @@ def test_arms_that_share_a_forward_are_named_with_their_time(made_experiment):
     assert arms_table(found).rows[0][:4] == ("mezo", "mezo, sgd", "1", "16")
 
 
+def test_commits_that_the_kept_adapters_lack_are_seen(made_experiment):
+    root = made_experiment({"mezo": LOW, "boosted": HIGH}, commits={"boosted": [6, 9]})
+    cells = [row[8] for row in arms_table(read_experiment(root)).rows]
+    assert cells == ["0", "2 (kept 0)"]
+
+
 def test_a_page_without_evaluations_has_no_figure(made_experiment):
     layout = ExperimentLayout(made_experiment({"mezo": LOW}, evaluated=False))
     write_experiment(layout.root)
