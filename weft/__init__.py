@@ -95,19 +95,30 @@ def evaluate(
     """Loss, perplexity and metric of every adapter that `subject` means, by its name.
 
     `subject` is a run, an adapter directory, or `base`. Without `task` or `data` the rows are
-    those that the run was trained with. `engine` is `local` or `mlx`. `notice` is told what
-    happened to rows: cut, dropped.
+    those that the run was trained with, and the loss is that of the run's objective. `engine` is
+    `local` or `mlx`. `notice` is told what happened to rows: cut, dropped.
     """
     from weft.training.evaluate import evaluate as score
+    from weft.training.objective import objective_to_judge
     from weft.training.refs import data_for, load_split, locate, open_subject
 
-    wanted = data_for([locate(str(subject))], task=task, path=None if data is None else Path(data))
+    place = locate(str(subject))
+    wanted = data_for([place], task=task, path=None if data is None else Path(data))
     opened = open_subject([str(subject)], base=base, engine=engine)
     bank, found = opened.bank, load_split(opened, wanted, split)
+    objective, more = objective_to_judge(place.config, found)
     if notice is not None:
-        for text in (*opened.notices, *found.notices):
+        for text in (*opened.notices, *found.notices, *more):
             notice(text)
-    scored = score(opened.engine, bank, found, batch_size=batch_size, rows=rows, watch=watch)
+    scored = score(
+        opened.engine,
+        bank,
+        found,
+        batch_size=batch_size,
+        rows=rows,
+        objective=objective,
+        watch=watch,
+    )
     return {member: scored.record(member) for member in bank.members}
 
 

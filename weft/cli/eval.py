@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from weft.training.refs import Place
 
 
-SAME = ("split", "num_examples", "supervised_tokens", "metric")
+SAME = ("split", "objective", "num_examples", "supervised_tokens", "metric")
 """What two records of one measurement have in common."""
 
 

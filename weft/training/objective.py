@@ -9,6 +9,7 @@ from weft.data.split import Split
 from weft.data.templates import CHOICES
 from weft.model.config import ObjectiveConfig
 from weft.model.objectives import MEANS, ONE_TOKEN, OPTION, TOKENS, Objective
+from weft.training.config import RunConfig
 
 
 def objective_for(
@@ -46,3 +47,15 @@ def objective_for(
         f"objective: the candidates are compared by the mean log-probability of their tokens, "
         f"because {long[0].text!r} is {len(long[0].ids)} tokens: {long[0].shown}",
     )
+
+
+def objective_to_judge(run: RunConfig | None, split: Split) -> tuple[Objective, tuple[str, ...]]:
+    """A run's own for any rows, without a run that of tokens; so, too, without candidates."""
+    if run is None:
+        return TOKENS, ()
+    if run.objective.name == "choice" and not split.candidates:
+        return TOKENS, (
+            f"{split.name}: the run's objective is `choice`, and these rows have no candidates: "
+            "the loss is that of tokens",
+        )
+    return objective_for(run.objective, {split.name: split})

@@ -22,6 +22,7 @@ from weft.data.dataset import load_splits
 from weft.data.readers import is_saved_dataset, read_rows
 from weft.data.sources import find_sources
 from weft.data.split import Split
+from weft.data.tasks import TASKS
 from weft.data.templates import FORMATS, detect
 from weft.data.tokenizer import BUNDLED, resolve_base
 from weft.engines.engine import Engine
@@ -55,7 +56,7 @@ CUT = ("max_length", "append_eos", "train_on_prompt", "pad_target")
 _BELOW_A_RUN = 4
 """How deep the tensors of an adapter lie in a run: RUN/members/NAME/adapter/FILE."""
 
-READ = ("format", "chat_template")
+READ = ("format", "verbalizers", "chat_template")
 """How rows of one's own are read."""
 
 
@@ -229,6 +230,8 @@ def data_for(
     kept = run.model_dump(include=set(CUT)) if run else {}
     if run and path and not task:
         kept |= _read_like(run, path)
+    if run and task and task == run.task:
+        kept["verbalizers"] = run.verbalizers
     single = path is not None and (path.is_file() or is_saved_dataset(path))
     whole = path if single else None
     try:
@@ -275,8 +278,8 @@ def _shared(config: RunConfig) -> dict[str, Any]:
 
 
 def _read_like(run: DataConfig, path: Path) -> dict[str, Any]:
-    """The run's format and chat template, as far as the first row at `path` can be read so."""
-    if run.format == "auto" and run.chat_template is None:
+    """The run's format, words and chat template, as far as the rows at `path` can be read so."""
+    if run.format == "auto" and run.chat_template is None and run.verbalizers is None:
         return {}
     source = next(iter(find_sources(DataConfig(path=path)).values()))
     rows = read_rows(source).rows
@@ -285,7 +288,20 @@ def _read_like(run: DataConfig, path: Path) -> dict[str, Any]:
     fits = run.format != "auto" and FORMATS[run.format].told_by(rows) is not None
     name = run.format if fits else detect(rows)[0].name
     kept: dict[str, Any] = {"format": run.format} if fits else {}
+    if run.verbalizers and name == _own_format(run):
+        kept["verbalizers"] = run.verbalizers
     return kept | ({"chat_template": run.chat_template} if name == "messages" else {})
+
+
+def _own_format(run: DataConfig) -> str | None:
+    """The format of a run's rows; None where it was found by reading them, and they are gone."""
+    if run.task is not None:
+        return TASKS[run.task].format.name
+    if run.format != "auto":
+        return run.format
+    assert run.path is not None
+    rows = read_rows(next(iter(find_sources(run).values()))).rows if run.path.exists() else []
+    return detect(rows)[0].name if rows else None
 
 
 def load_split(subject: Subject, data: DataConfig, name: str) -> Split:

@@ -5,13 +5,17 @@ import json
 import pytest
 from pydantic import ValidationError
 
+import weft
+from tests.conftest import WORDS
 from weft.core.errors import InputError
 from weft.data.config import DataConfig
 from weft.data.dataset import load_splits
 from weft.data.tokenizer import load_tokenizer
 from weft.model.config import ObjectiveConfig
 from weft.model.objectives import MEANS, ONE_TOKEN, OPTION, TOKENS
+from weft.runs.reader import RunReader
 from weft.training.objective import objective_for
+from weft.training.train import train
 
 CHOICE = ObjectiveConfig(name="choice")
 
@@ -75,6 +79,25 @@ def test_a_choice_without_candidates_is_refused(small_base, tmp_path):
     assert caught.value.hint == (
         "use `objective.name=nll`; formats with candidates: sst2, boolq, cb, rte"
     )
+
+
+def test_a_run_is_scored_by_its_own_objective_later_too(resolved, rows_dir, tmp_path):
+    rows = [{"sentence": f"the {w} sat", "label": i % 2} for i, w in enumerate(WORDS * 2)]
+    path = tmp_path / "films.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = (f"data.path={path}", f"data.valid_path={path}", "data.verbalizers=[cat, mat]")
+    train(resolved(*data, "objective.name=choice", "eval.every=6"), tmp_path / "run")
+    reader = RunReader(tmp_path / "run")
+    kept = reader.results("eval")
+    assert (kept["objective"], kept["metrics"]) == ("choice", ["choice"])
+    (later,) = weft.evaluate(tmp_path / "run").values()
+    assert later["eval_loss"] == pytest.approx(kept["eval_loss"], rel=1e-6)
+    assert later["choice"] == kept["choice"]
+    assert max(step["loss"] for step in reader.steps()) < 3, "of two candidates, not of all tokens"
+    said = []
+    (other,) = weft.evaluate(tmp_path / "run", data=rows_dir, notice=said.append).values()
+    assert (other["objective"], other["metrics"]) == ("nll", ["token_accuracy"])
+    assert any("these rows have no candidates: the loss is that of tokens" in s for s in said)
 
 
 @pytest.mark.parametrize(

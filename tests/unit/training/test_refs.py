@@ -67,6 +67,21 @@ def test_a_chat_template_goes_with_messages_only(rows):
     assert data_for([run], path=rows(BOTH)).chat_template is None
 
 
+def test_a_runs_own_words_go_with_rows_of_its_format_only(rows):
+    film = {"sentence": "a film", "label": 1}
+    pair = {"premise": "a", "hypothesis": "b", "label": "entailment"}
+    path = rows(film, name="train.jsonl")
+    words = "data.verbalizers=[bad, good]"
+    for known in (f"data.path={path}", "data.task=reviews"):
+        run = place("run", known, words)
+        assert data_for([run], path=rows(film)).verbalizers == ("bad", "good")
+        assert data_for([run], path=rows(pair)).verbalizers is None
+        assert data_for([run], task="tables").verbalizers is None
+    assert data_for([run], task="reviews").verbalizers == ("bad", "good")
+    gone = place("run", "data.path=nowhere.jsonl", words)
+    assert data_for([gone], path=rows(film)).verbalizers is None
+
+
 def test_nothing_is_held_out_of_a_saved_dataset(tmp_path):
     datasets = pytest.importorskip("datasets")
     values = [{"prompt": f"the {i}", "completion": " cat"} for i in range(20)]
