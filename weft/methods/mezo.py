@@ -27,6 +27,8 @@ from weft.methods.perturb import combine, draw, spans
 PREFLIGHT_DIRECTIONS = 4
 PREFLIGHT_TOLERANCE = 0.1
 """Relative change of the slopes, when eps is halved or doubled, from which a warning is due."""
+PREFLIGHT_BEND = 0.05
+"""Change of the mean loss, in nats, that rounding does not explain."""
 
 
 @np.errstate(invalid="ignore", over="ignore")  # the loop refuses what is not finite, in words
@@ -95,49 +97,59 @@ def forwards(config: MezoConfig) -> int:
 def preflight(config: MezoConfig, point: Point, scorer: Scorer) -> Preflight | None:
     """Whether eps is where slopes are trustworthy, from the first lane's first batch.
 
-    Along the same directions the slopes are taken at eps / 2, eps and 2 eps. Where curvature
-    dominates they part when eps grows; where rounding does they part when it shrinks.
+    Along the same directions the slopes are taken at eps / 2, eps and 2 eps, with no more members
+    in a forward than a step has. Where curvature dominates they part when eps grows; where
+    rounding does they part when it shrinks.
     """
     if not config.preflight:
         return None
-    first = replace(
-        point,
-        theta_LP=point.theta_LP[:1],
-        free_LP=None if point.free_LP is None else point.free_LP[:1],
-        batches=point.batches[:1],
-        keys=[point.keys[0].fold("preflight")],
-    )
-    z_LqP = draw(config.noise, first, range(PREFLIGHT_DIRECTIONS))
+    first = replace(point.part(0, 1), keys=[point.keys[0].fold("preflight")])
+    here = float(scorer.losses(first.theta_LP[:, None], first.batches)[0, 0])
     losses = _two_sided if config.sides == "two" else _one_sided
-    half, whole, double = (
-        losses(config.eps * factor, z_LqP, first, scorer)[0][0] for factor in (0.5, 1.0, 2.0)
-    )
+    slopes: dict[float, list[np.ndarray]] = {0.5: [], 1.0: [], 2.0: []}
+    bends = []
+    for start in range(0, PREFLIGHT_DIRECTIONS, config.directions):
+        numbers = range(start, min(start + config.directions, PREFLIGHT_DIRECTIONS))
+        z_LqP = draw(config.noise, first, numbers)
+        for factor, parts in slopes.items():
+            slope_Lq, _, seen = losses(config.eps * factor, z_LqP, first, scorer)
+            parts.append(slope_Lq[0])
+            if factor == 1:
+                bends += [np.array(seen[name][0]) - here for name in seen]
+    half, whole, double = map(np.concatenate, slopes.values())
     size = float(np.sqrt((whole**2).mean()))
     smaller, larger = (
         float(np.sqrt(((other - whole) ** 2).mean())) / size if size else float("nan")
         for other in (half, double)
     )
-    facts = {"slope": size, "change_at_half": smaller, "change_at_double": larger}
+    bend = float(np.concatenate(bends).mean())
+    facts = {"slope": size, "change_at_half": smaller, "change_at_double": larger, "bend": bend}
     finite = {name: x if np.isfinite(x) else None for name, x in facts.items()}
-    return Preflight({"eps": config.eps, **finite}, _warning(config.eps, size, smaller, larger))
+    return Preflight(
+        {"eps": config.eps, **finite}, _warning(config.eps, size, smaller, larger, bend)
+    )
 
 
-def _warning(eps: float, size: float, smaller: float, larger: float) -> str | None:
-    """Truncation errors grow with eps, rounding errors shrink with it."""
+def _warning(eps: float, size: float, smaller: float, larger: float, bend: float) -> str | None:
+    """Truncation errors grow with eps, rounding errors shrink with it.
+
+    Far beyond the curvature nothing of that can be seen in slopes, but the loss itself is another.
+    """
     if not np.isfinite(size):
         return f"preflight: the loss is not finite within 2 * {eps:g} of the start"
     if size == 0:
         return f"preflight: at eps {eps:g} the loss does not change at all: eps is too small"
     if max(smaller, larger) < PREFLIGHT_TOLERANCE:
         return None
-    if smaller >= larger:
+    if larger > 2 * smaller or abs(bend) > PREFLIGHT_BEND:
         return (
-            f"preflight: rounding dominates at eps {eps:g}: slopes change by {smaller:.0%} at half "
-            "of it; a larger eps, or a base in fp32, would measure better"
+            f"preflight: curvature dominates at eps {eps:g}: slopes change by {larger:.0%} at "
+            f"twice that, and the loss around the start is {bend:+.2g} nats off; a smaller eps "
+            "would be closer to the gradient"
         )
     return (
-        f"preflight: curvature dominates at eps {eps:g}: slopes change by {larger:.0%} at twice "
-        "that; a smaller eps would be closer to the gradient"
+        f"preflight: rounding dominates at eps {eps:g}: slopes change by {smaller:.0%} at half "
+        "of it; a larger eps, or a base in fp32, would measure better"
     )
 
 
