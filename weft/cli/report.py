@@ -29,15 +29,25 @@ SUMMARY = ("base", "data", "method", "adapter", "length", "keeps")
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The directory of a run, or of an experiment.")
+    ],
 ) -> None:
-    """Write the figures and the report.html of a run.
+    """Write figures and report.html of a run or an experiment.
 
     Needs no model. With `weft compare base RUN --out RUN/results/compare.json` before, the page
     also shows the texts of base and adapter side by side.
     """
+    from weft.runs.layout import ExperimentLayout
     from weft.runs.reader import RunReader
 
+    experiment = ExperimentLayout(run)
+    if experiment.record.is_file():
+        from weft.report.experiment import write_experiment
+
+        write_experiment(run)
+        screen.put(f"{experiment.loss_figure}\n{experiment.report}")
+        return
     reader = RunReader(run)
     for path in (*draw_figures(reader), write_page(reader)):
         screen.put(str(path))

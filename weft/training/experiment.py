@@ -14,6 +14,7 @@ from weft.core.errors import InputError, NumericError
 from weft.core.files import write_atomic, write_json
 from weft.data.dataset import available_splits
 from weft.data.split import Split
+from weft.engines.local import LocalEngine
 from weft.methods.registry import METHODS
 from weft.model.base import skeleton
 from weft.model.sites import choose_sites
@@ -284,7 +285,7 @@ def scores(ref: str, config: RunConfig, watch: Callable[[int, int], None]) -> di
     split = load_split(subject, config.data, name)
     objective, _ = objective_for(config.objective, {name: split})
     found = evaluate(
-        subject.engine,
+        LocalEngine(subject.local.base, config.members_per_forward, config.micro_batch_size),
         subject.bank,
         split,
         batch_size=config.eval.batch_size,

@@ -41,6 +41,11 @@ def resolve(source: str, overrides: Sequence[str] = ()) -> Resolved:
     """
     path = find(source)
     draft = Draft.of(read_yaml(path), f"file {path.name}")
+    if "arms" in draft.values:
+        raise InputError(
+            f"{source} has `arms`: it is an experiment, not one run",
+            hint=f"weft experiment {source} --dry-run",
+        )
     draft.lay(map(parse, overrides), COMMAND_LINE)
     shown = f"recipe {source}" if source in recipe_paths() else str(path)
     _refuse_two_kinds_of_seed(draft.values, shown)

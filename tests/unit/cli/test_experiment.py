@@ -53,6 +53,20 @@ def test_an_arm_is_a_run_for_every_other_command(cli, source, tmp_path):
     assert cli("compare", "out/arms/mezo", "out/arms/rank-2", "--prompts", 0).code == 0
 
 
+def test_the_page_can_be_made_again(cli, source, made_experiment):
+    root = made_experiment({"mezo": [0.7, 0.8], "boosted": [0.8, 0.8]})
+    said = cli("report", root)
+    assert said.out.split() == [f"{root}/figures/loss.png", f"{root}/report.html"]
+    assert all((root / name).is_file() for name in ("figures/loss.png", "report.html"))
+
+
+def test_an_experiment_is_not_trained_as_a_run(cli, source):
+    for command in ("check", "train"):
+        said = cli(command, source)
+        assert said.code == 2 and "it is an experiment" in said.err
+        assert "weft experiment my.yaml --dry-run" in said.err
+
+
 def test_a_dry_run_prints_every_arm_and_writes_nothing(cli, source, tmp_path):
     said = cli("experiment", source, "budget.forwards=9", "--dry-run")
     assert said.code == 0

@@ -16,6 +16,7 @@ from weft.core.errors import InputError
 from weft.runs.experiment import ExperimentReader
 from weft.runs.layout import ExperimentLayout
 from weft.runs.reader import RunReader
+from weft.runs.writer import take_lock
 from weft.training.experiment import Watchers, blocks, plan, resume, start
 from weft.training.experiment_config import read_design
 from weft.training.job import load_job
@@ -235,6 +236,15 @@ def test_a_stored_file_that_was_changed_is_refused(source, tmp_path):
     with pytest.raises(SystemExit):
         resume(root, watchers=Watchers(group=exit_now))
     assert config.read_text() == text
+
+
+def test_two_processes_do_not_write_one_experiment(whole):
+    lock = take_lock(ExperimentLayout(whole))
+    try:
+        with pytest.raises(InputError, match=r"another process .* is writing the experiment"):
+            resume(whole)
+    finally:
+        lock.release()
 
 
 def exit_now(*facts: object) -> None:
