@@ -203,11 +203,14 @@ def generate(
     return [said for part in session.run(batch_size=batch_size) for said in part]
 
 
-def inspect(subject: str | Path, *, base: str | None = None) -> Inspection:
-    """What an adapter is: its sites, scales and norms, whether it acts, and what is odd."""
+def inspect(subject: str | Path, *, base: str | None = None, replay: bool = False) -> Inspection:
+    """What an adapter is: its sites, scales and norms, whether it acts, and what is odd.
+
+    `replay` makes the adapters of a run again from its evidence, and compares bit for bit.
+    """
     from weft.training.inspect import inspect as look
 
-    return look(str(subject), base=base)
+    return look(str(subject), base=base, replay=replay)
 
 
 def export_adapter(

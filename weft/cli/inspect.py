@@ -10,6 +10,7 @@ from weft.cli import options, screen
 
 if TYPE_CHECKING:
     from weft.training.inspect import AdapterFacts, BaseFacts, SiteFacts
+    from weft.training.replay import Verdict
 
 MANY = 32
 """More sites than this are shown by the last part of their names."""
@@ -21,17 +22,20 @@ def inspect(
     every: Annotated[
         bool, typer.Option("--all", help="List every site, however many there are.")
     ] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Make a run's adapters again from its evidence.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Look into an adapter: is it attached, how strong, what is odd.
 
     Of a base it lists the places that can carry an adapter. Exits with 1 when an adapter is
-    broken: not finite, made for another base, or without effect.
+    broken: not finite, made for another base, without effect, or not what its run recorded.
     """
     from weft import inspect as look
 
     with screen.console().status("loading"):
-        found = look(subject, base=base)
+        found = look(subject, base=base, replay=replay)
     if json:
         screen.put_json(found.record())
     else:
@@ -39,6 +43,8 @@ def inspect(
             _show_base(found.base, every)
         for facts in found.adapters:
             _show_adapter(facts, found.base_ref, every)
+        for verdict in found.replayed:
+            screen.put(_replayed(verdict))
         screen.notices(found.notes)
     if found.broken:
         raise typer.Exit(1)
@@ -73,6 +79,7 @@ def _show_adapter(facts: AdapterFacts, base: str | None, every: bool) -> None:
         "dropout": None if facts.dropout is None else f"{facts.dropout:g}",
         "trainable": f"{facts.trainable:,} of {facts.parameters:,} parameters: {facts.why}",
         "attached": f"at {len(facts.sites)} sites; {_effect(facts)}",
+        "as recorded": facts.recorded,
     }
     screen.put(screen.pairs({label: text for label, text in lines.items() if text is not None}))
     screen.put()
@@ -86,6 +93,15 @@ def _show_adapter(facts: AdapterFacts, base: str | None, every: bool) -> None:
         for oddity in facts.oddities:
             screen.put(f"  {'BROKEN ' if oddity.breaks else ''}{oddity.what}")
     screen.put()
+
+
+def _replayed(verdict: Verdict) -> str:
+    """One line for each adapter that was made again."""
+    commits = f" and {verdict.commits} commits" if verdict.commits else ""
+    made = f"{verdict.path}: replayed from {verdict.step:,} steps of evidence{commits}"
+    if verdict.difference is None:
+        return f"{made}: the same, bit for bit"
+    return f"BROKEN {made}: not the same: {verdict.difference}"
 
 
 def _effect(facts: AdapterFacts) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -12,10 +12,13 @@ from weft.cli import screen
 from weft.runs.timing import RateMeter
 
 if TYPE_CHECKING:
+    from weft.training.advance import Ended
     from weft.training.fit import Progress
 
 QUIET_SECONDS = 20.0
 """Longest silence between two lines where there is no terminal."""
+FIRST_ROUNDS = 10
+"""Rounds of boosting that are told one by one; of those after them, every tenth is."""
 
 
 class TrainingProgress:
@@ -33,6 +36,8 @@ class TrainingProgress:
         self._rate.add(progress.tokens, progress.seconds)
         if progress.valid_loss is not None:
             self._valid_loss = progress.valid_loss
+        if progress.ended and (text := rounds_line(progress.step, progress.ended)):
+            screen.say(text)
         if self._line:
             self._line.show(progress.step, self._words(progress, self._valid_loss))
         elif self._is_worth_a_line(progress):
@@ -56,7 +61,8 @@ class TrainingProgress:
 
     def _words(self, progress: Progress, valid_loss: float | None) -> str:
         valid = "" if valid_loss is None else f"  valid {screen.number(valid_loss)}"
-        return f"loss {screen.number(progress.loss)}{valid}  {self._rate.recent:,.0f} tok/s"
+        what = "loss" if progress.loss_name == "loss" else "perturbed loss"
+        return f"{what} {screen.number(progress.loss)}{valid}  {self._rate.recent:,.0f} tok/s"
 
     def _is_worth_a_line(self, progress: Progress) -> bool:
         return (
@@ -64,6 +70,28 @@ class TrainingProgress:
             or progress.step in (1, progress.steps)
             or time.monotonic() - self._spoken > QUIET_SECONDS
         )
+
+
+def rounds_line(step: int, ended: Sequence[Ended]) -> str:
+    """How rounds of boosting ended at a step; empty for rounds that are not told one by one."""
+    number = max(each.round for each in ended) + 1
+    if number > FIRST_ROUNDS and number % FIRST_ROUNDS:
+        return ""
+    commits = [each for each in ended if each.committed]
+    parts = []
+    if commits:
+        counts = sorted({each.commits for each in commits})
+        span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        steps = sorted({each.of_step for each in commits} - {step})
+        of_step = f", of step {', '.join(f'{each:,}' for each in steps)}" if steps else ""
+        parts.append(f"commit {span}{_of_several(len(commits), len(ended))}{of_step}")
+    if again := len(ended) - len(commits):
+        parts.append(f"nothing learnt{_of_several(again, len(ended))}: the round begins anew")
+    return f"step {step:,}: {'; '.join(parts)}"
+
+
+def _of_several(count: int, whole: int) -> str:
+    return "" if whole == 1 else f" of {count} adapter{'s' if count > 1 else ''}"
 
 
 class _LiveLine:

@@ -56,6 +56,8 @@ def train(
     draw_figures(RunReader(outcome.root))
     screen.say()
     screen.put(results_table(outcome))
+    for text in certificate_lines(outcome.root):
+        screen.put(text)
     screen.put()
     screen.put(screen.pairs(places(outcome.root)))
     screen.say()
@@ -109,7 +111,7 @@ def run_training(
         def announce(opened: Sequence[Opened]) -> None:
             status.stop()
             ((job, manifest),) = ((run.job, run.manifest) for run in opened)
-            screen.say(screen.pairs(manifest.block))
+            screen.say(screen.pairs(manifest.block | preflight(manifest.events)))
             screen.say()
             screen.notices(manifest.notices)
             step = max((e["step"] for e in manifest.events if e["kind"] == "resumed"), default=0)
@@ -146,7 +148,7 @@ def results_table(outcome: Outcome) -> RenderableType:
     names: list[str] = []
     for member, result in outcome.results.items():
         metrics = result["metrics"][1:] or result["metrics"]  # a task's own, where it has some
-        names = [*["perplexity"] * (result["objective"] == "nll"), *metrics]
+        names = [*["perplexity"] * ("token_accuracy" in result["metrics"]), *metrics]
         label = "" if len(outcome.results) == 1 else f"{member}, "
         if (before := outcome.before.get(member)) is not None:
             loss = before["loss"]
@@ -161,6 +163,37 @@ def results_table(outcome: Outcome) -> RenderableType:
 
 def _cell(values: Mapping[str, Any], name: str) -> str:
     return screen.number(values.get(name))
+
+
+def preflight(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the look before the first step found, as a line of the configuration block."""
+    facts = next((event for event in events if event["kind"] == "preflight"), None)
+    if facts is None:
+        return {}
+    changes = (facts["change_at_half"], facts["change_at_double"])
+    half, double = ("-" if change is None else f"{change:.2%}" for change in changes)
+    return {
+        "preflight": f"slopes of {screen.number(facts['slope'])} at eps {facts['eps']:g}; they "
+        f"change by {half} at half of it, by {double} at twice"
+    }
+
+
+def certificate_lines(root: Path) -> list[str]:
+    """That what a boosted run wrote is what it trained; nothing of other runs."""
+    from weft.runs.reader import RunReader
+
+    reader = RunReader(root)
+    if "certificate" not in reader.result_names():
+        return []
+    found = reader.results("certificate")
+    members = found["members"].values()
+    ranks = sorted({member["rank"] for member in members})
+    worst = max(member["largest_difference"] for member in members)
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    return [
+        f"certificate: read back, {rank}; logits differ from the run's own by {worst:.2g} at most, "
+        f"{found['tolerance']:.2g} is rounding"
+    ]
 
 
 def places(root: Path) -> dict[str, str]:

@@ -103,6 +103,14 @@ class RunReader:
         result: dict[str, Any] = read_json(self.layout.result(name))
         return result
 
+    def kept_step(self, member: str | None = None) -> int:
+        """The step whose adapter was kept, of a run that keeps the best one."""
+        name = "eval" if member is None else f"eval-{member}"
+        step = self.results(name).get("step")
+        if not isinstance(step, int):
+            raise InputError(f"{self.layout.result(name)} does not say which step was kept")
+        return step
+
     def member_names(self) -> list[str]:
         """Names of the members of a run that trained several adapters."""
         members = self.layout.members

@@ -23,7 +23,7 @@ from weft.methods.estimate import Estimate, Point
 from weft.runs.reader import EVALUATION, STEP
 from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
-from weft.training.advance import Moved, end_rounds, move
+from weft.training.advance import Ended, Moved, end_rounds, move
 from weft.training.evaluate import Evaluation, evaluate
 from weft.training.ground import Ground
 from weft.training.job import Job
@@ -37,9 +37,11 @@ class Progress:
     step: int
     steps: int
     loss: float
+    loss_name: str  # at theta, or of perturbed points only
     valid_loss: float | None
     tokens: int
     seconds: float
+    ended: tuple[Ended, ...] = ()  # rounds of boosting
 
 
 Watch = Callable[[Progress], None]
@@ -182,8 +184,10 @@ class Taken:
 
     state: State
     loss_L: tuple[float, ...]
+    loss_name: str
     valid_loss_L: tuple[float, ...] | None
     tokens: int
+    ended: tuple[Ended, ...]
 
 
 def _step(
@@ -197,9 +201,9 @@ def _step(
         _refuse_not_finite(part, state, point, estimate, moved)
         if state.step == 0:
             writer.fingerprint("first_loss", _digest(estimate.loss_L))
-        after, trigger = moved.state, job.trigger
+        after, trigger, ended = moved.state, job.trigger, list[Ended]()
         if trigger is not None and trigger.due(after.step):
-            after = _end_rounds(part, after, range(len(job.lanes)), at_best=False)
+            after, ended = _end_rounds(part, after, range(len(job.lanes)), at_best=False)
     seconds += time.perf_counter() - started  # of the step alone, so that tokens/s says so
     done = after.step == job.steps
     every, valid_loss_L = job.config.eval.every, None
@@ -208,7 +212,7 @@ def _step(
             after, valid_loss_L = _judge(part, after)
         if trigger is not None and trigger.patience is not None and not done:
             stale = [i for i, its in enumerate(after.rounds) if its.stale >= trigger.patience]
-            after = _end_rounds(part, after, stale, at_best=True)
+            after, ended = _end_rounds(part, after, stale, at_best=True)
     read = [job.objective.rows(batch) for batch in point.batches]
     for index, lane in enumerate(job.lanes):
         record = {
@@ -227,15 +231,18 @@ def _step(
         writer.step(record | member)
         if estimate.evidence:
             writer.evidence({"step": after.step, **estimate.evidence[index], **member})
-    return Taken(after, estimate.loss_L, valid_loss_L, sum(batch.tokens for batch in read))
+    tokens = sum(batch.tokens for batch in read)
+    return Taken(after, estimate.loss_L, estimate.loss_name, valid_loss_L, tokens, tuple(ended))
 
 
-def _end_rounds(part: Part, state: State, lanes: Sequence[int], *, at_best: bool) -> State:
+def _end_rounds(
+    part: Part, state: State, lanes: Sequence[int], *, at_best: bool
+) -> tuple[State, list[Ended]]:
     """End the rounds of these lanes, and record how."""
     state, ended = end_rounds(part.job.course, state, lanes, at_best=at_best)
     for each in ended:
         part.writer.event(step=state.step, **each.event())
-    return state
+    return state, ended
 
 
 def _progress(taken: Sequence[Taken], steps: int, seconds: float) -> Progress:
@@ -245,9 +252,11 @@ def _progress(taken: Sequence[Taken], steps: int, seconds: float) -> Progress:
         max(each.state.step for each in taken),
         steps,
         sum(losses) / len(losses),
+        taken[0].loss_name,
         sum(valid) / len(valid) if valid else None,
         sum(each.tokens for each in taken),
         seconds,
+        tuple(ended for each in taken for ended in each.ended),
     )
 
 

@@ -20,7 +20,10 @@ from weft.model.adapter import Adapter, Layout, Site, Slot
 from weft.model.base import Base, load_base, skeleton
 from weft.model.divergence import divergence
 from weft.training.origin import check_origins
+from weft.training.recorded import Recorded, recorded, some
 from weft.training.refs import DEFAULT_BASE, Place, locate, read_adapter
+from weft.training.replay import Verdict
+from weft.training.replay import replay as replay_run
 from weft.training.trial import examples, logits
 
 USUAL_SCALES = (1e-3, 64.0)
@@ -83,6 +86,7 @@ class AdapterFacts:
     dropout: float | None  # likewise
     sites: tuple[SiteFacts, ...]
     effect: Effect | None
+    recorded: str | None  # what the run that made it says, where the files are that
     oddities: tuple[Oddity, ...]
 
 
@@ -112,11 +116,13 @@ class Inspection:
     base_ref: str | None  # the base that was loaded; None when there was none
     adapters: tuple[AdapterFacts, ...]
     notes: tuple[str, ...]
+    replayed: tuple[Verdict, ...] = ()  # of a run whose evidence was asked
 
     @property
     def broken(self) -> bool:
-        """Whether an adapter cannot work as it is."""
-        return any(oddity.breaks for adapter in self.adapters for oddity in adapter.oddities)
+        """Whether an adapter cannot work as it is, or is not what its evidence makes."""
+        breaks = any(oddity.breaks for adapter in self.adapters for oddity in adapter.oddities)
+        return breaks or any(verdict.difference is not None for verdict in self.replayed)
 
     def record(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -125,16 +131,23 @@ class Inspection:
             plain["path"] = str(facts.path)
             for site, known in zip(plain["sites"], facts.sites, strict=True):
                 site["relative"] = known.relative
+        for plain, verdict in zip(record["replayed"], self.replayed, strict=True):
+            plain["path"] = str(verdict.path)
         return record
 
 
-def inspect(ref: str, *, base: str | None = None) -> Inspection:
+def inspect(ref: str, *, base: str | None = None, replay: bool = False) -> Inspection:
     """Look at a base, an adapter directory, or the adapters of a run; nothing is changed.
 
     `base` defaults to the one that the adapter names. When that one cannot be loaded the files
-    alone are looked at, and a note says so.
+    alone are looked at, and a note says so. `replay` makes the adapters of a run again from its
+    evidence, and compares.
     """
     place = locate(ref)
+    if replay and place.run is None:
+        raise InputError(
+            f"{ref} is not a run: only a run has the evidence from which it can be replayed"
+        )
     if not place.adapters:
         name = base or place.base or DEFAULT_BASE
         return Inspection(ref, BaseFacts(name, tuple(skeleton(name).values())), name, (), ())
@@ -142,13 +155,18 @@ def inspect(ref: str, *, base: str | None = None) -> Inspection:
     config = loaded.model.config if loaded else None
     files = {name: read_adapter(path, base_config=config) for name, path in place.adapters.items()}
     origin, more = _origin(place, loaded)
+    known = recorded(place.run) if place.run else {}
+    if len(known) == 1:  # the only adapter of a run goes by the run's name
+        known = dict.fromkeys(files, *known.values())
     adapters = tuple(
-        adapter_facts(name, place.adapters[name], read, loaded, _recorded_scales(place), origin)
+        adapter_facts(name, place.adapters[name], read, loaded, known.get(name), origin)
         for name, read in files.items()
     )
     sound = [read for read in files.values() if read.adapter.flat.isfinite().all()]
     said = dict.fromkeys(note for read in sound for note in read.notes)  # the others are `broken`
-    return Inspection(ref, None, loaded.ref if loaded else None, adapters, (*notes, *more, *said))
+    verdicts = replay_run(place.run).check() if replay and place.run else ()
+    notes = (*notes, *more, *said)
+    return Inspection(ref, None, loaded.ref if loaded else None, adapters, notes, verdicts)
 
 
 def adapter_facts(
@@ -156,14 +174,15 @@ def adapter_facts(
     path: Path,
     files: LoadedAdapter,
     base: Base | None,
-    recorded: Mapping[str, float] = {},
+    recorded: Recorded | None = None,
     known: Sequence[Oddity] = (),
 ) -> AdapterFacts:
     """The facts of one adapter, read without regard to the base, which it may not fit.
 
-    `known` are oddities that were found elsewhere.
+    `recorded` is what its run says that it is; `known` are oddities that were found elsewhere.
     """
     adapter, config = files.adapter, files.config
+    differences = list(recorded.problems(adapter.layout)) if recorded else []
     misfits = list(_misfits(adapter.layout, base.sites)) if base else []
     weights = {} if base is None or misfits else _weight_norms(adapter.layout, base)
     sites = tuple(_site_facts(adapter, weights))
@@ -171,10 +190,11 @@ def adapter_facts(
     effect = measure_effect(adapter, base) if base and finite and not misfits else None
     oddities = [
         *known,
+        *(Oddity(text, breaks=True) for text in differences),
         *(Oddity(text, breaks=True) for text in misfits),
         *_not_finite(adapter),
         *_zeros(adapter),
-        *_scales(adapter.layout, recorded),
+        *_scales(adapter.layout),
         *_strengths(sites),
         *_ineffective(adapter, effect),
     ]
@@ -193,6 +213,7 @@ def adapter_facts(
         dropout=None if dropout is None else float(dropout),
         sites=sites,
         effect=effect,
+        recorded=recorded.words if recorded and not differences else None,
         oddities=tuple(oddities),
     )
 
@@ -225,16 +246,6 @@ def _load(base: str | None, place: Place) -> tuple[Base | None, tuple[str, ...]]
         return load_base(place.base), ()
     except InputError as error:
         return None, (f"only the files were looked at: {error.problem}",)
-
-
-def _recorded_scales(place: Place) -> dict[str, float]:
-    """What the run recorded when it made the adapter, by site."""
-    if place.run is None:
-        return {}
-    from weft.runs.reader import RunReader
-
-    sites = RunReader(place.run).manifest.sites
-    return {name: float(facts["scale"]) for name, facts in sites.items()}
 
 
 def _origin(place: Place, base: Base | None) -> tuple[list[Oddity], tuple[str, ...]]:
@@ -317,35 +328,27 @@ def _zeros(adapter: Adapter) -> Iterator[Oddity]:
     if len(zero_b) == len(adapter.sites):
         yield Oddity("B is zero at every site: the adapter changes nothing yet")
     elif zero_b:
-        yield Oddity(f"B is zero at {_some(zero_b)}: nothing is changed there")
+        yield Oddity(f"B is zero at {some(zero_b)}: nothing is changed there")
     if dead := sorted(set(zero_a) & set(zero_b)):
-        yield Oddity(f"A and B are both zero at {_some(dead)}: no gradient can ever move them")
+        yield Oddity(f"A and B are both zero at {some(dead)}: no gradient can ever move them")
     elif zero_a:
-        yield Oddity(f"A is zero at {_some(zero_a)}: nothing is changed there")
+        yield Oddity(f"A is zero at {some(zero_a)}: nothing is changed there")
 
 
-def _scales(layout: Layout, recorded: Mapping[str, float]) -> Iterator[Oddity]:
+def _scales(layout: Layout) -> Iterator[Oddity]:
     low, high = USUAL_SCALES
     far = [slot for slot in layout.slots if not low <= slot.scale <= high]
     for value, slots in _by_scale(far).items():
         word = "is above" if value > high else "is below"
         limit = high if value > high else low
-        yield Oddity(f"scale {value:g} at {_some(slots)} {word} {limit:g}, which is rarely meant")
+        yield Oddity(f"scale {value:g} at {some(slots)} {word} {limit:g}, which is rarely meant")
     values = sorted({slot.scale for slot in layout.slots})
     if len(values) > 1:
-        parts = [f"{value:g} at {_some(names)}" for value, names in _by_scale(layout.slots).items()]
+        parts = [f"{value:g} at {some(names)}" for value, names in _by_scale(layout.slots).items()]
         yield Oddity(
             f"scales differ between sites ({'; '.join(parts)}): a rank of its own "
             "(`rank_pattern`) keeps the common alpha unless `alpha_pattern` changes that, too"
         )
-    for slot in layout.slots:
-        wanted = recorded.get(slot.site.name)
-        if wanted is not None and wanted != slot.scale:
-            yield Oddity(
-                f"{slot.site.name}: its run was trained at scale {wanted:g}, and the files give "
-                f"alpha / rank = {slot.scale:g}",
-                breaks=True,
-            )
 
 
 def _by_scale(slots: Sequence[Slot]) -> dict[float, list[str]]:
@@ -365,7 +368,7 @@ def _strengths(sites: Sequence[SiteFacts]) -> Iterator[Oddity]:
         strong = [n for n, r in known.items() if STANDS_OUT * middle < r <= 1]
         if strong:
             yield Oddity(
-                f"the update at {_some(strong)} is more than {STANDS_OUT:g} times the median "
+                f"the update at {some(strong)} is more than {STANDS_OUT:g} times the median "
                 f"({middle:.2%} of the weight)"
             )
 
@@ -374,10 +377,3 @@ def _ineffective(adapter: Adapter, effect: Effect | None) -> Iterator[Oddity]:
     acts = any(a_rI.any() and b_Or.any() for a_rI, b_Or in adapter.sites.values())
     if effect and acts and effect.largest_logit_change == 0:
         yield Oddity("the logits are exactly the base's although B is not zero", breaks=True)
-
-
-def _some(names: Sequence[str]) -> str:
-    """A few names, and how many there are."""
-    if len(names) == 1:
-        return names[0]
-    return f"{len(names)} sites ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"

@@ -160,7 +160,7 @@ class Replay:
             place = run if alone else run.member(lane.name)
             kept = self.steps
             if best:
-                kept = self.reader.results("eval" if alone else f"eval-{lane.name}")["step"]
+                kept = self.reader.kept_step(None if alone else lane.name)
                 found.append((index, "adapter_last", place.adapter_last, self.steps))
             found.append((index, "adapter", place.adapter, kept))
         return sorted(found, key=lambda each: each[:2])

@@ -21,6 +21,7 @@ from weft.runs.reader import EVALUATION, RunReader
 from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 from weft.training.config import RunConfig
+from weft.training.exactness import CERTIFICATE, certify, refuse_inexact
 from weft.training.fit import Part, StopRequest, Watch, fit, validate
 from weft.training.job import Job, load_job
 from weft.training.record import changes, manifest_of, notices, refuse_changed
@@ -251,6 +252,7 @@ def _ended(opened: Opened, state: State, error: NumericError | None, clock: Stop
         return unfinished
     with clock("evaluate"):
         results = _keep(job, state, writer)
+        _certify(job, state, writer)
     _check_base(job, writer)
     writer.result("time_breakdown", {"since_step": opened.state.step, "seconds": clock.seconds})
     writer.finish("finished")
@@ -260,8 +262,7 @@ def _ended(opened: Opened, state: State, error: NumericError | None, clock: Stop
 def _keep(job: Job, state: State, writer: RunWriter) -> dict[str, dict[str, Any]]:
     """Write each lane's adapters, and evaluate the ones that are kept."""
     best = job.config.keep == "best"
-    last = [Best(theta_P, 0.0, state.step, len(s)) for theta_P, s in _lanes(state)]
-    kept = state.best if best else last
+    kept, last = _kept(job, state), _last(state)
     digest = hashlib.sha256()
     for index, lane in enumerate(job.lanes):
         place = member_layout(writer.layout, job, lane.name)
@@ -288,9 +289,30 @@ def _keep(job: Job, state: State, writer: RunWriter) -> dict[str, dict[str, Any]
     return results
 
 
-def _lanes(state: State) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Each lane's current adapter [P] and its stack [K, P]."""
-    yield from zip(state.theta_LP, state.stacks, strict=True)
+def _kept(job: Job, state: State) -> Sequence[Best]:
+    """What each lane ends with."""
+    return state.best if job.config.keep == "best" else _last(state)
+
+
+def _last(state: State) -> list[Best]:
+    """Each lane after the last step."""
+    return [
+        Best(theta_P, 0.0, state.step, len(stack_KP))
+        for theta_P, stack_KP in zip(state.theta_LP, state.stacks, strict=True)
+    ]
+
+
+def _certify(job: Job, state: State, writer: RunWriter) -> None:
+    """Of a boosted run: the files are the function that was trained."""
+    if job.config.boost is None:
+        return
+    kept = _kept(job, state)
+    stacks = [s[: its.commits] for s, its in zip(state.stacks, kept, strict=True)]
+    theta_LP = torch.stack([its.theta_P for its in kept])
+    paths = {name: member_layout(writer.layout, job, name).adapter for name in job.names}
+    found = certify(job, stacks, theta_LP, paths)
+    writer.result(CERTIFICATE, found)
+    refuse_inexact(found)
 
 
 def member_layout(run: RunLayout, job: Job, name: str) -> RunLayout:
