@@ -68,7 +68,7 @@ def scores_table(found: Findings) -> Table:
         "95 % interval",
         f"minus {reference}",
         "95 % interval",
-        "won/tied/lost",
+        "w/t/l",
         "loss",
     )
     rows: list[tuple[str, ...]] = []
@@ -87,7 +87,7 @@ def scores_table(found: Findings) -> Table:
                 _number(metric.sd),
                 _ends(metric.mean),
                 NONE if apart is None else _number(apart.mean.estimate, "+.4f"),
-                NONE if apart is None else _ends(apart.mean, "+.4f"),
+                NONE if apart is None else _ends(apart.mean, "+.3f"),
                 NONE if apart is None else f"{apart.wins}/{apart.ties}/{apart.losses}",
                 _number(loss.mean.estimate),
             )
@@ -106,8 +106,8 @@ def scores_notes(found: Findings) -> list[str]:
         "of other rows than these."
     )
     paired = (
-        f"Differences to {found.record.reference} are paired by seed: the same seed is the same "
-        "rows in the same order."
+        f"Differences to {found.record.reference} are paired by seed (the same rows in the same "
+        "order); w/t/l counts seeds won, tied and lost."
     )
     return [f"{on} {over}", paired]
 
@@ -120,7 +120,7 @@ def arms_table(found: Findings) -> Table:
         "rank",
         "scale",
         "lr",
-        "rows a step",
+        "rows",
         "steps",
         "forwards",
         "commits",
@@ -149,7 +149,8 @@ def arms_table(found: Findings) -> Table:
 def arms_notes(found: Findings) -> list[str]:
     """What the numbers of the arms' table are."""
     seeds = len(found.record.seeds)
-    steps = f"s/step is the median over steps, for {'all seeds' if seeds > 1 else 'the seed'}"
+    whose = "all seeds" if seeds > 1 else "the seed"
+    steps = f"Rows are those of one step; s/step is the median over steps, for {whose}"
     shared = [group for group in found.record.groups if len(group) > 1]
     if not shared:
         return [f"{steps}. A backward pass counts as a forward."]
@@ -294,7 +295,7 @@ def _number(value: float | None, style: str = ".4f") -> str:
     return NONE if value is None or not math.isfinite(value) else format(value, style)
 
 
-def _ends(interval: Interval, style: str = ".4f") -> str:
+def _ends(interval: Interval, style: str = ".3f") -> str:
     if math.isnan(interval.low):
         return NONE
     return f"{interval.low:{style}} to {interval.high:{style}}"

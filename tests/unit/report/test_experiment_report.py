@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html.parser import HTMLParser
+
 import pytest
 
 from weft.analysis.experiment import read_experiment
@@ -18,6 +20,25 @@ from weft.report.experiment import (
 from weft.runs.experiment import ExperimentReader
 from weft.runs.layout import ExperimentLayout
 
+VOID = {"meta", "img", "br", "link"}
+
+
+class Tags(HTMLParser):
+    """The tags of a page; each must be closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
 LOW, HIGH = [0.70, 0.72, 0.71], [0.80, 0.81, 0.83]
 
 
@@ -31,6 +52,10 @@ def test_everything_is_written(made_experiment):
     assert source.count("data:image/png") == 1
     assert "<script" not in source and "http://" not in source and "https://" not in source
     assert "In what the arms differ" in source
+    tags = Tags()
+    tags.feed(source)
+    tags.close()
+    assert tags.open == [] and tags.seen >= {"table", "figure", "pre"}
 
 
 def test_a_row_an_arm_the_base_first(made_experiment):
