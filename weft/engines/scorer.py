@@ -43,6 +43,11 @@ class LocalScorer:
     members_per_forward: int | None = None
     rows_per_forward: int | None = None
 
+    @property
+    def rounding(self) -> float:
+        """Relative rounding of one number in the base's dtype."""
+        return torch.finfo(self.base.model.dtype).eps
+
     def losses(self, theta_LMP: torch.Tensor, batches: Sequence[Batch]) -> np.ndarray:
         """The mean loss [L, M] of every member on its lane's batch: no graph, no dropout.
 

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import torch
 
+from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.methods.config import BoostConfig
 from weft.model.adapter import Adapter, Layout, Slot, initial_adapter
@@ -135,11 +136,32 @@ def chain(layout: Layout, stack_KP: torch.Tensor, theta_P: torch.Tensor) -> Adap
     return stacked(layout, torch.cat([stack_KP, theta_P[None]]))
 
 
+def adapted_layers(layout: Layout) -> list[int]:
+    """The numbers of the layers in which the layout has a site."""
+    return sorted({s.site.layer for s in layout.slots if s.site.layer is not None})
+
+
+def refuse_layers(layout: Layout, count: int) -> None:
+    """Raise `InputError` where rounds of so many layers cannot be drawn, or leave a site out."""
+    layers = adapted_layers(layout)
+    if count > len(layers):
+        raise InputError(
+            f"`boost.layers_per_round` is {count}, and {len(layers)} layers are adapted",
+            hint="leave it out to train all of them in every round",
+        )
+    outside = [slot.site.name for slot in layout.slots if slot.site.layer is None]
+    if outside:
+        raise InputError(
+            f"`boost.layers_per_round` draws layers, and {', '.join(outside)} is in none: it would "
+            "never train",
+            hint="take it out of adapter.targets, or leave out boost.layers_per_round",
+        )
+
+
 def layers_of_round(layout: Layout, count: int, key: Key, number: int) -> tuple[int, ...]:
     """The layers that a round trains: `count` of the adapted ones, drawn anew for each round."""
-    layers = sorted({s.site.layer for s in layout.slots if s.site.layer is not None})
     generator = round_key(key, number).fold("layers").numpy()
-    return tuple(sorted(generator.permutation(layers)[:count].tolist()))
+    return tuple(sorted(generator.permutation(adapted_layers(layout))[:count].tolist()))
 
 
 @lru_cache(maxsize=64)

@@ -107,6 +107,11 @@ class Gradient:
 class Scorer(Protocol):
     """What a method needs of an engine."""
 
+    @property
+    def rounding(self) -> float:
+        """Relative rounding of one number in the base's arithmetic."""
+        ...
+
     def gradient(
         self, theta_LP: torch.Tensor, batches: Sequence[Batch], keys: Sequence[Key]
     ) -> Gradient:

@@ -27,8 +27,8 @@ from weft.methods.perturb import combine, draw, spans
 PREFLIGHT_DIRECTIONS = 4
 PREFLIGHT_TOLERANCE = 0.1
 """Relative change of the slopes, when eps is halved or doubled, from which a warning is due."""
-PREFLIGHT_BEND = 0.05
-"""Change of the mean loss, in nats, that rounding does not explain."""
+PREFLIGHT_ROUNDINGS = 16
+"""Changes of the loss that rounding explains, in roundings of a number as large as the loss."""
 
 
 @np.errstate(invalid="ignore", over="ignore")  # the loop refuses what is not finite, in words
@@ -107,7 +107,7 @@ def preflight(config: MezoConfig, point: Point, scorer: Scorer) -> Preflight | N
     here = float(scorer.losses(first.theta_LP[:, None], first.batches)[0, 0])
     losses = _two_sided if config.sides == "two" else _one_sided
     slopes: dict[float, list[np.ndarray]] = {0.5: [], 1.0: [], 2.0: []}
-    bends = []
+    seen_M = []
     for start in range(0, PREFLIGHT_DIRECTIONS, config.directions):
         numbers = range(start, min(start + config.directions, PREFLIGHT_DIRECTIONS))
         z_LqP = draw(config.noise, first, numbers)
@@ -115,25 +115,31 @@ def preflight(config: MezoConfig, point: Point, scorer: Scorer) -> Preflight | N
             slope_Lq, _, seen = losses(config.eps * factor, z_LqP, first, scorer)
             parts.append(slope_Lq[0])
             if factor == 1:
-                bends += [np.array(seen[name][0]) - here for name in seen]
+                seen_M += [loss for name in seen for loss in seen[name][0]]
     half, whole, double = map(np.concatenate, slopes.values())
     size = float(np.sqrt((whole**2).mean()))
     smaller, larger = (
         float(np.sqrt(((other - whole) ** 2).mean())) / size if size else float("nan")
         for other in (half, double)
     )
-    bend = float(np.concatenate(bends).mean())
-    facts = {"slope": size, "change_at_half": smaller, "change_at_double": larger, "bend": bend}
+    change = float(np.abs(np.array(seen_M) - here).max())
+    facts = {
+        "slope": size,
+        "change_at_half": smaller,
+        "change_at_double": larger,
+        "loss_change": change,
+    }
     finite = {name: x if np.isfinite(x) else None for name, x in facts.items()}
-    return Preflight(
-        {"eps": config.eps, **finite}, _warning(config.eps, size, smaller, larger, bend)
-    )
+    bound = PREFLIGHT_ROUNDINGS * scorer.rounding * abs(here)
+    warning = _warning(config.eps, size, smaller, larger, change > bound)
+    return Preflight({"eps": config.eps, **finite}, warning)
 
 
-def _warning(eps: float, size: float, smaller: float, larger: float, bend: float) -> str | None:
+def _warning(eps: float, size: float, smaller: float, larger: float, large: bool) -> str | None:
     """Truncation errors grow with eps, rounding errors shrink with it.
 
-    Far beyond the curvature nothing of that can be seen in slopes, but the loss itself is another.
+    Far beyond the curvature slopes are noise, too, but of a loss that changes by more (`large`)
+    than rounding ever does.
     """
     if not np.isfinite(size):
         return f"preflight: the loss is not finite within 2 * {eps:g} of the start"
@@ -141,11 +147,10 @@ def _warning(eps: float, size: float, smaller: float, larger: float, bend: float
         return f"preflight: at eps {eps:g} the loss does not change at all: eps is too small"
     if max(smaller, larger) < PREFLIGHT_TOLERANCE:
         return None
-    if larger > 2 * smaller or abs(bend) > PREFLIGHT_BEND:
+    if larger > 2 * smaller or (large and larger > PREFLIGHT_TOLERANCE):
         return (
             f"preflight: curvature dominates at eps {eps:g}: slopes change by {larger:.0%} at "
-            f"twice that, and the loss around the start is {bend:+.2g} nats off; a smaller eps "
-            "would be closer to the gradient"
+            "twice that; a smaller eps would be closer to the gradient"
         )
     return (
         f"preflight: rounding dominates at eps {eps:g}: slopes change by {smaller:.0%} at half "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weft.data.split import Split
 from weft.data.stream import steps_per_epoch
+from weft.methods.boosting import adapted_layers, refuse_layers
 from weft.methods.registry import METHODS
 from weft.model.adapter import Layout
 from weft.training.config import RunConfig
@@ -14,11 +15,13 @@ from weft.training.resolve import FORCED_RANK, Resolved
 def configuration_block(
     resolved: Resolved, layout: Layout, splits: dict[str, Split]
 ) -> dict[str, str]:
-    """Label to value, as printed at the start of a run and stored in its manifest."""
+    """Label to value, as printed at the start of a run and stored in its manifest.
+
+    Raises `InputError` where boosting asks for more layers than the layout has.
+    """
     config = resolved.config
     optimiser, rows = config.optimiser, len(splits["train"].items)
     steps = total_steps(config, rows)
-    layers = sorted({s.site.layer for s in layout.slots if s.site.layer is not None})
     leaves = sorted({slot.site.name.rsplit(".", 1)[-1] for slot in layout.slots})
     lanes = config.lanes
     warmup = f", warm-up {optimiser.warmup_ratio:.0%}" if optimiser.warmup_ratio else ""
@@ -29,8 +32,8 @@ def configuration_block(
         "objective": _objective(config),
         "method": METHODS[config.method.name].describe(config.method),
         "adapter": _adapter(resolved),
-        "boosting": _boosting(config, rows, steps),
-        "sites": f"{len(layout.slots)}: {', '.join(leaves)} in {_spans(layers)}",
+        "boosting": _boosting(config, layout, rows, steps),
+        "sites": f"{len(layout.slots)}: {', '.join(leaves)} in {_spans(adapted_layers(layout))}",
         "parameters": f"{layout.size:,}" + (f" x {len(lanes)}" if len(lanes) > 1 else ""),
         "optimiser": f"{optimiser.name}, lr {', '.join(f'{lr:g}' for lr in optimiser.lrs)}, "
         f"{optimiser.schedule}{warmup}"
@@ -71,11 +74,13 @@ def _adapter(resolved: Resolved) -> str:
     )
 
 
-def _boosting(config: RunConfig, rows: int, steps: int) -> str:
+def _boosting(config: RunConfig, layout: Layout, rows: int, steps: int) -> str:
     """When rounds end, how often that will be, and what becomes of their adapters."""
     boost, trigger = config.boost, trigger_of(config, rows)
     if boost is None or trigger is None:
         return ""
+    if boost.layers_per_round is not None:
+        refuse_layers(layout, boost.layers_per_round)
     expected = trigger.expected(steps)
     count = "as many commits as there are plateaus" if expected is None else f"{expected:,} commits"
     place = "frozen stack" if boost.merge == "stack" else "weights"

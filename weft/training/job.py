@@ -87,9 +87,10 @@ class Job:
         """Where the lanes are, with their batches and noise: functions of seed and step."""
         examples, size = self.splits["train"].examples, self.config.batch_size
         keys = [Key.of(lane.seed) for lane in self.lanes]
+        free_LP = self.course.free(state.rounds)
         return Point(
             state.theta_LP,
-            self.course.free(state.rounds),
+            None if free_LP is None else free_LP.to(self.base.device),
             [batch_at(examples, state.step, size, key) for key in keys],
             [key.fold("step", state.step) for key in keys],
         )

@@ -17,6 +17,8 @@ P = 1024
 class Function:
     """A scorer of a plain function, which remembers where it was asked."""
 
+    rounding = 2**-23
+
     def __init__(self, function):
         self.function, self.asked = function, []
 
@@ -163,11 +165,11 @@ def test_evidence_is_small_and_replays_the_direction():
 
 @pytest.mark.parametrize(
     ("eps", "warning"),
-    [(1e-8, "rounding dominates at eps 1e-08"), (10.0, "curvature dominates at eps 10")],
+    [(1e-7, "rounding dominates at eps 1e-07"), (10.0, "curvature dominates at eps 10")],
 )
 def test_preflight_warns_of_an_eps_that_measures_something_else(eps, warning):
     """The loss is rounded to fp32, as a model's is; sin curves within a few tenths."""
-    function = Function(lambda x: torch.sin(x / 3).sum(-1).float().double())
+    function = Function(lambda x: (8 + torch.sin(x / 3).sum(-1)).float().double())
     found = preflight(MezoConfig(eps=eps), at(), function)
     assert found.warning.startswith(f"preflight: {warning}")
     assert found.facts["eps"] == eps
@@ -178,7 +180,13 @@ def test_preflight_is_silent_at_a_sensible_eps(sides):
     function, _ = quadratic()
     found = preflight(MezoConfig(eps=1e-3, sides=sides), at(lanes=2), function)
     assert found.warning is None
-    assert set(found.facts) == {"eps", "slope", "change_at_half", "change_at_double"}
+    assert set(found.facts) == {
+        "eps",
+        "slope",
+        "change_at_half",
+        "change_at_double",
+        "loss_change",
+    }
     assert all(theta_LMP.shape[0] == 1 for theta_LMP in function.asked)  # of the first lane only
 
 
