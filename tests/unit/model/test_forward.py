@@ -67,6 +67,30 @@ def test_every_member_matches_transformers_with_merged_weights(
 
 
 @pytest.mark.parametrize("architecture", ALL)
+def test_gradients_match_autograd_through_merged_weights(
+    architecture, make_base, make_model, batch
+):
+    base, model = make_base(architecture), make_model(architecture)
+    layout = layout_of(base)
+    flat_P = random_adapters(layout, 1)[0].requires_grad_()
+    weights = {}
+    for name, (a_rI, b_Or) in layout.factors(flat_P).items():
+        slot = layout.by_name[name]
+        delta = slot.scale * (b_Or @ a_rI)
+        delta = delta.T if slot.site.kind == "conv1d" else delta
+        weights[f"{name}.weight"] = model.get_submodule(name).weight.detach() + delta
+    total = 0.0
+    for example in batch.examples:
+        given = {"input_ids": torch.tensor(example.ids_T)[None]}
+        given["labels"] = torch.tensor(example.labels_T)[None]
+        out = torch.func.functional_call(model, weights, kwargs=given)
+        total += out.loss * example.supervised / batch.supervised
+    (expected_P,) = torch.autograd.grad(total, flat_P)
+    found = LocalScorer(base, layout).gradient(flat_P[None], [batch], [Key.of(0)])
+    assert (found.gradient_LP[0] - expected_P).norm() / expected_P.norm() < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ALL)
 def test_the_null_member_is_the_base_exactly(architecture, make_base, batch):
     base = make_base(architecture)
     layout = layout_of(base)
