@@ -67,9 +67,8 @@ def evaluate(
     screen.put(_table(records))
     first = next(iter(records.values()))
     screen.say()
-    screen.say(
-        f"{split}: {first['num_examples']:,} rows, {first['supervised_tokens']:,} supervised tokens"
-    )
+    tokens = f", {first['supervised_tokens']:,} supervised tokens" if _of_tokens(first) else ""
+    screen.say(f"{split}: {first['num_examples']:,} rows{tokens}")
     if engine != "local":
         screen.say(f"engine: {engine}")
     for path in written:
@@ -77,10 +76,16 @@ def evaluate(
 
 
 def _table(records: Mapping[str, Mapping[str, Any]]) -> Any:
-    names = ["eval_loss", "perplexity", *next(iter(records.values()))["metrics"]]
+    first = next(iter(records.values()))
+    names = ["eval_loss", *["perplexity"] * _of_tokens(first), *first["metrics"]]
     rows = [(ref, *(screen.number(r[name]) for name in names)) for ref, r in records.items()]
     header = [name.removeprefix("eval_").replace("_", " ") for name in names]
     return screen.table(("", *header), rows)
+
+
+def _of_tokens(record: Mapping[str, Any]) -> bool:
+    """Whether a loss is a mean over tokens, and has a perplexity; a choice is one of rows."""
+    return "token_accuracy" in record["metrics"]
 
 
 def _unwrapped(records: Mapping[str, Any]) -> Any:
@@ -110,7 +115,7 @@ def _write_results(place: Place, records: Mapping[str, Any], suffix: str) -> lis
             # the run's own evaluation, of something else: it stays as it is
             name = f"{name}-{record['split']}-{record['num_examples']}-rows-{record['metric']}"
             known = {}
-        kept = {key: known[key] for key in ("kept", "step") if key in known}
+        kept = {key: known[key] for key in ("kept", "step", "commits") if key in known}
         path = reader.layout.result(name)
         write_json(path, {**record, **kept})
         written.append(path)

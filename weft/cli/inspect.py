@@ -97,11 +97,15 @@ def _show_adapter(facts: AdapterFacts, base: str | None, every: bool) -> None:
 
 def _replayed(verdict: Verdict) -> str:
     """One line for each adapter that was made again."""
-    commits = f" and {verdict.commits} commits" if verdict.commits else ""
-    made = f"{verdict.path}: replayed from {verdict.step:,} steps of evidence{commits}"
+    commits = f" and {_counted(verdict.commits, 'commit')}" if verdict.commits else ""
+    made = f"{verdict.path}: replayed from {_counted(verdict.step, 'step')} of evidence{commits}"
     if verdict.difference is None:
         return f"{made}: the same, bit for bit"
     return f"BROKEN {made}: not the same: {verdict.difference}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _effect(facts: AdapterFacts) -> str:

@@ -91,7 +91,9 @@ def rounds_line(step: int, ended: Sequence[Ended]) -> str:
 
 
 def _of_several(count: int, whole: int) -> str:
-    return "" if whole == 1 else f" of {count} adapter{'s' if count > 1 else ''}"
+    if whole == 1:
+        return ""
+    return f" ({whole} adapters)" if count == whole else f" ({count} of {whole} adapters)"
 
 
 class _LiveLine:

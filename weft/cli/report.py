@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weft.cli import screen
+from weft.cli.checks import checks
 
 if TYPE_CHECKING:
+    from weft.core.keys import Key
     from weft.report.html import Metric, Report, Sample
     from weft.report.plots import Curve
     from weft.runs.reader import RunReader
@@ -25,7 +27,7 @@ CAPTIONS = {
     f"{TIMES}.png": "Where the time of the training went.",
 }
 
-SUMMARY = ("base", "data", "method", "adapter", "length", "keeps")
+SUMMARY = ("base", "data", "objective", "method", "adapter", "boosting", "length", "keeps")
 
 
 def report(
@@ -56,10 +58,11 @@ def report(
 def draw_figures(reader: RunReader) -> list[Path]:
     """Write the loss curves of a run and, when it is finished, where its time went."""
     from weft.report.plots import loss_curve, time_breakdown
+    from weft.runs.reader import loss_unit
 
     figures = reader.layout.figures
     drawn = [figures / LOSSES]
-    loss_curve(curves(reader), drawn[0])
+    loss_curve(curves(reader), drawn[0], unit=loss_unit(reader.manifest.config))
     if TIMES in reader.result_names():
         seconds = dict(reader.results(TIMES)["seconds"])
         total = seconds.pop("total", None)
@@ -77,20 +80,29 @@ def write_page(reader: RunReader) -> Path:
 
 
 def curves(reader: RunReader) -> list[Curve]:
-    """Training and held-out losses of every member, by step."""
+    """Training and held-out losses of every member, by step, and when it committed."""
     from weft.report.plots import Curve
     from weft.runs.reader import step_loss
 
     train: dict[str, list[tuple[float, float]]] = {}
     valid: dict[str, list[tuple[float, float]]] = {}
+    perturbed = False
     for record in reader.steps():
+        perturbed = "loss" not in record
         train.setdefault(record.get("member", "adapter"), []).append(
             (record["step"], step_loss(record))
         )
+    commits: dict[str, list[int]] = {}
+    for event in reader.manifest.events:
+        if event["kind"] == "commit":
+            commits.setdefault(event["member"], []).append(event["step"])
     for step, table in reader.evaluations():
         for member, loss in zip(table.members, table.means().tolist(), strict=True):
             valid.setdefault(member, []).append((step, loss))
-    return [Curve(member, points, valid.get(member, ())) for member, points in train.items()]
+    return [
+        Curve(member, points, valid.get(member, ()), perturbed, commits.get(member, ()))
+        for member, points in train.items()
+    ]
 
 
 def page(reader: RunReader) -> Report:
@@ -107,6 +119,7 @@ def page(reader: RunReader) -> Report:
         metrics=metrics,
         metrics_note=note,
         figures=[Figure(text, path.read_bytes()) for path, text in drawn if path.exists()],
+        checks=checks(reader),
         samples=_samples(reader),
         notices=manifest.notices,
         configuration=[
@@ -121,7 +134,9 @@ def page(reader: RunReader) -> Report:
         commands=[
             manifest.command,
             screen.command("weft", "compare", "base", layout.root),
-            screen.command("weft", "inspect", layout.root),
+            screen.command(
+                "weft", "inspect", layout.root, *["--replay"] * layout.evidence.exists()
+            ),
         ],
     )
 
@@ -133,10 +148,11 @@ def _headline(reader: RunReader, metrics: list[Metric]) -> str:
     first = metrics[0] if metrics else None
     if first and first.left is not None and first.right is not None:
         return change_headline("Held-out loss", first.left, first.right)
-    losses = [step_loss(record) for record in reader.steps()]
-    if not losses:
+    steps = reader.steps()
+    if not steps:
         return f"No step was taken; the run is {reader.manifest.status}"
-    return change_headline("Training loss", losses[0], losses[-1])
+    what = "Training loss" if "loss" in steps[0] else "Training loss at perturbed points"
+    return change_headline(what, step_loss(steps[0]), step_loss(steps[-1]))
 
 
 def _metrics(reader: RunReader) -> tuple[list[Metric], str]:
@@ -175,20 +191,44 @@ def _before_and_after(reader: RunReader) -> tuple[list[Metric], str]:
     from weft.core.keys import Key
     from weft.core.table import pair
     from weft.report.html import Metric
+    from weft.runs.reader import NATS_A_TOKEN, loss_unit
 
     before, after = reader.table("valid-step-0"), reader.table("valid")
     best = after.members[int(np.argmin(after.means()))]
     a, b = pair(before.row(best), after.row(best))
     key = Key.of(0).fold("report")
     change = paired_bootstrap(a.sums, a.counts, b.sums, b.counts, key)
-    apart = perplexity_difference(a, b, key, change)
-    metrics = [
-        Metric("held-out loss", a.mean, b.mean, change),
-        Metric("perplexity", perplexity(a.mean), perplexity(b.mean), apart),
-        *_judgements(reader, "eval" if len(after.members) == 1 else f"eval-{best}"),
-    ]
+    unit = loss_unit(reader.manifest.config)
+    metrics = [Metric("held-out loss", a.mean, b.mean, change)]
+    if unit == NATS_A_TOKEN:
+        apart = perplexity_difference(a, b, key, change)
+        metrics.append(Metric("perplexity", perplexity(a.mean), perplexity(b.mean), apart))
+    metrics += _accuracies(reader, best, key)
+    known = {metric.label for metric in metrics}
+    judged = _judgements(reader, "eval" if len(after.members) == 1 else f"eval-{best}")
+    metrics += [metric for metric in judged if metric.label not in known]
     which = f" Of {len(after.members)} adapters this is {best}." if len(after.members) > 1 else ""
-    return metrics, f"On {len(a.ids):,} validation rows, before training and after.{which}"
+    note = f"On {len(a.ids):,} validation rows, before training and after; the loss is in {unit}."
+    return metrics, note + which
+
+
+def _accuracies(reader: RunReader, member: str, key: Key) -> list[Metric]:
+    """What was right before the first step and is right now, where both are known."""
+    from weft.analysis.statistics import paired_bootstrap
+    from weft.core.table import pair
+    from weft.report.html import Metric
+
+    metrics = []
+    for name, evaluations in reader.hits().items():
+        if name not in reader.table_names():
+            continue
+        (step, before), after = evaluations[0], reader.table(name)
+        if step == 0 and before.ids == after.ids:
+            a, b = pair(before.row(member), after.row(member))
+            change = paired_bootstrap(a.sums, a.counts, b.sums, b.counts, key.fold(name))
+            label = name.replace("_", " ")
+            metrics.append(Metric(label, a.mean, b.mean, change, False, ".1%"))
+    return metrics
 
 
 def _judgements(reader: RunReader, name: str) -> list[Metric]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weft.cli import screen
+from weft.cli.checks import certificate_lines, preflight
 from weft.cli.progress import TrainingProgress
 from weft.cli.report import draw_figures
 from weft.core.errors import InputError
@@ -56,7 +57,7 @@ def train(
     draw_figures(RunReader(outcome.root))
     screen.say()
     screen.put(results_table(outcome))
-    for text in certificate_lines(outcome.root):
+    for text in certificate_lines(RunReader(outcome.root)):
         screen.put(text)
     screen.put()
     screen.put(screen.pairs(places(outcome.root)))
@@ -163,37 +164,6 @@ def results_table(outcome: Outcome) -> RenderableType:
 
 def _cell(values: Mapping[str, Any], name: str) -> str:
     return screen.number(values.get(name))
-
-
-def preflight(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the look before the first step found, as a line of the configuration block."""
-    facts = next((event for event in events if event["kind"] == "preflight"), None)
-    if facts is None:
-        return {}
-    changes = (facts["change_at_half"], facts["change_at_double"])
-    half, double = ("-" if change is None else f"{change:.2%}" for change in changes)
-    return {
-        "preflight": f"slopes of {screen.number(facts['slope'])} at eps {facts['eps']:g}; they "
-        f"change by {half} at half of it, by {double} at twice"
-    }
-
-
-def certificate_lines(root: Path) -> list[str]:
-    """That what a boosted run wrote is what it trained; nothing of other runs."""
-    from weft.runs.reader import RunReader
-
-    reader = RunReader(root)
-    if "certificate" not in reader.result_names():
-        return []
-    found = reader.results("certificate")
-    members = found["members"].values()
-    ranks = sorted({member["rank"] for member in members})
-    worst = max(member["largest_difference"] for member in members)
-    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    return [
-        f"certificate: read back, {rank}; logits differ from the run's own by {worst:.2g} at most, "
-        f"{found['tolerance']:.2g} is rounding"
-    ]
 
 
 def places(root: Path) -> dict[str, str]:

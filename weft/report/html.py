@@ -83,6 +83,7 @@ class Report:
     metrics: Sequence[Metric] = ()
     metrics_note: str = ""
     figures: Sequence[Figure] = ()
+    checks: Rows = ()
     samples: Sequence[Sample] = ()
     notices: Sequence[str] = ()
     configuration: Rows = ()

@@ -45,10 +45,12 @@ class Curve:
     label: str
     train: Points
     valid: Points = ()
+    perturbed: bool = False  # `train` is of points around theta, not of theta
+    commits: Sequence[int] = ()  # steps
 
 
-def loss_curve(curves: Sequence[Curve], path: Path, *, unit: str = "loss, nats per token") -> None:
-    """Draw training and held-out loss over the steps.
+def loss_curve(curves: Sequence[Curve], path: Path, *, unit: str = "nats a token") -> None:
+    """Draw training and held-out loss over the steps, with marks on the axis for commits.
 
     One curve shows training (every step pale, its running mean strong) and held-out loss in two
     colours. Several show a colour per member: held-out loss strong where there is any, else the
@@ -56,15 +58,15 @@ def loss_curve(curves: Sequence[Curve], path: Path, *, unit: str = "loss, nats p
     """
     figure, axes = _canvas(7.2, 3.9)
     curves = [curve for curve in curves if curve.train or curve.valid]
-    if len(curves) == 1:
-        labels = _one_member(axes, curves[0])
-    else:
-        labels = _many_members(axes, curves)
-        if any(curve.train and curve.valid for curve in curves):
-            unit += "; held-out with points, training pale"
+    alone = len(curves) == 1
+    labels = _one_member(axes, curves[0]) if alone else _many_members(axes, curves)
     axes.set_xlim(*_steps(curves))
     axes.set_ylim(*_losses(curves))
-    _dress(axes, "step", unit)
+    commits = sorted({step for curve in curves for step in curve.commits})
+    axes.vlines(
+        commits, 0, 0.025, _QUIET, linewidth=0.7, transform=axes.get_xaxis_transform(), zorder=5
+    )
+    _dress(axes, "step", _losses_title(curves, unit, len(commits)))
     _label_ends(figure, axes, labels)
     _save(figure, path)
 
@@ -209,6 +211,16 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
 Label = tuple[float, str, str]  # height, text, colour
 
 
+def _losses_title(curves: Sequence[Curve], unit: str, commits: int) -> str:
+    parts = [f"loss, {unit}"]
+    if len(curves) > 1 and any(curve.train and curve.valid for curve in curves):
+        at = " (perturbed points)" if any(curve.perturbed for curve in curves) else ""
+        parts.append(f"held-out with points, training{at} pale")
+    if commits:
+        parts.append("marks below: commits")
+    return "; ".join(parts)
+
+
 def _one_member(axes: Axes, curve: Curve) -> list[Label]:
     blue, orange = COLOURS[:2]
     labels = []
@@ -217,7 +229,8 @@ def _one_member(axes: Axes, curve: Curve) -> list[Label]:
         axes.plot(steps, raw, color=blue, linewidth=0.8, alpha=0.3)
         marker = "o" if len(steps) == 1 else ""
         axes.plot(steps, mean, color=blue, linewidth=1.8, marker=marker)
-        labels.append((mean[-1], f"training {_number(mean[-1])}", blue))
+        what = "training, perturbed points" if curve.perturbed else "training"
+        labels.append((mean[-1], f"{what} {_number(mean[-1])}", blue))
     if curve.valid:
         labels.append(_held_out(axes, curve.valid, orange, "held-out"))
     return labels

@@ -23,6 +23,16 @@ def step_loss(record: Record) -> float:
     return loss
 
 
+NATS_A_TOKEN, NATS_A_ROW = "nats a token", "nats a row"
+
+
+def loss_unit(config: Record) -> str:
+    """Of what a run's losses are means, by its stored configuration: tokens, or rows decided."""
+    objective = config.get("objective", {})
+    of_rows = objective.get("name") == "choice" and objective.get("loss") == "candidates"
+    return NATS_A_ROW if of_rows else NATS_A_TOKEN
+
+
 class RunReader:
     """A run, finished or not. It may still be written: every call reads what is there now."""
 

@@ -130,7 +130,10 @@ class Replay:
         again = METHODS[config.method.name].replay
         assert again is not None
         keys = [Key.of(lane.seed).fold("step", state.step) for lane in self.course.lanes]
-        point = Point(state.theta_LP, self.course.free(state.rounds), (), keys)
+        free_LP = self.course.free(state.rounds)
+        if free_LP is not None:
+            free_LP = free_LP.to(state.theta_LP.device)
+        point = Point(state.theta_LP, free_LP, (), keys)
         return again(config.method, point, self.evidence[state.step])
 
     def _end_rounds(self, state: State, seen: Mapping[int, torch.Tensor]) -> State:

@@ -6,6 +6,7 @@ import math
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,8 @@ CURVES = {
     "diverged": [member("a"), member("b", loss=lambda step: math.inf)],
     "constant": [member("a", loss=lambda step: 0.0)],
     "names-with-markup": [member("$x^$ <b>"), member("a_b^c $")],
+    "boosted": [replace(member("a"), perturbed=True, commits=range(10, 61, 10))],
+    "several-boosted": [replace(member(n), perturbed=True, commits=(5, 30)) for n in "ab"],
     "nothing": [Curve("a", ())],
 }
 
