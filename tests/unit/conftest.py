@@ -42,6 +42,7 @@ def made_experiment(tmp_path: Path) -> Callable[..., Path]:
         shift: float = 0.1,
         seeds: int | None = None,
         evaluated: bool = True,
+        kept: int = 5,
         scored: bool = True,
         **changes: Any,
     ) -> Path:
@@ -80,6 +81,7 @@ def made_experiment(tmp_path: Path) -> Callable[..., Path]:
                 number * shift,
                 4 if isinstance(scores, str) else 10,
                 evaluated,
+                kept,
             )
             if not scored:
                 continue
@@ -117,6 +119,7 @@ def _run(
     shift: float,
     steps: int,
     evaluated: bool,
+    kept_step: int,
 ) -> None:
     alone = len(members) == 1
     with RunWriter.create(root, Manifest(name="run")) as writer:
@@ -137,7 +140,9 @@ def _run(
                 writer.step(line | ({} if alone else {"member": member}))
                 if step in commits:
                     writer.event("commit", step=step, member=member, round=0)
-        kept = {"step": 5} | ({"commits": sum(step <= 5 for step in commits)} if commits else {})
+        kept = {"step": kept_step}
+        if commits:
+            kept["commits"] = sum(step <= kept_step for step in commits)
         for member in members:
             writer.result("eval" if alone else f"eval-{member}", kept)
         writer.finish("finished" if steps == 10 else "failed")

@@ -169,6 +169,12 @@ def remarks(found: Findings) -> list[str]:
             said.append(f"{arm.name} diverged after step {arm.step:,}: {arm.trouble}")
         elif arm.status == "unfinished":
             said.append(f"{arm.name} is not finished: it is at step {arm.step:,}")
+        unmoved = [run.seed for run in arm.seeds if run.kept_step == 0]
+        if unmoved:
+            said.append(
+                f"{arm.name}: no evaluation was better than the one before the first step for seed "
+                f"{', '.join(map(str, unmoved))}: what is kept there is the base"
+            )
     return said + found.record.notes()
 
 

@@ -108,6 +108,14 @@ def test_arms_that_share_a_forward_are_named_with_their_time(made_experiment):
     assert arms_table(found).rows[0][:4] == ("mezo", "mezo, sgd", "1", "16")
 
 
+def test_a_seed_that_kept_what_it_started_with_is_named(made_experiment):
+    found = read_experiment(made_experiment({"mezo": LOW}, kept=0))
+    assert remarks(found) == [
+        "mezo: no evaluation was better than the one before the first step for seed 0, 1, 2: what "
+        "is kept there is the base"
+    ]
+
+
 def test_commits_that_the_kept_adapters_lack_are_seen(made_experiment):
     root = made_experiment({"mezo": LOW, "boosted": HIGH}, commits={"boosted": [6, 9]})
     cells = [row[8] for row in arms_table(read_experiment(root)).rows]
