@@ -16,6 +16,7 @@ from weft.data.dataset import available_splits
 from weft.data.split import Split
 from weft.engines.local import LocalEngine
 from weft.methods.registry import METHODS
+from weft.model.bank import Bank
 from weft.model.base import skeleton
 from weft.model.sites import choose_sites
 from weft.runs.experiment import (
@@ -269,24 +270,32 @@ def _score(reader: ExperimentReader, arms: dict[str, Resolved], watchers: Watche
     }
     jobs = [(name, layout.score(slug), str(layout.arm(slug).root)) for name, slug in due.items()]
     if not layout.score(BASE).is_file():
-        jobs.insert(0, (BASE, layout.score(BASE), "base"))
+        jobs.insert(0, (BASE, layout.score(BASE), BASE))
     for name, path, ref in jobs:
         config = arms[record.reference if name == BASE else name].config
+        members = (BASE,) if name == BASE else tuple(record.arms[name].members)
         try:
-            write_json(path, scores(ref, config, partial(watchers.scoring, name)))
+            write_json(path, scores(ref, members, config, partial(watchers.scoring, name)))
         except NumericError as error:
             _record_divergence(path, name, error, watchers)
 
 
-def scores(ref: str, config: RunConfig, watch: Callable[[int, int], None]) -> dict[str, Any]:
-    """What the adapters of a run, or `base`, score on the test rows; validation rows without."""
+def scores(
+    ref: str, members: Sequence[str], config: RunConfig, watch: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """What the adapters of a run, or `base`, score on the test rows; validation rows without.
+
+    The adapters of a run have the names of its members; a single one has that of `ref`.
+    """
     subject = open_subject([ref], base=config.base, dtype=config.dtype, device=config.device)
     name = "test" if "test" in available_splits(config.data) else "valid"
     split = load_split(subject, config.data, name)
     objective, _ = objective_for(config.objective, {name: split})
+    adapters = list(subject.adapters.values())
+    named = subject.adapters if len(members) > 1 else dict(zip(members, adapters, strict=True))
     found = evaluate(
         LocalEngine(subject.local.base, config.members_per_forward, config.micro_batch_size),
-        subject.bank,
+        Bank.of({member: named[member] for member in members}),
         split,
         batch_size=config.eval.batch_size,
         objective=objective,
@@ -296,7 +305,7 @@ def scores(ref: str, config: RunConfig, watch: Callable[[int, int], None]) -> di
         "split": name,
         "rows": len(split.items),
         "metric": found.metric,
-        "members": {member: found.record(member) for member in subject.adapters},
+        "members": {member: found.record(member) for member in members},
     }
 
 

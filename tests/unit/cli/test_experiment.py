@@ -130,6 +130,7 @@ def test_a_slip_is_an_answer_and_not_a_traceback(cli, source, arguments, said, t
 def test_in_python(cli, source):
     found = weft.experiment(source, ["seeds=[0]"], out="out")
     assert [arm.name for arm in found.arms] == ["mezo", "rank 2"]
+    assert [list(arm.scores) for arm in found.arms] == [[0], [0]]
     again = weft.experiment(resume="out")
     assert again.base == found.base
     with pytest.raises(weft.core.errors.InputError, match="give the file of an experiment"):

@@ -150,6 +150,17 @@ def test_the_scores_are_those_of_eval(whole):
     assert found.base.loss == pytest.approx(base["base"]["eval_loss"], rel=1e-6)
 
 
+def test_more_seeds_than_ten_are_not_mistaken_for_each_other(source, tmp_path):
+    """The adapters of a run are listed by name, in which seed-10 comes before seed-9."""
+    settings = ["seeds=[9,10]", "budget.forwards=2", "arms={backprop: {method.name: backprop}}"]
+    root = start(plan(read_design(source, [*settings, "run.keep=last"])), tmp_path / "ten")
+    (arm,) = read_experiment(root).arms
+    records = weft.evaluate(root / "arms/backprop")
+    for run in arm.seeds:
+        assert run.score.loss == pytest.approx(records[f"seed-{run.seed}"]["eval_loss"], rel=1e-6)
+    assert arm.seeds[0].score.loss != arm.seeds[1].score.loss
+
+
 def test_boosting_is_what_it_boosts_up_to_the_first_commit(whole):
     mezo, boosted, _ = read_experiment(whole).arms
     for a, b in zip(mezo.seeds, boosted.seeds, strict=True):
@@ -213,6 +224,19 @@ def test_an_arm_that_diverges_does_not_end_the_experiment(source, tmp_path):
     assert mezo.step == backprop.step == 4
     resume(root, watchers=Watchers(group=lambda *facts: said.append(facts)))
     assert len(said) == 1  # it is not tried again
+
+
+@pytest.mark.parametrize(
+    "boost", ["{steps_per_iteration: 2, merge: weights}", "{plateau: {patience: 1}}"]
+)
+def test_every_kind_of_boosting_is_scored(source, tmp_path, boost):
+    settings = [f"arms.boosted every 2.boost={boost}", "seeds=[3]"]
+    root = start(plan(read_design(source, settings)), tmp_path / "boosted")
+    boosted = read_experiment(root).arms[1]
+    (run,) = boosted.seeds
+    records = weft.evaluate(root / "arms" / boosted.record.slug)
+    (record,) = records.values()
+    assert run.score.loss == pytest.approx(record["eval_loss"], rel=1e-6)
 
 
 def test_another_configuration_is_refused(source, whole):

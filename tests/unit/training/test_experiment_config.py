@@ -77,6 +77,12 @@ def test_an_arm_of_another_method_drops_what_it_does_not_read(write):
     assert found.notices == ("method.name=backprop in arm `backprop` clears method.eps of my.yaml",)
 
 
+def test_an_arm_can_leave_out_a_section_of_the_run(write):
+    boosted = RUN | {"boost": {"steps_per_iteration": 5}}
+    found = arms(write(run=boosted, arms={"boosted": {}, "mezo": {"boost": None}}))
+    assert [each.config.boost is None for each in found.values()] == [False, True]
+
+
 def test_boosting_forces_rank_one_and_says_so(write):
     found = arms(write(run=RUN | {"adapter": {"rank": 8, "alpha": 16}}))["boosted every 5"]
     assert found.config.adapter.rank == 1
