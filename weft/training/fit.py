@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,9 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
+
+DIVERGED = "not finite"
+"""The event of a run that cannot go on: its step is the last in whose forward it took part."""
 
 
 class StopRequest:
@@ -272,11 +276,9 @@ def _judge(part: Part, state: State) -> tuple[State, tuple[float, ...]]:
         evaluation = validate(job, state.stacks, state.theta_LP, rows=job.config.eval.rows)
     except NumericError as error:
         writer.save_checkpoint(state.step, state.save)
-        writer.event("not finite", step=state.step, evaluation=error.problem)
-        raise NumericError(
-            f"evaluation after step {state.step}: {error.problem}",
-            hint=_advice(writer, "that evaluation"),
-        ) from None
+        problem = f"evaluation after step {state.step}: {error.problem}"
+        writer.event(DIVERGED, step=state.step, problem=problem)
+        raise NumericError(problem, hint=_advice(writer, "that evaluation")) from None
     writer.table(f"{EVALUATION}{state.step}", evaluation.table)
     writer.table(f"{job.objective.hits}{STEP}{state.step}", evaluation.hits)
     loss_L = tuple(evaluation.table.means().tolist())
@@ -315,20 +317,23 @@ def _refuse_not_finite(
     """Stop before a step whose loss, direction or result is not a number; `state` is kept."""
     finite_L = moved.state.theta_LP.isfinite().all(dim=1).tolist()
     writer, lanes = part.writer, part.job.lanes
-    numbers = zip(lanes, point.batches, estimate.loss_L, moved.norm_L, finite_L, strict=True)
-    for lane, batch, loss, norm, finite in numbers:
+    sizes = zip(moved.norm_L, moved.update_norm_L, finite_L, strict=True)
+    for lane, batch, loss, (norm, size, finite) in zip(
+        lanes, point.batches, estimate.loss_L, sizes, strict=True
+    ):
+        finite = finite and math.isfinite(size)
         if math.isfinite(loss) and math.isfinite(norm) and finite:
             continue
         writer.save_checkpoint(state.step, state.save)
-        step = state.step + 1
-        facts = {"step": step, "member": lane.name, "loss": repr(loss), "grad_norm": repr(norm)}
-        writer.event("not finite", **facts, examples=list(batch.ids))
         after = "" if finite else ", and the adapter would not be finite after it"
-        raise NumericError(
-            f"step {step}: loss {loss}, gradient norm {norm}{after} ({lane.name}, lr {lane.lr:g}) "
-            f"on examples {', '.join(batch.ids)}",
-            hint=_advice(writer, "that step"),
+        problem = (
+            f"step {state.step + 1}: loss {loss}, gradient norm {norm}{after} ({lane.name}, lr "
+            f"{lane.lr:g}) on examples {', '.join(batch.ids)}"
         )
+        facts: dict[str, Any] = {"member": lane.name, "loss": repr(loss), "grad_norm": repr(norm)}
+        facts |= {"examples": list(batch.ids), "problem": problem}
+        writer.event(DIVERGED, step=state.step + 1, **facts)
+        raise NumericError(problem, hint=_advice(writer, "that step"))
 
 
 def _advice(writer: RunWriter, what: str) -> str:

@@ -134,13 +134,19 @@ class Job:
 def load_data(config: RunConfig) -> dict[str, Split]:
     """The splits of a run, before any weight is loaded."""
     tokenizer = load_tokenizer(config.base)
+    refuse_unjudged(config)
     wanted = [name for name in ("train", "valid") if name in available_splits(config.data)]
-    if "valid" not in wanted and (config.eval.every or config.keep == "best"):
+    return load_splits(config.data, tokenizer, tuple(wanted), context_of(config.base))
+
+
+def refuse_unjudged(config: RunConfig) -> None:
+    """Raise `InputError` for a run that evaluates on rows that there are not."""
+    judges = config.eval.every or config.keep == "best"
+    if judges and "valid" not in available_splits(config.data):
         raise InputError(
             "the data has no validation rows, and this run evaluates while training",
             hint="give data.valid_path or data.valid_fraction, or set eval.every=0 keep=last",
         )
-    return load_splits(config.data, tokenizer, tuple(wanted), context_of(config.base))
 
 
 def load_job(resolved: Resolved) -> Job:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +22,8 @@ from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 from weft.training.config import RunConfig
 from weft.training.exactness import CERTIFICATE, certify, refuse_inexact
-from weft.training.fit import Part, StopRequest, Watch, fit, validate
-from weft.training.job import Job, load_job
+from weft.training.fit import DIVERGED, Part, StopRequest, Watch, fit, validate
+from weft.training.job import Job, load_job, refuse_unjudged
 from weft.training.record import changes, manifest_of, notices, refuse_changed
 from weft.training.resolve import Resolved, from_record
 from weft.training.state import Best, State
@@ -101,17 +101,20 @@ def train_together(
 
     All of them must be alike in what `can_share` looks at. Those that are finished are left alone.
     A run that diverges ends as `failed`, with its error in its outcome, and the others go on. When
-    runs were interrupted they go on from the newest step that all of them have saved.
+    runs were interrupted they go on from the newest step that all of them have saved; one that had
+    diverged by then stays as it ended.
     """
     done = [RunLayout(entry.root).done.exists() for entry in entries]
     open_entries = [entry for entry, is_done in zip(entries, done, strict=True) if not is_done]
     outcomes: dict[Path, Outcome] = {}
     if open_entries:
+        for entry in open_entries:
+            refuse_unjudged(entry.resolved.config)
         first = load_job(open_entries[0].resolved)
         jobs = [first, *(replace(first, resolved=e.resolved) for e in open_entries[1:])]
         with ExitStack() as writers:
-            opened = _open_all(jobs, [entry.root for entry in open_entries], writers)
-            outcomes = {o.root: o for o in _go(opened, announce, watch)}
+            opened, over = _open_all(jobs, [entry.root for entry in open_entries], writers)
+            outcomes = {o.root: o for o in [*over, *_go(opened, announce, watch)]}
     return [outcomes.get(entry.root) or finished(entry.root) for entry in entries]
 
 
@@ -175,24 +178,52 @@ def _reopened(job: Job, writer: RunWriter, found: tuple[int, Path] | None) -> Op
     return Opened(job, state, writer)
 
 
-def _open_all(jobs: Sequence[Job], roots: Sequence[Path], writers: ExitStack) -> list[Opened]:
-    """Start what is new, and take the rest back to the newest step that all of them have."""
+def _open_all(
+    jobs: Sequence[Job], roots: Sequence[Path], writers: ExitStack
+) -> tuple[list[Opened], list[Outcome]]:
+    """Start what is new, and take the rest back to the newest step that all of them have.
+
+    What has diverged before that step is over, and comes second.
+    """
     reopened: dict[Path, RunWriter] = {}
     for job, root in zip(jobs, roots, strict=True):
         if RunLayout(root).manifest.exists():
             reopened[root] = writers.enter_context(RunWriter.reopen(root))
             refuse_changed(reopened[root].manifest, job)
     saved = {root: dict(writer.sound_checkpoints()) for root, writer in reopened.items()}
-    everywhere = set.intersection(*(set(saved.get(root, ())) for root in roots))
-    common = max(everywhere, default=None)
-    opened = []
+    diverged = {
+        root: event
+        for root, writer in reopened.items()
+        for event in writer.manifest.events
+        if event["kind"] == DIVERGED
+    }
+    others = _common(saved.get(root, ()) for root in roots if root not in diverged)
+    past = {r for r, event in diverged.items() if others is not None and others >= event["step"]}
+    common = _common(saved.get(root, ()) for root in roots if root not in past)
+    opened, over = [], []
     for job, root in zip(jobs, roots, strict=True):
-        if root in reopened:
+        if root in past:
+            error = NumericError(diverged[root]["problem"])
+            over.append(_failed(job, max(saved[root]), reopened[root], error))
+        elif root in reopened:
             found = None if common is None else (common, saved[root][common])
             opened.append(_reopened(job, reopened[root], found))
         else:
             opened.append(writers.enter_context(_started(job, root)))
-    return opened
+    return opened, over
+
+
+def _common(saved: Iterable[Collection[int]]) -> int | None:
+    """The newest step that is in all of them."""
+    steps = [set(each) for each in saved]
+    return max(set.intersection(*steps), default=None) if steps else None
+
+
+def _failed(job: Job, step: int, writer: RunWriter, error: NumericError) -> Outcome:
+    """Record that a run cannot go on."""
+    with suppress(NumericError), writer:
+        raise error
+    return Outcome(writer.layout.root, False, step, job.steps, {}, {}, error)
 
 
 def _preflight(job: Job, state: State, writer: RunWriter) -> None:
@@ -242,14 +273,11 @@ def _ended(opened: Opened, state: State, error: NumericError | None, clock: Stop
     """Finish a run that has come to its end, or record why it has not."""
     job, writer = opened.job, opened.writer
     root = writer.layout.root
-    unfinished = Outcome(root, False, state.step, job.steps, {}, {}, error)
     if error is not None:
-        with suppress(NumericError), writer:
-            raise error
-        return unfinished
+        return _failed(job, state.step, writer, error)
     if state.step < job.steps:
         writer.finish("interrupted")
-        return unfinished
+        return Outcome(root, False, state.step, job.steps, {}, {})
     with clock("evaluate"):
         results = _keep(job, state, writer)
         _certify(job, state, writer)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from weft.core.errors import InputError, NumericError
-from weft.engines.local import LocalEngine
+from weft.engines.scorer import LocalScorer
 from weft.formats.peft import read_adapter
 from weft.methods.estimate import Gradient
 from weft.runs.reader import RunReader
@@ -126,7 +126,7 @@ def test_a_run_is_not_resumed_on_other_data(resolved, rows_dir, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(resolved, tmp_path, monkeypatch):
     """The message names step and examples; the state before the step is the newest checkpoint."""
-    honest = LocalEngine.gradient
+    honest = LocalScorer.gradient
 
     def fails_at_sixth(self, theta_LP, batches, keys):
         found = honest(self, theta_LP, batches, keys)
@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(resolved, tmp_path, monkeypatch
         return found if len(calls) < 6 else Gradient(found.gradient_LP, (float("nan"),))
 
     calls: list = []
-    monkeypatch.setattr(LocalEngine, "gradient", fails_at_sixth)
+    monkeypatch.setattr(LocalScorer, "gradient", fails_at_sixth)
     with pytest.raises(NumericError, match="step 6: loss nan") as error:
         train(resolved(), tmp_path / "run")
     assert all(id in error.value.problem for id in calls[5][0].ids)
@@ -182,7 +182,12 @@ def test_an_evaluation_that_is_not_finite_says_when(resolved, tmp_path):
     """The update is still a number, and the logits are not."""
     with pytest.raises(NumericError, match="evaluation after step 1: adapter has loss nan"):
         train(
-            resolved("optimiser.lr=1e37", "optimiser.warmup_ratio=0", "eval.every=1"),
+            resolved(
+                "adapter.scale=1e15",
+                "optimiser.lr=1e17",
+                "optimiser.warmup_ratio=0",
+                "eval.every=1",
+            ),
             tmp_path / "run",
         )
     assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
