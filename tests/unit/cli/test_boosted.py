@@ -58,6 +58,10 @@ def test_a_preflight_that_warns_is_a_notice(cli, settings):
     said = cli("train", "instruct", *settings, *BOOSTED, "method.eps=1e-9", "--run-dir", "mine")
     assert said.code == 0
     assert "note: preflight: " in said.err
+    given = [*settings, *BOOSTED, "method.eps=1e-30", "steps=1", "eval.every=1"]
+    said = cli("train", "instruct", *given, "--run-dir", "flat")
+    assert said.code == 0
+    assert "preflight   no loss changes at eps 1e-30\n" in said.err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from weft.core.errors import CheckFailed, InputError
 from weft.runs.reader import RunReader
 from weft.training.replay import replay
 from weft.training.state import State
-from weft.training.train import Entry, train, train_together
+from weft.training.train import Entry, resume, train, train_together
 
 MEZO = ["method.name=mezo", "adapter.dropout=0", "adapter.rank=1", "optimiser.name=sgd"]
 MEZO = [*MEZO, "optimiser.lr=3e-2"]
@@ -81,6 +82,22 @@ def test_every_step_is_replayed_with_its_optimiser_and_its_stack(resolved, finis
         assert torch.equal(saved.theta_LP, states[step].theta_LP)
         assert torch.equal(saved.moments.first_LP, states[step].moments.first_LP)
         assert torch.equal(saved.stacks[0], states[step].stacks[0])
+
+
+def test_a_run_that_was_interrupted_and_resumed_is_replayed_as_one(resolved, finished):
+    def stop(progress):
+        if progress.step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    root = finished()
+    given = resolved(*MEZO, "boost.steps_per_iteration=5", "keep=last", "checkpoint_every=50")
+    assert not train(given, root, watch=stop).finished
+    states = list(replay(root).states())
+    assert [len(state.stacks[0]) for state in states] == [0] * 5 + [1] * 3
+    saved = State.load(root / "checkpoints" / "step-7", torch.device("cpu"))
+    assert torch.equal(saved.theta_LP, states[7].theta_LP)
+    assert resume(root).finished
+    assert [verdict.difference for verdict in replay(root).check()] == [None]
 
 
 def test_runs_that_shared_their_forwards_are_replayed_one_by_one(resolved, finished):
