@@ -52,7 +52,8 @@ def trigger(config: BoostConfig, steps: int, steps_per_epoch: int) -> Trigger:
         return Trigger(None, patience, f"on a plateau of {patience} evaluations")
     ignored = None
     if config.steps_per_iteration:
-        every, what = config.steps_per_iteration, f"every {config.steps_per_iteration:,} steps"
+        every = config.steps_per_iteration
+        what = f"every {every:,} steps" if every > 1 else "every step"
         if config.merge_frequency:
             ignored = (
                 f"`boost.merge_frequency` {config.merge_frequency} is not used: "
@@ -60,7 +61,8 @@ def trigger(config: BoostConfig, steps: int, steps_per_epoch: int) -> Trigger:
             )
     elif config.merge_frequency:
         every = config.merge_frequency * steps_per_epoch
-        what = f"every {config.merge_frequency} epochs ({every:,} steps)"
+        count = config.merge_frequency
+        what = (f"every {count} epochs" if count > 1 else "every epoch") + f" ({every:,} steps)"
     else:
         return Trigger(None, None, "never")
     if every >= steps:

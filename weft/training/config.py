@@ -103,10 +103,17 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         problems = [*self._boosting_problems()]
-        if self.method.name == "mezo" and (self.adapter.dropout or self.base_dropout):
+        noisy = [
+            f"`{key}` to {off} (it is {str(value).lower()})"
+            for key, value, off in (
+                ("adapter.dropout", self.adapter.dropout, 0),
+                ("base_dropout", self.base_dropout, "false"),
+            )
+            if value
+        ]
+        if self.method.name == "mezo" and noisy:
             problems.append(
-                "`mezo` compares losses, which dropout would make noisy: set `adapter.dropout` to "
-                "0 and `base_dropout` to false"
+                f"`mezo` compares losses, which dropout would make noisy: set {' and '.join(noisy)}"
             )
         if (self.steps is None) == (self.epochs is None):
             problems.append("give `steps` or `epochs`, one of the two")

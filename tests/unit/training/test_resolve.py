@@ -83,3 +83,85 @@ def test_null_contradicts_nothing():
     assert (
         resolve("instruct", ["adapter.rslora=false", "adapter.scale=2"]).config.adapter.scale == 2
     )
+
+
+MEZO = ("method.name=mezo", "adapter.dropout=0")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        ((*MEZO, "method.eps=0"), "method.eps: input should be greater than 0, got 0"),
+        ((*MEZO, "method.eps=.nan"), "method.eps: input should be a finite number, got nan"),
+        ((*MEZO, "method.directions=0"), "greater than or equal to 1, got 0 [command line]"),
+        ((*MEZO, "method.sides=three"), "method.sides: input should be 'two' or 'one'"),
+        ((*MEZO, "method.noise=flat"), "input should be 'gaussian' or 'rademacher'"),
+        (("method.name=mzo",), "there is no 'mzo'; the names are backprop, mezo (did you mean"),
+        (("method.eps=1e-3",), "method.name: is missing"),
+        (
+            ("method.name=mezo",),
+            "`mezo` compares losses, which dropout would make noisy: set `adapter.dropout` to 0 "
+            "(it is 0.1)",
+        ),
+        ((*MEZO, "base_dropout=true"), "set `base_dropout` to false (it is true)"),
+        (("adapter.factors=a",), "adapter.factors: input should be 'both' or 'b'"),
+        (("boost.steps_per_iteration=-1",), "greater than or equal to 0, got -1"),
+        (("boost.steps_per_iteraton=5",), "no such key (did you mean `steps_per_iteration`?)"),
+        (("boost.merge=wieghts",), "boost.merge: input should be 'stack' or 'weights'"),
+        (("boost.shrinkage=0",), "boost.shrinkage: input should be greater than 0, got 0"),
+        (("boost.shrinkage=1.5",), "input should be less than or equal to 1, got 1.5"),
+        (("boost.layers_per_round=0",), "greater than or equal to 1, got 0"),
+        (
+            ("boost.plateau.patience=2", "boost.steps_per_iteration=3"),
+            "`boost.plateau` and `boost.steps_per_iteration` are both on the command line",
+        ),
+        (
+            ("boost={plateau: {patience: 2}, merge_frequency: 3}",),
+            "boost: `plateau` and `merge_frequency` 3 both say when to commit",
+        ),
+        (
+            ("boost.plateau.patience=2", "eval.every=0", "keep=last"),
+            "`boost.plateau` needs evaluations: set `eval.every`",
+        ),
+        (("boost.steps_per_iteration=9", "adapter.rank=0"), "adapter.rank: input should be"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_a_method_or_boosting_cannot_do_is_said_in_words(overrides, problem):
+    with pytest.raises(InputError) as caught:
+        resolve("instruct", overrides)
+    assert problem in caught.value.problem
+
+
+def test_boosting_forces_rank_one_and_says_what_that_does_to_the_scale():
+    found = resolve("instruct", ["boost.steps_per_iteration=9", "adapter.rank=4"])
+    assert (found.config.adapter.rank, found.config.adapter.effective_scale) == (1, 16)
+    assert found.origins["adapter.rank"] == "forced to 1 by boosting (4 was asked)"
+    assert (
+        "`adapter.rank` is forced to 1 by boosting, 4 was asked [command line]: with alpha 16 "
+        "that is scale 16, not 4"
+    ) in found.notices
+    again = from_record(found.config.model_dump(mode="json"), found.origins, "manifest.json")
+    assert again.config == found.config
+    assert again.origins["adapter.rank"] == found.origins["adapter.rank"]
+
+
+def test_rank_one_is_asked_for_in_silence_and_boosting_turned_off_asks_for_nothing():
+    found = resolve("instruct", ["boost.steps_per_iteration=9", "adapter.rank=1"])
+    assert not any("forced" in notice for notice in found.notices)
+    assert found.origins["adapter.rank"] == "command line"
+    assert resolve("instruct", ["boost=null", "adapter.rank=4"]).config.adapter.rank == 4
+
+
+def test_a_method_brings_the_optimiser_that_is_usual_for_it_where_none_is_given(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {task: instruct}\nsteps: 1\nmethod: {name: mezo}\n")
+    found = resolve(str(path)).config
+    assert (found.method.eps, found.method.directions, found.method.sides) == (1e-3, 1, "two")
+    assert (found.optimiser.name, found.optimiser.schedule, found.optimiser.clip) == (
+        "sgd",
+        "constant",
+        None,
+    )
+    assert resolve(str(path), ["optimiser.lr=1e-6"]).config.optimiser.name == "sgd"
+    assert resolve(str(path), ["optimiser.clip=1"]).config.optimiser.clip == 1
