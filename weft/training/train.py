@@ -278,9 +278,12 @@ def _ended(opened: Opened, state: State, error: NumericError | None, clock: Stop
     if state.step < job.steps:
         writer.finish("interrupted")
         return Outcome(root, False, state.step, job.steps, {}, {})
-    with clock("evaluate"):
-        results = _keep(job, state, writer)
-        _certify(job, state, writer)
+    try:
+        with clock("evaluate"):
+            results = _keep(job, state, writer)
+            _certify(job, state, writer)
+    except NumericError as found:  # those beside it may be sound
+        return _failed(job, state.step, writer, found)
     _check_base(job, writer)
     writer.result("time_breakdown", {"since_step": opened.state.step, "seconds": clock.seconds})
     writer.finish("finished")

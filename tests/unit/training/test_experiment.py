@@ -12,11 +12,12 @@ import yaml
 
 import weft
 from weft.analysis.experiment import read_experiment
-from weft.core.errors import InputError
+from weft.core.errors import InputError, NumericError
 from weft.runs.experiment import ExperimentReader
 from weft.runs.layout import ExperimentLayout
 from weft.runs.reader import RunReader
 from weft.runs.writer import take_lock
+from weft.training import train as training
 from weft.training.experiment import Watchers, blocks, plan, resume, start
 from weft.training.experiment_config import read_design
 from weft.training.job import load_job
@@ -224,6 +225,24 @@ def test_an_arm_that_diverges_does_not_end_the_experiment(source, tmp_path):
     assert mezo.step == backprop.step == 4
     resume(root, watchers=Watchers(group=lambda *facts: said.append(facts)))
     assert len(said) == 1  # it is not tried again
+
+
+def test_an_arm_whose_kept_adapter_scores_no_number_does_not_end_it(source, tmp_path, monkeypatch):
+    """Without evaluations while training it is seen only now."""
+
+    def validate(job, *arguments, **options):
+        if job.config.optimiser.lr == 0.5:
+            raise NumericError("seed-3 has loss nan")
+        return really(job, *arguments, **options)
+
+    really = training.validate
+    monkeypatch.setattr(training, "validate", validate)
+    settings = ["run.eval.every=0", "run.keep=last", "seeds=[3]", "budget.forwards=2"]
+    arms = "arms={wild: {optimiser.lr: 0.5}, mezo: {}}"
+    root = start(plan(read_design(source, [*settings, arms])), tmp_path / "wild")
+    wild, mezo = read_experiment(root).arms
+    assert (wild.status, wild.trouble) == ("diverged", "seed-3 has loss nan")
+    assert mezo.status == "finished" and mezo.scores
 
 
 @pytest.mark.parametrize(
