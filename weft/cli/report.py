@@ -215,16 +215,11 @@ def _before_and_after(reader: RunReader) -> tuple[list[Metric], str]:
 def _accuracies(reader: RunReader, member: str, key: Key) -> list[Metric]:
     """What was right before the first step and is right now, where both are known."""
     from weft.analysis.statistics import paired_bootstrap
-    from weft.core.table import pair
     from weft.report.html import Metric
 
     metrics = []
-    for name, evaluations in reader.hits().items():
-        if name not in reader.table_names():
-            continue
-        (step, before), after = evaluations[0], reader.table(name)
-        if step == 0 and before.ids == after.ids:
-            a, b = pair(before.row(member), after.row(member))
+    for name, (a, b) in reader.before_and_after(member).items():
+        if name != "loss":
             change = paired_bootstrap(a.sums, a.counts, b.sums, b.counts, key.fold(name))
             label = name.replace("_", " ")
             metrics.append(Metric(label, a.mean, b.mean, change, False, ".1%"))

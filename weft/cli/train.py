@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,29 +142,40 @@ def _refuse_overrides(resume: Path, overrides: list[str]) -> None:
 def results_table(outcome: Outcome) -> RenderableType:
     """Before and after: held-out loss, perplexity and the task's metrics of every adapter.
 
-    A choice between candidates has no perplexity.
+    A choice between candidates has no perplexity. Where fewer rows were scored while training,
+    both sides are shown on these, and the kept adapter on all.
     """
-    from math import exp
+    from weft.runs.reader import RunReader
 
-    rows = []
+    reader, rows = RunReader(outcome.root), []
     names: list[str] = []
     for member, result in outcome.results.items():
         metrics = result["metrics"][1:] or result["metrics"]  # a task's own, where it has some
-        names = [*["perplexity"] * ("token_accuracy" in result["metrics"]), *metrics]
+        names = ["loss", *["perplexity"] * ("token_accuracy" in result["metrics"]), *metrics]
         label = "" if len(outcome.results) == 1 else f"{member}, "
-        if (before := outcome.before.get(member)) is not None:
-            loss = before["loss"]
-            known = before | {"perplexity": exp(loss) if loss < LARGEST_LOSS else None}
-            rows.append((f"{label}before", screen.number(loss), *(_cell(known, n) for n in names)))
         which = f"{label}{result['kept']} (step {result['step']:,})"
-        loss = result["eval_loss"]
-        rows.append((which, screen.number(loss), *(_cell(result, n) for n in names)))
+        scores = reader.before_and_after(member)
+        if scores:
+            both = [
+                {n: row.mean for n, row in zip(scores, side, strict=True)}
+                for side in zip(*scores.values(), strict=True)
+            ]
+            count = len(scores["loss"][0].ids)
+            some = "" if count == result["num_examples"] else f", first {count:,} rows"
+            rows.append((f"{label}before{some}", *_cells(both[0], names)))
+            if some:
+                rows.append((f"{which}{some}", *_cells(both[1], names)))
+                which += f", all {result['num_examples']:,} rows"
+        rows.append((which, *_cells(result | {"loss": result["eval_loss"]}, names)))
     words = [name.replace("_", " ") for name in names]
-    return screen.table(("held-out", "loss", *words), rows)
+    return screen.table(("held-out", *words), rows)
 
 
-def _cell(values: Mapping[str, Any], name: str) -> str:
-    return screen.number(values.get(name))
+def _cells(values: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Numbers as they are shown; a dash for what was not measured."""
+    loss = values["loss"]
+    known = {"perplexity": exp(loss) if loss < LARGEST_LOSS else None} | dict(values)
+    return [screen.number(known.get(name)) for name in names]
 
 
 def places(root: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from weft.core.errors import InputError, did_you_mean
 from weft.core.files import Record, read_json, read_jsonl
-from weft.core.table import ScoreTable
+from weft.core.table import ScoreRow, ScoreTable, pair
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
 
@@ -102,6 +102,20 @@ class RunReader:
             if metric and not name.startswith(EVALUATION):
                 found.setdefault(metric, []).append((int(step), self.table(name)))
         return {metric: sorted(each, key=lambda at: at[0]) for metric, each in found.items()}
+
+    def before_and_after(self, member: str) -> dict[str, tuple[ScoreRow, ScoreRow]]:
+        """A member's scores before the first step and of its kept adapter, on the rows of both.
+
+        `loss` comes first, and then metrics; empty where either was not measured.
+        """
+        names = self.table_names()
+        metrics = (name.removesuffix(f"{STEP}0") for name in names if name.endswith(f"{STEP}0"))
+        stems = {"loss": "valid"} | {metric: metric for metric in metrics if metric != "valid"}
+        return {
+            name: pair(self.table(f"{stem}{STEP}0").row(member), self.table(stem).row(member))
+            for name, stem in stems.items()
+            if {f"{stem}{STEP}0", stem} <= set(names)
+        }
 
     def result_names(self) -> list[str]:
         """Names of the results."""

@@ -83,10 +83,12 @@ def _boosting(config: RunConfig, layout: Layout, rows: int, steps: int) -> str:
         refuse_layers(layout, boost.layers_per_round)
     expected = trigger.expected(steps)
     count = "as many commits as there are plateaus" if expected is None else _commits(expected)
-    place = "frozen stack" if boost.merge == "stack" else "weights"
-    parts = [f"commit {trigger.text}", count, f"into the {place}", f"optimiser {boost.optimiser}"]
-    parts += [f"warm-up {boost.warmup_steps} steps"] * bool(boost.warmup_steps)
-    parts += [f"shrinkage {boost.shrinkage:g}"] * (boost.shrinkage != 1)
+    parts = [f"commit {trigger.text}", count]
+    if expected != 0:
+        place = "frozen stack" if boost.merge == "stack" else "weights"
+        parts += [f"into the {place}", f"optimiser {boost.optimiser}"]
+        parts += [f"warm-up {boost.warmup_steps} steps"] * bool(boost.warmup_steps)
+        parts += [f"shrinkage {boost.shrinkage:g}"] * (boost.shrinkage != 1)
     parts += [f"{boost.layers_per_round} layers a round"] * bool(boost.layers_per_round)
     return ", ".join(parts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from weft.formats.peft import TENSORS, write_adapter
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
 from weft.runs.provenance import code_state
-from weft.runs.reader import EVALUATION, RunReader
+from weft.runs.reader import RunReader
 from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 from weft.training.config import RunConfig
@@ -150,7 +150,7 @@ def finished(root: Path) -> Outcome:
     names = [name for name in reader.result_names() if name == "eval" or name.startswith("eval-")]
     results = {name.removeprefix("eval-"): reader.results(name) for name in names}
     results = {"adapter" if name == "eval" else name: found for name, found in results.items()}
-    return Outcome(root, True, steps, steps, results, _before(RunLayout(root)))
+    return Outcome(root, True, steps, steps, results, _before(RunLayout(root), results))
 
 
 @contextmanager
@@ -287,7 +287,7 @@ def _ended(opened: Opened, state: State, error: NumericError | None, clock: Stop
     _check_base(job, writer)
     writer.result("time_breakdown", {"since_step": opened.state.step, "seconds": clock.seconds})
     writer.finish("finished")
-    return Outcome(root, True, state.step, job.steps, results, _before(writer.layout))
+    return Outcome(root, True, state.step, job.steps, results, _before(writer.layout, results))
 
 
 def _keep(job: Job, state: State, writer: RunWriter) -> dict[str, dict[str, Any]]:
@@ -361,18 +361,15 @@ def _write(job: Job, stack_KP: torch.Tensor, its: Best, directory: Path) -> None
     )
 
 
-def _before(run: RunLayout) -> dict[str, dict[str, float]]:
+def _before(run: RunLayout, results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """What each lane scored before the first step: what the base does, since B is zero."""
     reader = RunReader(run.root)
-    if not {f"{EVALUATION}0", "valid"} <= set(reader.table_names()):
-        return {}
-    losses = reader.table(f"{EVALUATION}0")
-    if losses.ids != reader.table("valid").ids:
-        return {}  # `eval.rows` scored other rows while training: not to be put side by side
-    tables = {"loss": losses} | {metric: at[0][1] for metric, at in reader.hits().items()}
+    scored = {member: reader.before_and_after(member) for member in results}
     return {
-        member: {name: table.row(member).mean for name, table in tables.items()}
-        for member in losses.members
+        member: {name: before.mean for name, (before, _) in found.items()}
+        for member, found in scored.items()
+        # `eval.rows` scored other rows while training: not to be put side by side
+        if found and len(found["loss"][0].ids) == results[member]["num_examples"]
     }
 
 

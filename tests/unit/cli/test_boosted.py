@@ -199,3 +199,18 @@ def test_a_choice_is_shown_before_and_after_by_train(cli, choice):
     header, before, *_ = said.out.splitlines()
     assert header.split() == ["held-out", "loss", "choice"]
     assert before.split()[0] == "before" and len(before.split()) == 3 and "-" not in before.split()
+
+
+def test_rows_that_were_scored_while_training_are_told_from_all(cli, choice, tmp_path):
+    base = RunReader(choice).manifest.config["base"]
+    config = [f"data.path={choice.parent}", "objective.name=choice", *BOOSTED, f"base={base}"]
+    given = ["steps=2", "eval.every=1", "eval.rows=6", "--run-dir", "few"]
+    said = cli("train", "instruct", *config, *given)
+    _, before, few, all_rows, *_ = said.out.splitlines()
+    assert before.startswith("before, first 6 rows  ")
+    assert few.startswith("best (step ") and "), first 6 rows  " in few
+    assert all_rows.startswith("best (step ") and "), all 16 rows  " in all_rows
+    reader = RunReader(tmp_path / "few")
+    before, after = reader.before_and_after("adapter")["choice"]
+    assert len(before.ids) == len(after.ids) == 6
+    assert "On 6 validation rows, before training and after" in page(reader).metrics_note
