@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,26 @@ import pytest
 from weft.runs.reader import RunReader
 
 pytestmark = pytest.mark.slow
-KILLS, STEPS = 20, 200
+STEPS = 200
+BOOSTED = [
+    "method.name=mezo",
+    "adapter.rank=1",
+    "adapter.dropout=0",
+    "optimiser.name=sgd",
+    "optimiser.momentum=0.9",
+    "optimiser.lr=1e-2",
+    "boost.optimiser=keep",
+    "boost.warmup_steps=3",
+    "boost.layers_per_round=2",
+    "boost.shrinkage=0.9",
+]
+CASES = {
+    "backprop": (20, []),
+    "boosted mezo": (10, [*BOOSTED, "boost.steps_per_iteration=7"]),
+    "boosted mezo, on a plateau": (10, [*BOOSTED, "boost.plateau.patience=1", "optimiser.lr=0.1"]),
+}
+"""How often the run is killed, and its settings."""
+
 FILES = ("adapter/adapter_model.safetensors", "adapter_last/adapter_model.safetensors")
 
 
@@ -28,7 +48,7 @@ def finished(process: subprocess.Popen) -> None:
     assert process.returncode == 0, problems.decode()
 
 
-def fresh(base: str, rows: str, root: Path) -> list[str]:
+def fresh(base: str, rows: str, root: Path, more: list[str]) -> list[str]:
     settings = [
         f"base={base}",
         f"data.path={rows}/train.jsonl",
@@ -38,18 +58,20 @@ def fresh(base: str, rows: str, root: Path) -> list[str]:
         "eval.every=10",
         "checkpoint_every=5",
     ]
-    return ["instruct", *settings, "--run-dir", str(root)]
+    return ["instruct", *settings, *more, "--run-dir", str(root)]
 
 
-def test_twenty_kills(small_base, rows_dir, tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_many_kills(case, small_base, rows_dir, tmp_path):
     """Each kill comes a few steps after the one before it, at a random moment of a step."""
+    kills, settings = CASES[case]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finished(start(fresh(small_base, rows_dir, whole)))
+    finished(start(fresh(small_base, rows_dir, whole, settings)))
     chance = np.random.default_rng(0)
     steps: list[int] = []
-    process = start(fresh(small_base, rows_dir, killed))
-    while len(steps) < KILLS:
-        wait_for(process, killed, max(steps, default=0) + int(chance.integers(1, STEPS // KILLS)))
+    process = start(fresh(small_base, rows_dir, killed, settings))
+    while len(steps) < kills:
+        wait_for(process, killed, max(steps, default=0) + int(chance.integers(1, STEPS // kills)))
         time.sleep(chance.uniform(0, 0.1))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
@@ -61,7 +83,10 @@ def test_twenty_kills(small_base, rows_dir, tmp_path):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     a, b = (RunReader(root) for root in (whole, killed))
     assert a.manifest.fingerprints["outcome"] == b.manifest.fingerprints["outcome"]
-    assert losses(a) == losses(b)
+    assert untimed(a.steps()) == untimed(b.steps())
+    assert a.evidence() == b.evidence()
+    assert rounds(a) == rounds(b)
+    assert bool(rounds(a)) == (case != "backprop")
 
 
 def wait_for(process: subprocess.Popen, root: Path, step: int) -> None:
@@ -70,5 +95,11 @@ def wait_for(process: subprocess.Popen, root: Path, step: int) -> None:
         time.sleep(0.005)
 
 
-def losses(reader: RunReader) -> list[tuple[int, float]]:
-    return [(step["step"], step["loss"]) for step in reader.steps()]
+def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in each.items() if k != "seconds"} for each in records]
+
+
+def rounds(reader: RunReader) -> list[dict[str, Any]]:
+    """How rounds of boosting ended."""
+    ends = (each for each in reader.manifest.events if each["kind"] in ("commit", "restart"))
+    return [{k: v for k, v in each.items() if k != "time"} for each in ends]

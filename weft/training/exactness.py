@@ -58,7 +58,8 @@ def certify(
                 "adapter_effect": effect,
                 "largest_difference": apart,
             }
-    tolerance, reason = _tolerance(job, largest)
+    effect = max(its["adapter_effect"] for its in members.values())
+    tolerance, reason = _tolerance(job, largest, effect)
     return {
         "texts": len(rows),
         "largest_logit": largest,
@@ -94,13 +95,16 @@ def _own(job: Job, ground: Ground, lane: int, theta_LP: torch.Tensor, row: Examp
     return target_logits(ground.base, Weft(bank, stacks), rows)
 
 
-def _tolerance(job: Job, largest: float) -> tuple[float, str]:
+def _tolerance(job: Job, largest: float, effect: float) -> tuple[float, str]:
+    """In float32 a strong adapter rounds by more than logits show: its parts partly cancel."""
     unit = rounding_unit(job.config.dtype)
-    if job.config.dtype == "float32":
-        share, reason = FORWARD_ROUNDING, "rounding of float32 forwards"
-    else:
+    if job.config.dtype != "float32":
         share, reason = UNITS * unit, f"rounding to {job.config.dtype}, {UNITS} times {unit:.2g}"
-    return share * largest, f"{reason}: {share:.2g} of the largest logit"
+        return share * largest, f"{reason}: {share:.2g} of the largest logit"
+    return FORWARD_ROUNDING * (largest + 10 * effect), (
+        f"rounding of float32 forwards: {FORWARD_ROUNDING:.2g} of the largest logit, and ten times "
+        "that of the adapter's effect"
+    )
 
 
 def _larger(least: float, values: torch.Tensor) -> float:
