@@ -96,9 +96,10 @@ class RunConfig(BaseModel):
         method = values.get("method") if isinstance(values, dict) else None
         name = method.get("name") if isinstance(method, dict) else None
         given = values.get("optimiser", {}) if isinstance(values, dict) else None
-        if name not in OPTIMISER_DEFAULTS or not isinstance(given, dict):
+        usual = OPTIMISER_DEFAULTS.get(name) if isinstance(name, str) else None
+        if usual is None or not isinstance(given, dict):
             return values
-        return {**values, "optimiser": {**OPTIMISER_DEFAULTS[name], **given}}
+        return {**values, "optimiser": {**usual, **given}}
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -122,6 +123,18 @@ class RunConfig(BaseModel):
         lrs = self.optimiser.lrs
         if not lrs or min(lrs) <= 0 or len(set(lrs)) != len(lrs):
             problems.append(f"`optimiser.lr` must be positive and different, got {list(lrs)}")
+        elif len({f"{lr:g}" for lr in lrs}) != len(lrs):
+            problems.append(
+                f"`optimiser.lr` {list(lrs)} has two that are the same in six digits, by which "
+                "their adapters are named"
+            )
+        unread = [n for n in ("train_on_prompt", "pad_target") if getattr(self.data, n)]
+        if self.objective.name == "choice" and unread:
+            keys = " and ".join(f"`data.{name}`" for name in unread)
+            problems.append(
+                f"`objective.name` choice reads no tokens but prompts and candidates: leave {keys} "
+                "out"
+            )
         if self.base_dropout and len(self.lanes) > 1:
             problems.append(
                 "`base_dropout` draws one noise for the whole forward, so it cannot be used when "

@@ -86,7 +86,8 @@ class Draft:
         section, _, leaf = key.partition(".")
         kinds = READ_BY.get(section, {})
         below = self.values.get(section)
-        if leaf != "name" or name not in kinds or not isinstance(below, dict):
+        named = leaf == "name" and isinstance(name, str) and name in kinds
+        if not named or not isinstance(below, dict):
             return []
         readable = set().union(*kinds.values())  # a slip is nobody's, and is reported as one
         found = sorted(f"{section}.{leaf}" for leaf in set(below) & readable - kinds[name])

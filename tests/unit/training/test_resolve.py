@@ -96,6 +96,13 @@ MEZO = ("method.name=mezo", "adapter.dropout=0")
         ((*MEZO, "method.directions=0"), "greater than or equal to 1, got 0 [command line]"),
         ((*MEZO, "method.sides=three"), "method.sides: input should be 'two' or 'one'"),
         ((*MEZO, "method.noise=flat"), "input should be 'gaussian' or 'rademacher'"),
+        (("method.name=[mezo]",), "method.name: there is no \"['mezo']\"; the names are backprop"),
+        (("optimiser.lr=[1e-4, 1.0000001e-4]",), "two that are the same in six digits"),
+        (
+            ("objective.name=choice", "data.pad_target=true", "data.train_on_prompt=true"),
+            "choice reads no tokens but prompts and candidates: leave `data.train_on_prompt` and "
+            "`data.pad_target` out",
+        ),
         (("method.name=mzo",), "there is no 'mzo'; the names are backprop, mezo (did you mean"),
         (("method.eps=1e-3",), "method.name: is missing"),
         (
