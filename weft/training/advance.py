@@ -125,7 +125,8 @@ def end_rounds(
         if learnt:
             stack_KP = its.committed(theta_P, course.layout, boost.shrinkage)
         new_P = fresh(course.layout, Key.of(lane.seed), its.number + 1).to(theta_LP.device)
-        loss = its.best_loss if at_best and boost.shrinkage == 1 else float("inf")
+        is_known = at_best and (boost.shrinkage == 1 or not learnt)
+        loss = its.best_loss if is_known else float("inf")
         rounds[index] = its.next(state.step, stack_KP, new_P, loss)
         theta_LP[index] = new_P
         if boost.optimiser == "reset":

@@ -22,11 +22,12 @@ from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 from weft.training.config import RunConfig
 from weft.training.exactness import CERTIFICATE, certify, refuse_inexact
-from weft.training.fit import DIVERGED, Part, StopRequest, Watch, fit, validate
+from weft.training.fit import StopRequest, Watch, fit
 from weft.training.job import Job, load_job, refuse_unjudged
 from weft.training.record import changes, manifest_of, notices, refuse_changed
 from weft.training.resolve import Resolved, from_record
 from weft.training.state import Best, State
+from weft.training.step import DIVERGED, Part, validate
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Opened:
         """What the run is, and what has been said of it so far."""
         return self.writer.manifest
 
+
+PREFLIGHT = "preflight"
+"""The event of what a method saw before the first step."""
 
 Announce = Callable[[Sequence[Opened]], None]
 """Called once, when everything is checked and loaded and the first step is about to be taken."""
@@ -159,10 +163,8 @@ def _started(job: Job, root: Path) -> Iterator[Opened]:
     theta_LP = job.initial_theta()
     manifest = manifest_of(job, theta_LP, root.name)
     with RunWriter.create(root, manifest, job.resolved.text, code_state().diff) as writer:
-        for notice in notices(job):
-            writer.notice(notice)
         state = State.fresh(theta_LP)
-        _preflight(job, state, writer)
+        _look_ahead(job, state, writer)
         yield Opened(job, state, writer)
 
 
@@ -173,6 +175,8 @@ def _reopened(job: Job, writer: RunWriter, found: tuple[int, Path] | None) -> Op
     else:
         state = State.load(found[1], job.base.device)
     writer.resume_at(state.step)
+    if state.step == 0:  # it may have been killed before all of this was recorded
+        _look_ahead(job, state, writer)
     for notice in changes(writer.manifest, job):
         writer.notice(notice)
     return Opened(job, state, writer)
@@ -226,18 +230,21 @@ def _failed(job: Job, step: int, writer: RunWriter, error: NumericError) -> Outc
     return Outcome(writer.layout.root, False, step, job.steps, {}, {}, error)
 
 
-def _preflight(job: Job, state: State, writer: RunWriter) -> None:
-    """The method's own look before the first step, recorded."""
-    if job.method.preflight is None:
+def _look_ahead(job: Job, state: State, writer: RunWriter) -> None:
+    """Record what the user should know before the first step; the method may look for itself."""
+    for notice in notices(job):
+        writer.notice(notice)
+    looked = any(event["kind"] == PREFLIGHT for event in writer.manifest.events)
+    if looked or job.method.preflight is None:
         return
     (ground, *_) = job.grounds(state.stacks)
     point = job.point(state).part(ground.start, ground.stop)
     found = job.method.preflight(job.config.method, point, job.scorer(ground))
     if found is None:
         return
-    writer.event("preflight", **found.facts)
     if found.warning is not None:
         writer.notice(found.warning)
+    writer.event(PREFLIGHT, **found.facts)  # last: says that this is done
 
 
 def _only(outcomes: Sequence[Outcome]) -> Outcome:

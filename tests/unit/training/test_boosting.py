@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ from safetensors.torch import load_file
 from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.formats.peft import read_adapter
+from weft.methods import registry
 from weft.methods.boosting import layers_of_round
 from weft.methods.config import MezoConfig
-from weft.methods.mezo import preflight
+from weft.methods.mezo import MEZO, preflight
 from weft.runs.reader import RunReader
 from weft.training.job import load_job
 from weft.training.state import State
+from weft.training.step import validate
 from weft.training.train import resume, train
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -349,3 +352,39 @@ def test_preflight_is_an_event_and_its_warning_a_notice(eps, change, rank_one, e
         if change is not None
         else ["preflight: at eps 1e-30 the loss does not change at all: eps is too small"]
     )
+
+
+def test_a_run_that_is_killed_while_it_looks_ahead_looks_again(rank_one, events, tmp_path):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    start = rank_one("mezo", *QUIET, "steps=2", "method.preflight=true", "method.eps=10")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.METHODS, "mezo", replace(MEZO, preflight=killed))
+        with pytest.raises(KeyboardInterrupt):
+            train(start, tmp_path / "killed")
+    assert not events(tmp_path / "killed", "preflight")
+    resume(tmp_path / "killed")
+    train(start, tmp_path / "whole")
+    killed, whole = (RunReader(tmp_path / name).manifest for name in ("killed", "whole"))
+    assert killed.notices == whole.notices
+    assert "preflight: curvature dominates" in whole.notices[-1]
+    assert len(events(tmp_path / "killed", "preflight")) == 1
+
+
+def test_a_round_on_a_shrunken_commit_is_measured_where_it_starts(rank_one, tmp_path):
+    """Otherwise its first evaluation would be its best, however bad."""
+
+    def stop_at_commit(progress):
+        if any(each.committed for each in progress.ended):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    settings = ("boost.plateau.patience=1", "boost.shrinkage=0.5", "eval.every=2", "eval.rows=4")
+    start = rank_one("backprop", *RESTLESS, *settings, "steps=14")
+    assert not train(start, tmp_path, watch=stop_at_commit).finished
+    state = final_state(tmp_path)
+    (its,) = state.rounds
+    scored = validate(load_job(start), state.stacks, state.theta_LP, rows=4).table.means()
+    assert its.started == its.best_step == state.step
+    assert [its.best_loss] == scored.tolist()
+    assert its.best_loss != state.best[0].loss

@@ -178,9 +178,10 @@ def test_an_update_that_overflows_stops_before_it_is_kept(resolved, tmp_path):
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
-def test_an_evaluation_that_is_not_finite_says_when(resolved, tmp_path):
+def test_an_evaluation_that_is_not_finite_says_when_and_its_step_is_taken_again(resolved, tmp_path):
     """The update is still a number, and the logits are not."""
-    with pytest.raises(NumericError, match="evaluation after step 1: adapter has loss nan"):
+    problem = "evaluation after step 1: adapter has loss nan"
+    with pytest.raises(NumericError, match=problem):
         train(
             resolved(
                 "adapter.scale=1e15",
@@ -190,8 +191,12 @@ def test_an_evaluation_that_is_not_finite_says_when(resolved, tmp_path):
             ),
             tmp_path / "run",
         )
-    assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
-    assert RunReader(tmp_path / "run").manifest.events[0]["kind"] == "not finite"
+    reader = RunReader(tmp_path / "run")
+    assert [entry.name for entry in reader.layout.checkpoints.iterdir()] == ["step-0"]
+    assert not reader.steps()
+    assert reader.manifest.events[0]["kind"] == "not finite"
+    with pytest.raises(NumericError, match=problem):
+        resume(tmp_path / "run")
 
 
 def test_the_last_evaluation_is_of_all_rows(resolved, tmp_path):
