@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from weft.core.errors import did_you_mean
 from weft.data.tasks import TASKS
@@ -82,6 +82,13 @@ class DataConfig(BaseModel):
     split_seed: int = 0
     """Chooses the held-out rows. Not the run's seed: runs that differ in seed validate on the
     same rows."""
+
+    @field_validator("verbalizers", mode="before")
+    @classmethod
+    def _no_truth_values(cls, words: Any) -> Any:
+        if isinstance(words, list) and any(isinstance(word, bool) for word in words):
+            raise ValueError('a bare Yes or No is a truth value in YAML: write "Yes", "No"')
+        return words
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:

@@ -31,6 +31,9 @@ RIVALS = {
 """Keys that make no sense together: one of a layer clears the others of the layers below, and says
 so. Two of them in one layer are an error."""
 
+COUNTS = ("boost.steps_per_iteration", "boost.merge_frequency")
+"""Keys whose 0 is for never, and so goes with anything."""
+
 READ_BY = {
     "method": {
         kind.model_fields["name"].default: set(kind.model_fields)
@@ -71,7 +74,7 @@ class Draft:
     def lay(self, settings: Iterable[tuple[str, Any]], layer: Layer) -> None:
         """Put (dotted key, value) pairs on top."""
         for key, value in settings:
-            for rival in RIVALS.get(key, ()) if value is not None else ():
+            for rival in _rivals(key, value):
                 self._clear(rival, key, value, layer)
             for foreign in self._foreign(key, value, layer):
                 self._clear(foreign, key, value, layer)
@@ -97,7 +100,7 @@ class Draft:
         """Take out what `key` makes no sense with."""
         cleared = remove(self.values, rival)
         gone = self._forget(rival)
-        if cleared is None or cleared is False:
+        if cleared is None or cleared is False or (cleared == 0 and rival in COUNTS):
             return
         if layer.origin in gone.values():
             raise InputError(
@@ -116,6 +119,13 @@ class Draft:
         }
         self.origins = {leaf: origin for leaf, origin in self.origins.items() if leaf not in gone}
         return gone
+
+
+def _rivals(key: str, value: Any) -> tuple[str, ...]:
+    """What a key makes no sense with, once it has a value; in a section, what the section does."""
+    if value is None or (value == 0 and key in COUNTS):
+        return ()
+    return next((its for name, its in RIVALS.items() if f"{key}.".startswith(f"{name}.")), ())
 
 
 class _Loader(yaml.SafeLoader):

@@ -89,3 +89,8 @@ def test_needs_no_torch_and_no_transformers() -> None:
 def test_words_to_choose_between_are_words_and_differ(words: tuple[str, ...], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         DataConfig(task="reviews", verbalizers=words)
+
+
+def test_words_that_yaml_takes_for_truth_values_are_told_apart_from_other_slips():
+    with pytest.raises(ValidationError, match="a bare Yes or No is a truth value in YAML"):
+        DataConfig(task="reviews", verbalizers=[False, True])

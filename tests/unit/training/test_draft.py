@@ -35,6 +35,22 @@ def test_a_section_that_is_null_can_be_filled():
     assert made.origins == {"boost.steps_per_iteration": "arm a"}
 
 
+def test_a_setting_of_a_section_rules_out_what_the_section_does():
+    made = draft(boost={"steps_per_iteration": 5})
+    made.lay([("boost.plateau.patience", 2)], ARM)
+    assert made.values == {"boost": {"plateau": {"patience": 2}}}
+    assert made.notices == [
+        "boost.plateau.patience=2 in arm `a` clears boost.steps_per_iteration of my.yaml"
+    ]
+
+
+def test_a_count_of_zero_is_never_and_goes_with_anything():
+    made = draft(boost={"plateau": {"patience": 3}, "merge_frequency": 0})
+    made.lay([("boost.steps_per_iteration", 0), ("boost.plateau.patience", 2)], ARM)
+    assert made.values["boost"]["plateau"] == {"patience": 2}
+    assert made.notices == []
+
+
 def test_what_makes_no_sense_with_a_setting_goes_with_a_notice():
     made = draft(boost={"plateau": {"patience": 3, "min_delta": 0.1}})
     made.lay([("boost.steps_per_iteration", 5)], ARM)
