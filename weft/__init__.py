@@ -60,7 +60,7 @@ def experiment(
     out: str | Path | None = None,
     resume: str | Path | None = None,
 ) -> Findings:
-    """Train and compare what the YAML file of an experiment says: arms x seeds.
+    """Train and compare what an experiment (its name or YAML file) says: arms x seeds.
 
     Without `out` a new directory below `runs/` is made. `resume` is the directory of one that was
     interrupted; then `config` may be left out, and must be the same where it is given. Tables, a

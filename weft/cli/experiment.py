@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 def experiment(
     config: Annotated[
-        str | None, typer.Argument(metavar="FILE", help="The YAML file of an experiment.")
+        str | None,
+        typer.Argument(
+            metavar="NAME|FILE", help="An experiment's name (`weft recipes`) or a file."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -46,15 +49,18 @@ def experiment(
     """Compare arms over seeds, at equal steps or forwards.
 
     \b
-    weft experiment mine.yaml --dry-run
+    weft experiment reviews-methods --dry-run
     weft experiment mine.yaml seeds=[0,1] budget.forwards=400 run.batch_size=8
     weft experiment --resume runs/mine
     """  # noqa: D301
     _refuse_contradictions(config, settings or [], out, resume, dry_run)
     planned = None if config is None else _plan(config, settings or [])
     if dry_run:
-        assert planned is not None
+        assert config is not None and planned is not None
         _show_plan(planned, json)
+        if not json:
+            screen.say()
+            screen.say(f"next: {screen.command('weft', 'experiment', config, *(settings or []))}")
         return
 
     from weft.report.experiment import write_experiment
@@ -120,8 +126,8 @@ def _refuse_contradictions(
 ) -> None:
     if config is None and resume is None:
         raise InputError(
-            "give the YAML file of an experiment, or --resume with the directory of one",
-            hint="docs/experiments.md shows such a file",
+            "give the name or the YAML file of an experiment, or --resume with a directory",
+            hint="`weft recipes` lists the experiments; docs/experiments.md shows such a file",
         )
     if resume is not None and out is not None:
         raise InputError("--resume goes on in the experiment's own directory: leave out --out")
@@ -155,9 +161,11 @@ class _Display:
 
     def group(self, names: Sequence[str], number: int, groups: int) -> None:
         """Arms begin to train."""
+        from weft.runs.experiment import listed
+
         self._display.close()
         together = " together" if len(names) > 1 else ""
-        screen.say(f"training{together}, {number + 1} of {groups}: {', '.join(names)}")
+        screen.say(f"training{together}, {number + 1} of {groups}: {listed(names)}")
 
     def announce(self, opened: Sequence[Opened]) -> None:
         """They are loaded."""
@@ -180,6 +188,8 @@ class _Display:
 
 
 def _show_plan(planned: Plan, json: bool) -> None:
+    from weft.runs.experiment import listed
+
     with screen.console().status("loading"):
         from weft.training.experiment import blocks
 
@@ -198,7 +208,7 @@ def _show_plan(planned: Plan, json: bool) -> None:
         screen.put()
     for group in planned.record.groups:
         if len(group) > 1:
-            screen.put(f"share every forward: {', '.join(group)}")
+            screen.put(f"share every forward: {listed(group)}")
     screen.notices(planned.record.notes())
 
 

@@ -13,7 +13,7 @@ from weft.analysis.experiment_tables import write_findings
 from weft.analysis.statistics import Interval
 from weft.report.html import ExperimentReport, Figure, Table, write_report
 from weft.report.plots import arms_loss
-from weft.runs.experiment import BASE, ExperimentReader
+from weft.runs.experiment import BASE, ExperimentReader, listed
 from weft.runs.layout import ExperimentLayout
 
 NONE = "-"
@@ -154,7 +154,7 @@ def arms_notes(found: Findings) -> list[str]:
     shared = [group for group in found.record.groups if len(group) > 1]
     if not shared:
         return [f"{steps}. A backward pass counts as a forward."]
-    groups = "; ".join(", ".join(group) for group in shared)
+    groups = " / ".join(map(listed, shared))
     return [
         f"{steps}, and where arms shared their forwards ({groups}) an arm's part of it. A backward "
         "pass counts as a forward."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,7 +82,7 @@ class ExperimentRecord(BaseModel):
                 found.setdefault(text, []).append(name)
         everywhere = len(self.arms)
         return [
-            f"{'all arms' if len(names) == everywhere > 1 else ', '.join(names)}: {text}"
+            f"{'all arms' if len(names) == everywhere > 1 else listed(names)}: {text}"
             for text, names in found.items()
         ]
 
@@ -160,3 +160,8 @@ def slug_of(name: str, taken: Collection[str]) -> str:
         number += 1
         found = f"{stem}-{number}"
     return found
+
+
+def listed(arms: Sequence[str]) -> str:
+    """Names in a row; told apart also where they have commas of their own."""
+    return ("; " if any("," in name for name in arms) else ", ").join(arms)

@@ -80,11 +80,12 @@ def plan(design: Design) -> Plan:
     budget = design.config.budget
     costs = {name: forwards_per_step(config) for name, config in _any_length(design).items()}
     if budget.forwards is not None:
-        poor = [f"{name} takes {n}" for name, n in costs.items() if n > budget.forwards]
-        if poor:
+        dearest = max(costs, key=costs.__getitem__)
+        if costs[dearest] > budget.forwards:
             raise InputError(
                 f"{design.source}: `budget.forwards` is {budget.forwards}, and one step of "
-                + "; of ".join(poor)
+                f"{dearest} takes {costs[dearest]}",
+                hint=f"give at least {costs[dearest]}",
             )
         steps = {name: budget.forwards // cost for name, cost in costs.items()}
     else:

@@ -22,6 +22,7 @@ from weft.training.draft import COMMAND_LINE, Draft, Layer, dump, pairs, parse, 
 from weft.training.resolve import (
     Resolved,
     counted,
+    experiment_paths,
     explain,
     find,
     force_rank,
@@ -151,20 +152,11 @@ class Design:
 
 
 def read_design(source: str, overrides: Sequence[str] = ()) -> Design:
-    """Read an experiment's file, with `key=value` overrides, and check it and all its arms.
+    """Read an experiment (a bundled one's name or a YAML file), and check it and all its arms.
 
-    Raises one `InputError` that lists every problem.
+    `overrides` are `key=value`. Raises one `InputError` that lists every problem.
     """
-    path = Path(source)
-    if not path.is_file():
-        recipe = source in recipe_paths()
-        raise InputError(
-            f"there is no file {source!r}"
-            + (": it is a recipe of one run, not an experiment" if recipe else ""),
-            hint=f"write a file with `run: {source}`, `seeds`, `budget` and `arms`"
-            if recipe
-            else "give the YAML file of an experiment (docs/experiments.md)",
-        )
+    path = _file(source)
     values = read_yaml(path)
     draft = Draft.of(values, f"file {path.name}")
     of_run, of_arms = _overridden(draft, overrides)
@@ -183,6 +175,24 @@ def read_design(source: str, overrides: Sequence[str] = ()) -> Design:
     design = Design(config, config.name or path.stem, dump(written), source, drafts)
     design.arms({name: config.budget.steps or config.budget.forwards or 1 for name in drafts})
     return design
+
+
+def _file(source: str) -> Path:
+    """The file of a bundled experiment, or the file itself."""
+    bundled = experiment_paths()
+    path = bundled.get(source, Path(source))
+    if path.is_file():
+        return path
+    if source in recipe_paths():
+        raise InputError(
+            f"{source} is a recipe of one run, not an experiment",
+            hint=f"write a file with `run: {source}`, `seeds`, `budget` and `arms`",
+        )
+    raise InputError(
+        f"there is no experiment and no file {source!r}",
+        hint=did_you_mean(source, list(bundled))
+        or f"experiments: {', '.join(bundled)}; docs/experiments.md shows a file of one's own",
+    )
 
 
 def remarks(arm: RunConfig, reference: RunConfig) -> tuple[str, ...]:

@@ -30,8 +30,17 @@ class Resolved:
 
 def recipe_paths() -> dict[str, Path]:
     """The recipes that ship with Weft, by name."""
-    folder = Path(str(files("weft") / "training" / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return _bundled("recipes")
+
+
+def experiment_paths() -> dict[str, Path]:
+    """The experiments that ship with Weft, by name."""
+    return _bundled("experiments")
+
+
+def _bundled(folder: str) -> dict[str, Path]:
+    found = Path(str(files("weft") / "training" / folder))
+    return {path.stem: path for path in sorted(found.glob("*.yaml"))}
 
 
 def resolve(source: str, overrides: Sequence[str] = ()) -> Resolved:
@@ -103,7 +112,7 @@ def force_rank(draft: Draft) -> None:
         return  # whatever is wrong with it is reported with all other problems
     given = origins.get("adapter.rank")
     adapter["rank"] = 1
-    origins["adapter.rank"] = FORCED_RANK + (f" ({asked.rank} was asked)" if given else "")
+    origins["adapter.rank"] = FORCED_RANK + (f", {asked.rank} was asked" if given else "")
     if given is None:
         return
     scale = f"scale {really.effective_scale:g}"
@@ -133,6 +142,10 @@ def find(source: str) -> Path:
     path = Path(source)
     if path.is_file():
         return path
+    if source in experiment_paths():
+        raise InputError(
+            f"{source} is an experiment, not one run", hint=f"weft experiment {source} --dry-run"
+        )
     near = did_you_mean(source, list(recipes))
     raise InputError(
         f"there is no recipe and no file {source!r}",

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from weft.training.resolve import recipe_paths
+from weft.training.resolve import experiment_paths, recipe_paths
+
+SHIPPED = {**recipe_paths(), **experiment_paths()}
 
 
 def test_check_prints_what_would_be_used(cli, settings, tmp_path):
@@ -51,11 +53,19 @@ def test_check_as_json(cli, settings):
 
 
 def test_recipes_are_listed_with_their_descriptions(cli):
-    said = cli("recipes")
-    assert [line.split()[0] for line in said.out.splitlines()] == sorted(recipe_paths())
-    assert json.loads(cli("recipes", "--json").out).keys() == recipe_paths().keys()
+    runs, _, several = cli("recipes").out.partition("\n\n")
+    for shown, paths in ((runs, recipe_paths()), (several, experiment_paths())):
+        assert [line.split()[0] for line in shown.splitlines()[1:]] == sorted(paths)
+    found = json.loads(cli("recipes", "--json").out)
+    assert found["recipes"].keys() == recipe_paths().keys()
+    assert found["experiments"].keys() == experiment_paths().keys()
 
 
-@pytest.mark.parametrize("name", recipe_paths())
+def test_the_list_of_recipes_fits_a_terminal_of_a_hundred_columns(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert all(len(line.rstrip()) <= 100 for line in cli("recipes").out.splitlines())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_recipe_is_printed_as_it_is(cli, name):
-    assert cli("recipes", name).out.strip() == recipe_paths()[name].read_text().strip()
+    assert cli("recipes", name).out.strip() == SHIPPED[name].read_text().strip()

@@ -109,13 +109,13 @@ def test_what_was_interrupted_says_how_to_go_on(cli, source, monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give the YAML file of an experiment"),
+        ([], "give the name or the YAML file of an experiment"),
         (["--resume", "nowhere"], "there is no directory nowhere"),
         (["--resume", "."], "is not the directory of an experiment"),
         (["my.yaml", "--resume", "a", "--out", "b"], "leave out --out"),
         (["my.yaml", "--resume", "a", "--dry-run"], "leave out --resume"),
         (["seeds=[1]", "--resume", "a"], "keeps its configuration"),
-        (["nowhere.yaml"], "there is no file 'nowhere.yaml'"),
+        (["nowhere.yaml"], "there is no experiment and no file 'nowhere.yaml'"),
         (["my.yaml", "budget.forwards=1"], "`budget.forwards` is 1, and one step of mezo takes 2"),
         (["my.yaml", "run.data.path=nowhere"], "nowhere"),
         (["my.yaml", "--out", "my.yaml"], "my.yaml is a file"),

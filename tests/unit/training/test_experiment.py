@@ -95,7 +95,7 @@ def test_a_budget_of_forwards_is_the_same_for_every_arm(source):
 
 
 def test_a_budget_below_one_step_is_refused(source):
-    with pytest.raises(InputError, match=r"is 3, and one step of mezo takes 4$"):
+    with pytest.raises(InputError, match=r"is 3, and one step of mezo takes 4"):
         plan(read_design(source, ["arms.mezo.method.directions=2", "budget.forwards=3"]))
 
 

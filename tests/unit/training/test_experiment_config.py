@@ -186,8 +186,8 @@ def test_a_slip_on_the_command_line_is_named(write, override, said):
 
 
 def test_a_file_that_is_not_there_or_no_experiment_is_said(write, tmp_path):
-    assert "there is no file" in problem("nowhere.yaml")
-    assert "it is a recipe of one run" in problem("instruct")
+    assert "there is no experiment and no file" in problem("nowhere.yaml")
+    assert "is a recipe of one run, not an experiment" in problem("instruct")
     assert "no recipe and no file 'nowhere'" in problem(write(run="nowhere"))
     (tmp_path / "broken.yaml").write_text("run: [")
     assert "is not YAML" in problem(str(tmp_path / "broken.yaml"))

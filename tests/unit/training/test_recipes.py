@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
-from weft.training.resolve import recipe_paths, resolve
+from weft.core.errors import InputError
+from weft.model.config import AdapterConfig
+from weft.training.experiment import plan
+from weft.training.experiment_config import read_design
+from weft.training.resolve import experiment_paths, recipe_paths, resolve
 from weft.training.train import train
 
 
@@ -15,6 +20,28 @@ def test_every_recipe_is_sound_and_says_what_it_is(name):
     config = resolve(name).config
     assert config.description
     assert config.data.task or config.data.path
+
+
+def test_every_experiment_is_sound_and_says_what_it_is(tmp_path):
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("sentence\tlabel\nit is good\t1\nit is bad\t0\n")
+    own = ["run.base=weft/tiny", f"run.data.path={rows}", f"run.data.test_path={rows}"]
+    for name, given in {"reviews-methods": [], "sst2-methods": own}.items():
+        design = read_design(name, given)
+        assert design.config.description and len(design.config.seeds) == 5
+        assert plan(design).record.name == name
+    assert sorted(experiment_paths()) == ["reviews-methods", "sst2-methods"]
+
+
+def test_rank_20_of_the_published_setting_moves_as_fast_as_rank_1():
+    arms = yaml.safe_load(experiment_paths()["sst2-methods"].read_text())["arms"]
+    adapter = AdapterConfig(**arms["rank 20"]["adapter"])
+    assert adapter.rank * adapter.effective_scale**2 == pytest.approx(16**2, rel=2e-3)
+
+
+def test_an_experiment_is_no_recipe_of_a_run():
+    with pytest.raises(InputError, match="reviews-methods is an experiment, not one run"):
+        resolve("reviews-methods")
 
 
 @pytest.mark.parametrize("name", ["tables", "wikisql-mistral"])

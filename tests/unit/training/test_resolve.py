@@ -143,7 +143,7 @@ def test_what_a_method_or_boosting_cannot_do_is_said_in_words(overrides, problem
 def test_boosting_forces_rank_one_and_says_what_that_does_to_the_scale():
     found = resolve("instruct", ["boost.steps_per_iteration=9", "adapter.rank=4"])
     assert (found.config.adapter.rank, found.config.adapter.effective_scale) == (1, 16)
-    assert found.origins["adapter.rank"] == "forced to 1 by boosting (4 was asked)"
+    assert found.origins["adapter.rank"] == "forced to 1 by boosting, 4 was asked"
     assert (
         "`adapter.rank` is forced to 1 by boosting, 4 was asked [command line]: with alpha 16 "
         "that is scale 16, not 4"
