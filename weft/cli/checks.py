@@ -70,6 +70,5 @@ def certificate_lines(reader: RunReader) -> list[str]:
     worst = max(member["largest_difference"] for member in members)
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     apart = f"differ from the run's own by at most {worst:.2g}" if worst else "are the run's own"
-    return [
-        f"certificate: read back, {rank}; the logits {apart} ({found['tolerance']:.2g} is rounding)"
-    ]
+    limit = f"rounding explains {found['tolerance']:.2g}"
+    return [f"certificate: read back, {rank}; the logits {apart} ({limit})"]

@@ -100,8 +100,8 @@ class Format:
             )
         if len(words) != len(own):
             raise InputError(
-                f"`data.verbalizers` has {len(words)} words ({names_of(words)}), and format "
-                f"{self.name} has {len(own)} labels",
+                f"format {self.name} has {len(own)} labels, and `data.verbalizers` {len(words)}: "
+                f"{names_of(words)}",
                 hint=f"give a word for each label in order, as {names_of(c.strip() for c in own)}",
             )
         assert self.ask is not None  # there are candidates

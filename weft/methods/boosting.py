@@ -49,7 +49,7 @@ def trigger(config: BoostConfig, steps: int, steps_per_epoch: int) -> Trigger:
     """
     if config.plateau is not None:
         patience = config.plateau.patience
-        return Trigger(None, patience, f"on a plateau of {patience} evaluations")
+        return Trigger(None, patience, _of_plateau(patience))
     ignored = None
     if config.steps_per_iteration:
         every = config.steps_per_iteration
@@ -68,6 +68,11 @@ def trigger(config: BoostConfig, steps: int, steps_per_epoch: int) -> Trigger:
     if every >= steps:
         return Trigger(None, None, f"never: {what} is not within {steps:,} steps", ignored)
     return Trigger(every, None, what, ignored)
+
+
+def _of_plateau(patience: int) -> str:
+    count = f"{patience} evaluations" if patience > 1 else "1 evaluation"
+    return f"on a plateau ({count} without a better loss)"
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,9 +38,9 @@ def configuration_block(
         "optimiser": f"{optimiser.name}, lr {', '.join(f'{lr:g}' for lr in optimiser.lrs)}, "
         f"{optimiser.schedule}{warmup}"
         + (f", clipped to norm {optimiser.clip:g}" if optimiser.clip else ""),
-        "length": f"{steps:,} steps of {config.batch_size} rows"
+        "length": f"{steps:,} steps of {config.batch_size:,} rows"
         + (f" ({config.micro_batch_size} a forward)" if config.micro_batch_size else "")
-        + f" = {steps / steps_per_epoch(rows, config.batch_size):.3g} epochs, "
+        + f" = {_epochs(steps / steps_per_epoch(rows, config.batch_size))} epochs, "
         f"{steps * forwards:,} forwards",
         "seed": ", ".join(str(seed) for seed in config.seeds or (config.seed,)),
         "keeps": f"the {config.keep} adapter"
@@ -82,8 +82,8 @@ def _boosting(config: RunConfig, layout: Layout, rows: int, steps: int) -> str:
     if boost.layers_per_round is not None:
         refuse_layers(layout, boost.layers_per_round)
     expected = trigger.expected(steps)
-    count = "as many commits as there are plateaus" if expected is None else _commits(expected)
-    parts = [f"commit {trigger.text}", count]
+    parts = [f"commit {trigger.text}"]
+    parts += [] if expected is None else [_commits(expected)]
     if expected != 0:
         place = "frozen stack" if boost.merge == "stack" else "weights"
         parts += [f"into the {place}", f"optimiser {boost.optimiser}"]
@@ -95,6 +95,10 @@ def _boosting(config: RunConfig, layout: Layout, rows: int, steps: int) -> str:
 
 def _commits(expected: int) -> str:
     return f"{expected:,} commit" + ("" if expected == 1 else "s")
+
+
+def _epochs(count: float) -> str:
+    return f"{count:.3g}" if count < 1000 else f"{count:,.0f}"
 
 
 def _data(config: RunConfig, splits: dict[str, Split]) -> str:

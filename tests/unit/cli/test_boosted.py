@@ -33,7 +33,7 @@ def test_what_is_really_used_is_shown_with_what_happens(cli, settings):
     assert said.code == 0
     block, _, rest = said.err.partition("\n\n")
     facts = {line[:12].strip(): line[12:] for line in block.splitlines()}
-    assert facts["adapter"] == "rank 1 (forced to 1 by boosting (4 was asked)), alpha 16, scale 16"
+    assert facts["adapter"] == "rank 1 (forced to 1 by boosting, 4 was asked), alpha 16, scale 16"
     assert facts["boosting"].startswith("commit every 4 steps, 1 commit, into the frozen stack")
     assert facts["method"].startswith("mezo: two-sided, 1 direction a step, gaussian, eps 0.001")
     assert facts["preflight"].startswith("slopes of ") and "at half of it, by" in facts["preflight"]
@@ -48,7 +48,7 @@ def test_what_is_really_used_is_shown_with_what_happens(cli, settings):
 def test_check_shows_the_same_block_without_weights(cli, settings):
     said = cli("check", "instruct", *settings, *BOOSTED)
     assert said.code == 0
-    assert "rank 1 (forced to 1 by boosting (4 was asked)), alpha 16, scale 16" in said.out
+    assert "rank 1 (forced to 1 by boosting, 4 was asked), alpha 16, scale 16" in said.out
     assert "commit every 4 steps, 1 commit, into the frozen stack" in said.out
     assert "2 forwards a step" in said.out and "12 forwards" in said.out
     assert "forced to 1 by boosting, 4 was asked" in said.err

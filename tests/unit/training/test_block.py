@@ -25,7 +25,7 @@ def test_a_boosted_mezo_run_says_all_that_comparisons_hang_on(block):
         "seed=7",
     )
     assert said["adapter"] == (
-        "rank 1 (forced to 1 by boosting (4 was asked)), alpha 16, scale 16, B only"
+        "rank 1 (forced to 1 by boosting, 4 was asked), alpha 16, scale 16, B only"
     )
     assert said["method"] == (
         "mezo: two-sided, 2 directions a step, gaussian, eps 0.001, 4 forwards a step"
@@ -43,7 +43,10 @@ def test_a_boosted_mezo_run_says_all_that_comparisons_hang_on(block):
         (("boost.merge_frequency=1",), "commit every epoch (10 steps), 1 commit,"),
         (("boost.steps_per_iteration=99",), "commit never: every 99 steps is not within 12 steps"),
         (("boost.steps_per_iteration=0",), "commit never, 0 commits"),
-        (("boost.plateau.patience=2",), "on a plateau of 2 evaluations, as many commits as there"),
+        (
+            ("boost.plateau.patience=2",),
+            "commit on a plateau (2 evaluations without a better loss), into",
+        ),
         (
             (
                 "boost.steps_per_iteration=4",
