@@ -44,6 +44,7 @@ def manifest_of(job: Job, theta_LP: torch.Tensor, name: str) -> Manifest:
         sites={
             slot.site.name: {"rank": slot.rank, "scale": slot.scale} for slot in job.layout.slots
         },
+        notices=tuple(dict.fromkeys(notices(job))),
     )
 
 

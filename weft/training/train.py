@@ -24,7 +24,7 @@ from weft.training.config import RunConfig
 from weft.training.exactness import CERTIFICATE, certify, refuse_inexact
 from weft.training.fit import StopRequest, Watch, fit
 from weft.training.job import Job, load_job, refuse_unjudged
-from weft.training.record import changes, manifest_of, notices, refuse_changed
+from weft.training.record import changes, manifest_of, refuse_changed
 from weft.training.resolve import Resolved, from_record
 from weft.training.state import Best, State
 from weft.training.step import DIVERGED, Part, validate
@@ -164,7 +164,7 @@ def _started(job: Job, root: Path) -> Iterator[Opened]:
     manifest = manifest_of(job, theta_LP, root.name)
     with RunWriter.create(root, manifest, job.resolved.text, code_state().diff) as writer:
         state = State.fresh(theta_LP)
-        _look_ahead(job, state, writer)
+        _preflight(job, state, writer)
         yield Opened(job, state, writer)
 
 
@@ -175,8 +175,8 @@ def _reopened(job: Job, writer: RunWriter, found: tuple[int, Path] | None) -> Op
     else:
         state = State.load(found[1], job.base.device)
     writer.resume_at(state.step)
-    if state.step == 0:  # it may have been killed before all of this was recorded
-        _look_ahead(job, state, writer)
+    if state.step == 0:  # it may have been killed before that was done
+        _preflight(job, state, writer)
     for notice in changes(writer.manifest, job):
         writer.notice(notice)
     return Opened(job, state, writer)
@@ -230,10 +230,8 @@ def _failed(job: Job, step: int, writer: RunWriter, error: NumericError) -> Outc
     return Outcome(writer.layout.root, False, step, job.steps, {}, {}, error)
 
 
-def _look_ahead(job: Job, state: State, writer: RunWriter) -> None:
-    """Record what the user should know before the first step; the method may look for itself."""
-    for notice in notices(job):
-        writer.notice(notice)
+def _preflight(job: Job, state: State, writer: RunWriter) -> None:
+    """The method's own look before the first step, recorded."""
     looked = any(event["kind"] == PREFLIGHT for event in writer.manifest.events)
     if looked or job.method.preflight is None:
         return
