@@ -45,11 +45,12 @@ class Comparison:
     split: str
     examples: int
     supervised_tokens: int
+    objective: str  # whose loss it is: the run's own
     loss: Mapping[str, float]
-    perplexity: Mapping[str, float]
+    perplexity: Mapping[str, float] | None  # None where the loss is not one of tokens
     metrics: Mapping[str, Mapping[str, float]]  # metric to member to value
     loss_difference: Interval
-    perplexity_difference: Interval
+    perplexity_difference: Interval | None
     divergence: Mapping[str, Interval]  # mean a supervised token
     largest: Mapping[str, float]  # at any one position
     samples: tuple[Sample, ...]
@@ -60,7 +61,8 @@ class Comparison:
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         plain["samples"] = [vars(sample) for sample in self.samples]
         plain["loss_difference"] = vars(self.loss_difference)
-        plain["perplexity_difference"] = vars(self.perplexity_difference)
+        if self.perplexity_difference is not None:
+            plain["perplexity_difference"] = vars(self.perplexity_difference)
         plain["divergence"] = {name: vars(value) for name, value in self.divergence.items()}
         return plain
 
@@ -82,11 +84,14 @@ def compare(
 ) -> Comparison:
     """Compare two of: `base`, a base's name, an adapter directory, a run.
 
-    Both are scored on the same tokens of a split in one forward; texts are generated greedily
-    for the first `prompts` rows. Raises `InputError` where a reference means several adapters.
+    Both are scored on the same rows of a split, the loss being that of the objective of the run
+    behind `a`, or else `b`; divergences are over the supervised tokens. Texts are generated
+    greedily for the first `prompts` rows. Raises `InputError` where a reference means several
+    adapters.
     """
     from weft.training.contrast import contrast
     from weft.training.evaluate import evaluate
+    from weft.training.objective import objective_to_judge
     from weft.training.refs import data_for, differences, load_split, open_subject, settled_by
 
     subject = open_subject([a, b], base=base, dtype=dtype)
@@ -99,10 +104,12 @@ def compare(
     rows_of = load_split(subject, data_for(subject.places, task=task, path=data), split)
     bank, engine = subject.bank, subject.local
     name_a, name_b = bank.members
-    scores = evaluate(engine, bank, rows_of, batch_size=batch_size, rows=rows)
+    run = next((place.config for place in subject.places if place.config), None)
+    objective, more = objective_to_judge(run, rows_of)
+    scores = evaluate(engine, bank, rows_of, batch_size=batch_size, rows=rows, objective=objective)
     apart = contrast(engine, bank, rows_of, rows=rows, batch_size=batch_size, watch=watch)
     row_a, row_b = scores.table.row(name_a), scores.table.row(name_b)
-    key = Key.of(0).fold("compare")
+    key, of_tokens = Key.of(0).fold("compare"), objective.hits == "token_accuracy"
     loss_difference = _difference(row_a, row_b, key)
     settled = settled_by(base=base, dtype=dtype, task=task, path=data)
     differing = differences(subject.places, settled)
@@ -113,22 +120,27 @@ def compare(
         base=engine.base.ref,
         split=split,
         examples=len(row_a.ids),
-        supervised_tokens=int(row_a.counts.sum()),
+        supervised_tokens=int(apart.table.counts[0].sum()),
+        objective=objective.name,
         loss={name_a: row_a.mean, name_b: row_b.mean},
-        perplexity={row.member: perplexity(row.mean) for row in (row_a, row_b)},
+        perplexity={row.member: perplexity(row.mean) for row in (row_a, row_b)}
+        if of_tokens
+        else None,
         metrics={
             metric: dict(zip(bank.members, map(float, values_N), strict=True))
             for metric, values_N in scores.metrics.items()
         },
         loss_difference=loss_difference,
-        perplexity_difference=perplexity_difference(row_a, row_b, key, loss_difference),
+        perplexity_difference=perplexity_difference(row_a, row_b, key, loss_difference)
+        if of_tokens
+        else None,
         divergence={
             name: bootstrap(row.sums, row.counts, key)
             for name, row in ((n, apart.table.row(n)) for n in apart.table.members)
         },
         largest=apart.largest,
         samples=_samples(engine, bank, items, max_tokens),
-        notices=(*differing, *subject.notices, *rows_of.notices, *skipped),
+        notices=(*differing, *subject.notices, *rows_of.notices, *more, *skipped),
     )
 
 

@@ -25,6 +25,13 @@ APART = {
     "agree": "same top token",
 }
 
+LOSSES = {
+    "choice": "of the choice between candidates, nats a row",
+    "choice_mean": "of the choice between candidates, nats a row",
+    "option_nll": "of the right candidate's tokens, nats a token",
+}
+"""What a loss is where it is not that of the supervised tokens."""
+
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="`base`, a run, or an adapter directory.")],
@@ -44,7 +51,7 @@ def compare(
 ) -> None:
     """Compare two of base, adapters and runs.
 
-    Prints losses and divergences on the same tokens, and texts side by side. Differences are B
+    Prints losses and divergences on the same rows, and texts side by side. Differences are B
     minus A, with 95 % intervals from a paired bootstrap over the rows.
     """
     from weft import compare as compared
@@ -80,7 +87,10 @@ def compare(
 def show(found: Comparison) -> None:
     """Print a comparison for people."""
     on = f"{found.examples:,} {found.split} rows, {found.supervised_tokens:,} supervised tokens"
-    screen.put(screen.pairs({"A": found.a, "B": found.b, "base": found.base, "on": on}))
+    heads = {"A": found.a, "B": found.b, "base": found.base, "on": on}
+    if found.objective in LOSSES:
+        heads["loss"] = LOSSES[found.objective]
+    screen.put(screen.pairs(heads))
     screen.put()
     screen.put(_scores(found))
     screen.put()
@@ -96,12 +106,15 @@ def show_samples(found: Comparison, most: int | None = None) -> None:
 
 
 def _scores(found: Comparison) -> screen.Renderable:
-    rows = [
-        score("loss", found.loss, found, found.loss_difference),
-        score("perplexity", found.perplexity, found, found.perplexity_difference),
-        *(score(name, values, found) for name, values in found.metrics.items()),
-    ]
-    return screen.table(("", "A", "B", "B - A", "95 % interval"), rows)
+    return screen.table(("", "A", "B", "B - A", "95 % interval"), scores(found))
+
+
+def scores(found: Comparison) -> list[tuple[str, ...]]:
+    """A line for the loss, its perplexity where it has one, and each metric."""
+    rows = [score("loss", found.loss, found, found.loss_difference)]
+    if found.perplexity is not None:
+        rows.append(score("perplexity", found.perplexity, found, found.perplexity_difference))
+    return rows + [score(name, values, found) for name, values in found.metrics.items()]
 
 
 def score(

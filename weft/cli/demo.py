@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from weft.cli import screen
-from weft.cli.compare import score, show_samples
+from weft.cli.compare import scores, show_samples
 from weft.cli.progress import rows_progress
 from weft.cli.report import COMPARISON, draw_figures, write_page
 from weft.cli.train import run_training, stop_if_interrupted
@@ -54,11 +54,7 @@ def demo(
     screen.put(
         screen.table(
             (f"{found.examples} test rows", "base", "adapter", "change"),
-            [
-                score("loss", found.loss, found, found.loss_difference)[:-1],
-                score("perplexity", found.perplexity, found, found.perplexity_difference)[:-1],
-                *(score(name, values, found)[:-1] for name, values in found.metrics.items()),
-            ],
+            [line[:-1] for line in scores(found)],
         )
     )
     screen.put(

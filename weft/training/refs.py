@@ -242,7 +242,7 @@ def data_for(
 
 
 def differences(places: Sequence[Place], settled: Collection[str] = ()) -> tuple[str, ...]:
-    """What the runs behind two references say differently of base and data, in words.
+    """What the runs behind two references say differently of base, data and loss, in words.
 
     Both are scored as the first one says; `settled` are the keys that somebody else decides.
     """
@@ -270,10 +270,12 @@ def settled_by(
 
 def _shared(config: RunConfig) -> dict[str, Any]:
     data = config.data.model_dump(mode="json")
+    objective = config.objective.model_dump(mode="json")
     return {
         "base": config.base,
         "dtype": config.dtype,
         **{f"data.{name}": value for name, value in data.items()},
+        **{f"objective.{name}": value for name, value in objective.items()},
     }
 
 

@@ -191,6 +191,19 @@ def test_a_choice_has_an_accuracy_before_and_after_and_no_perplexity(cli, choice
     assert cli("inspect", copy, "--replay").code == 0
 
 
+def test_runs_that_choose_are_compared_by_the_loss_that_they_trained(cli, choice, tmp_path):
+    copy = shutil.copytree(choice, tmp_path / "copy")
+    of_run = json.loads(cli("eval", copy, "--json").out)
+    said = cli("compare", "base", copy, "--prompts", 0)
+    assert "\nloss  of the choice between candidates, nats a row\n" in said.out
+    assert "perplexity" not in said.out
+    found = json.loads(cli("compare", "base", copy, "--prompts", 0, "--json").out)
+    assert found["loss"][str(copy)] == pytest.approx(of_run["eval_loss"], abs=1e-6)
+    assert found["metrics"]["choice"][str(copy)] == of_run["choice"]
+    assert (found["objective"], found["perplexity"]) == ("choice", None)
+    assert found["supervised_tokens"] > found["examples"]  # divergences are of tokens
+
+
 def test_a_choice_is_shown_before_and_after_by_train(cli, choice):
     config = [f"{key}" for key in (f"data.path={choice.parent}", "objective.name=choice", *BOOSTED)]
     base = RunReader(choice).manifest.config["base"]
