@@ -164,9 +164,7 @@ def test_other_words_take_the_place_of_a_formats_own(row_format: Any) -> None:
 
 
 def test_words_that_do_not_fit_a_format_are_refused() -> None:
-    with pytest.raises(
-        InputError, match="format sst2 has 2 labels, and `data.verbalizers` 3: a, b, c"
-    ):
+    with pytest.raises(InputError, match=r"format sst2 has 2 labels, and .* 3: a, b, c"):
         FORMATS["sst2"].choosing(("a", "b", "c"))
     with pytest.raises(InputError, match="format alpaca has no candidates") as caught:
         FORMATS["alpaca"].choosing(("a", "b"))
