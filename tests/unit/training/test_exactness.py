@@ -49,6 +49,18 @@ def test_other_bases_with_and_without_padding(
     assert RunReader(tmp_path / "run").results("certificate")["holds"]
 
 
+def test_rounding_beyond_the_usual_is_measured_on_the_adapter_itself(
+    resolved, tmp_path, monkeypatch
+):
+    """As where a base amplifies it, by the thousand for some."""
+    monkeypatch.setattr("weft.training.exactness.FORWARD_ROUNDING", 1e-12)
+    train(resolved(*BOOSTED, "keep=last"), tmp_path / "run")
+    found = RunReader(tmp_path / "run").results("certificate")
+    assert found["holds"] and found["reason"].startswith("10 times what rounding changes")
+    (its,) = found["members"].values()
+    assert 0 < its["largest_difference"] <= found["tolerance"] < its["adapter_effect"] / 1e3
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_on_a_16_bit_base_rounding_is_that_of_the_dtype(dtype, resolved, tmp_path):
     train(resolved(*BOOSTED, f"dtype={dtype}", "boost.merge=weights"), tmp_path / "run")
