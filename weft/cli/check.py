@@ -68,7 +68,8 @@ def check(
         return
     screen.put(screen.pairs(block))
     screen.put()
-    screen.put(_counts(splits))
+    choosing = resolved.config.objective.name == "choice"
+    screen.put(_counts(splits, choosing))
     if origins:
         values = screen.leaves(resolved.config.model_dump(mode="json"))
         rows = [(key, value, resolved.origins[key]) for key, value in values.items()]
@@ -77,14 +78,19 @@ def check(
     if show:
         tokenizer = load_tokenizer(resolved.config.base)
         screen.put()
-        screen.put(show_split(splits["train"], tokenizer, show))
+        screen.put(show_split(splits["train"], tokenizer, show, choosing=choosing))
     screen.notices(notices)
     screen.say()
     screen.say(f"next: {screen.command('weft', 'train', recipe, *(settings or ()))}")
 
 
-def _counts(splits: Mapping[str, Split]) -> RenderableType:
-    """Rows and tokens of each split; a column where nothing was counted is left out."""
+def _counts(splits: Mapping[str, Split], choosing: bool) -> RenderableType:
+    """Rows and tokens of each split; a column where nothing was counted is left out.
+
+    So is, under a choice between candidates, that of tokens that it does not supervise.
+    """
     used = [name for name in COUNTS if any(split.counts[name] for split in splits.values())]
+    if choosing:
+        used.remove("supervised_tokens")
     rows = [(name, *(f"{s.counts[key]:,}" for key in used)) for name, s in splits.items()]
     return screen.table(("split", *(key.replace("_", " ") for key in used)), rows)

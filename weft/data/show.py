@@ -12,15 +12,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARK = "*"
-LEGEND = f"{MARK} supervised: the model is trained to predict this token from those before it"
+SUPERVISED = f"{MARK} supervised: the model is trained to predict this token from those before it"
 
 
-def show(split: Split, tokenizer: PreTrainedTokenizerBase, k: int) -> str:
-    """The first `k` examples of a split as plain text, one token a line."""
-    lines = [LEGEND]
+def show(
+    split: Split, tokenizer: PreTrainedTokenizerBase, k: int, *, choosing: bool = False
+) -> str:
+    """The first `k` examples of a split as plain text, one token a line.
+
+    `choosing`: the objective is the choice between candidates, which reads no other token of a
+    response.
+    """
+    lines = [_chosen(split) if choosing else SUPERVISED]
     for item in split.items[:k]:
-        lines += ["", *_lines(split, item, tokenizer)]
+        lines += ["", *_lines(split, item, tokenizer, choosing)]
     return "\n".join(lines)
+
+
+def _chosen(split: Split) -> str:
+    words = ", ".join(repr(candidate.text) for candidate in split.candidates)
+    return f"{MARK} the right one of the candidates {words}; what comes after it is not read"
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
@@ -34,15 +45,21 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return f"{piece} (part of a character)" if "\ufffd" in text else repr(text)
 
 
-def _lines(split: Split, item: Item, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    example = item.example
+def _lines(
+    split: Split, item: Item, tokenizer: PreTrainedTokenizerBase, choosing: bool
+) -> Iterator[str]:
+    example, end = item.example, len(item.example.ids_T)
     cut = f", cut to {split.max_length}" if item.truncated else ""
-    yield f"{example.id}: {example.tokens} tokens, {example.supervised} supervised{cut}"
+    counted = f", {example.supervised} supervised"
+    if choosing and example.choice is not None:
+        end = item.prompt_length + len(example.choice.candidates[example.choice.right])
+        counted = ""
+    yield f"{example.id}: {example.tokens} tokens{counted}{cut}"
     rows = zip(example.ids_T.tolist(), example.labels_T.tolist(), strict=True)
     for position, (token, label) in enumerate(rows):
         if position == item.prompt_length and position > 0:
             yield "        ---- response ----"
-        mark = " " if label == IGNORE or position == 0 else MARK
+        mark = " " if label == IGNORE or position == 0 or position >= end else MARK
         note = "  (end of sequence)" if token == tokenizer.eos_token_id else ""
         if label not in (IGNORE, token):
             note += f"  (label {label} {token_text(tokenizer, label)})"

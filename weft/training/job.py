@@ -133,9 +133,9 @@ class Job:
 
 def load_data(config: RunConfig) -> dict[str, Split]:
     """The splits of a run, before any weight is loaded."""
-    tokenizer = load_tokenizer(config.base)
     refuse_unjudged(config)
     wanted = [name for name in ("train", "valid") if name in available_splits(config.data)]
+    tokenizer = load_tokenizer(config.base)  # after the files were found: this may ask the hub
     return load_splits(config.data, tokenizer, tuple(wanted), context_of(config.base))
 
 

@@ -44,6 +44,15 @@ def test_check_shows_examples_token_by_token(cli, settings):
     assert said.out.count("---- response ----") == 2
 
 
+def test_of_a_choice_only_the_candidate_is_marked(cli):
+    said = cli("check", "reviews-mezo", "--show", 3)
+    assert "the right one of the candidates ' terrible', ' great'" in said.out
+    marked = [line.split(maxsplit=3)[3] for line in said.out.splitlines() if line[6:7] == "*"]
+    assert len(marked) == 3 and set(marked) <= {"' terrible'", "' great'"}
+    assert said.out.count("(end of sequence)") == 3
+    assert "supervised" not in said.out
+
+
 def test_check_as_json(cli, settings):
     found = json.loads(cli("check", "instruct", *settings, "--json").out)
     assert found["config"]["adapter"]["rank"] == 2
