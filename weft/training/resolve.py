@@ -156,7 +156,7 @@ def find(source: str) -> Path:
 def explain(issue: Any, origins: dict[str, str], model: type[BaseModel] = RunConfig) -> str:
     """One of pydantic's errors as a line: key, what is wrong, what was given, and where."""
     where = [str(part) for part in issue["loc"] if _is_key(part)]
-    key = ".".join(where) or "configuration"
+    key = ".".join(where)  # none: what is wrong is said of several keys, by their names
     origin = origins.get(key)
     given = "" if isinstance(issue["input"], dict) else f", got {issue['input']!r}"
     if issue["type"] == "extra_forbidden":
@@ -165,7 +165,8 @@ def explain(issue: Any, origins: dict[str, str], model: type[BaseModel] = RunCon
     if issue["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return _explain_tag(key, issue, origins)
     message = issue["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]}{given}{_from(origin)}"
+    text = f"{message[0].lower()}{message[1:]}{given}{_from(origin)}"
+    return f"{key}: {text}" if key else text
 
 
 METHOD_NAMES = tuple(
