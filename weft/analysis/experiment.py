@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -82,8 +82,25 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What of a score is compared, and which way is better."""
+
+    name: Literal["metric", "loss"]
+    sign: int
+
+    def of(self, score: Score) -> float:
+        """Its value."""
+        value: float = getattr(score, self.name)
+        return value
+
+
+METRIC = Measure("metric", +1)
+LOSS = Measure("loss", -1)
+
+
+@dataclass(frozen=True)
 class Difference:
-    """An arm minus the reference, paired by seed; a win is a seed on which the arm is higher."""
+    """An arm minus the reference, paired by seed; a win is a seed on which the arm is better."""
 
     mean: Interval
     wins: int
@@ -123,15 +140,19 @@ class Arm:
         """By seed."""
         return {run.seed: run.score for run in self.seeds if run.score is not None}
 
+    def over_seeds(self, measure: Measure) -> Spread | None:
+        """A measure over seeds."""
+        return Spread.of([measure.of(score) for score in self.scores.values()])
+
     @property
     def metric(self) -> Spread | None:
         """The task's metric over seeds."""
-        return Spread.of([score.metric for score in self.scores.values()])
+        return self.over_seeds(METRIC)
 
     @property
     def loss(self) -> Spread | None:
         """The loss over seeds."""
-        return Spread.of([score.loss for score in self.scores.values()])
+        return self.over_seeds(LOSS)
 
 
 @dataclass(frozen=True)
@@ -150,24 +171,26 @@ class Findings:
         """The arm that the others are compared with."""
         return next(arm for arm in self.arms if arm.name == self.record.reference)
 
-    def difference(self, arm: Arm) -> Difference | None:
+    def difference(self, arm: Arm, measure: Measure = METRIC) -> Difference | None:
         """An arm minus the reference; None for the reference itself and without common seeds."""
         if arm.name == self.record.reference:
             return None
-        return paired(self.reference.scores, arm.scores)
+        return paired(self.reference.scores, arm.scores, measure)
 
 
-def paired(reference: Mapping[int, Score], arm: Mapping[int, Score]) -> Difference | None:
-    """Differences of the metric, seed by seed."""
+def paired(
+    reference: Mapping[int, Score], arm: Mapping[int, Score], measure: Measure = METRIC
+) -> Difference | None:
+    """Differences of a measure, seed by seed."""
     shared = [seed for seed in arm if seed in reference]
     if not shared:
         return None
-    differences = [arm[seed].metric - reference[seed].metric for seed in shared]
+    differences = [measure.of(arm[seed]) - measure.of(reference[seed]) for seed in shared]
     return Difference(
         t_interval(differences),
-        wins=sum(difference > 0 for difference in differences),
+        wins=sum(measure.sign * difference > 0 for difference in differences),
         ties=sum(difference == 0 for difference in differences),
-        losses=sum(difference < 0 for difference in differences),
+        losses=sum(measure.sign * difference < 0 for difference in differences),
     )
 
 

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 
-from weft.analysis.experiment import Arm, Findings, Score, Spread
+from weft.analysis.experiment import LOSS, Arm, Difference, Findings, Score, Spread
 from weft.analysis.statistics import Interval
 from weft.core.files import Record, write_atomic, write_json
 from weft.runs.experiment import BASE
@@ -98,7 +98,6 @@ def _result(arm: str, common: Record, score: Score | None) -> Record:
 
 
 def _summary_of(found: Findings, arm: Arm) -> Record:
-    difference = found.difference(arm)
     return {
         "status": arm.status,
         "trouble": arm.trouble,
@@ -111,15 +110,21 @@ def _summary_of(found: Findings, arm: Arm) -> Record:
         "shares_forwards_with": arm.shares_with,
         "metric": _spread(arm.metric),
         "loss": _spread(arm.loss),
-        "difference": difference
-        and {
-            **_interval(difference.mean),
-            "seeds": difference.seeds,
-            "wins": difference.wins,
-            "ties": difference.ties,
-            "losses": difference.losses,
-        },
+        "difference": _difference(found.difference(arm)),
+        "loss_difference": _difference(found.difference(arm, LOSS)),
         "remarks": arm.record.remarks,
+    }
+
+
+def _difference(difference: Difference | None) -> Record | None:
+    if difference is None:
+        return None
+    return {
+        **_interval(difference.mean),
+        "seeds": difference.seeds,
+        "wins": difference.wins,
+        "ties": difference.ties,
+        "losses": difference.losses,
     }
 
 

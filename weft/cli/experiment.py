@@ -99,6 +99,7 @@ def experiment(
 
 def show(found: Findings) -> None:
     """Print what an experiment came to."""
+    from weft.analysis.experiment import LOSS
     from weft.report.experiment import (
         arms_notes,
         arms_table,
@@ -110,13 +111,15 @@ def show(found: Findings) -> None:
 
     for made, notes in (
         (arms_table(found), arms_notes(found)),
-        (scores_table(found), scores_notes(found)),
+        (scores_table(found), []),
+        (scores_table(found, LOSS), scores_notes(found)),
     ):
         screen.put(screen.table(made.columns, [[str(cell) for cell in row] for row in made.rows]))
         screen.put()
         for sentence in notes:
             screen.put(sentence)
-        screen.put()
+        if notes:
+            screen.put()
     screen.put(headline(found))
     screen.notices(remarks(found))
 

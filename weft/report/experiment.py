@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weft.analysis.experiment import Arm, Findings, line, read_experiment
+from weft.analysis.experiment import (
+    LOSS,
+    METRIC,
+    Arm,
+    Findings,
+    Measure,
+    line,
+    read_experiment,
+)
 from weft.analysis.experiment_tables import write_findings
 from weft.analysis.statistics import Interval
 from weft.report.html import ExperimentReport, Figure, Table, write_report
@@ -57,10 +65,10 @@ def loss_unit(found: Findings) -> str:
     return "nats a row, over the candidates"
 
 
-def scores_table(found: Findings) -> Table:
-    """Metric, its spread over seeds, and the paired difference to the reference."""
+def scores_table(found: Findings, measure: Measure = METRIC) -> Table:
+    """A measure, its spread over seeds, and the paired difference to the reference."""
     reference = found.record.reference
-    what = found.metric.replace("_", " ") or "metric"
+    what = "loss" if measure == LOSS else found.metric.replace("_", " ") or "metric"
     columns = (
         "arm",
         what,
@@ -69,27 +77,25 @@ def scores_table(found: Findings) -> Table:
         f"minus {reference}",
         "95 % interval",
         "w/t/l",
-        "loss",
     )
     rows: list[tuple[str, ...]] = []
     if found.base:
         base = found.base
-        rows.append((BASE, _number(base.metric), *[NONE] * 5, _number(base.loss)))
+        rows.append((BASE, _number(measure.of(base)), *[NONE] * 5))
     for arm in found.arms:
-        metric, loss, apart = arm.metric, arm.loss, found.difference(arm)
-        if metric is None or loss is None:
-            rows.append((arm.name, arm.status, *[NONE] * 6))
+        spread, apart = arm.over_seeds(measure), found.difference(arm, measure)
+        if spread is None:
+            rows.append((arm.name, arm.status, *[NONE] * 5))
             continue
         rows.append(
             (
                 arm.name,
-                _number(metric.mean.estimate),
-                _number(metric.sd),
-                _ends(metric.mean),
+                _number(spread.mean.estimate),
+                _number(spread.sd),
+                _ends(spread.mean),
                 NONE if apart is None else _number(apart.mean.estimate, "+.4f"),
                 NONE if apart is None else _ends(apart.mean, "+.3f"),
                 NONE if apart is None else f"{apart.wins}/{apart.ties}/{apart.losses}",
-                _number(loss.mean.estimate),
             )
         )
     return Table(columns, rows)
@@ -107,7 +113,7 @@ def scores_notes(found: Findings) -> list[str]:
     )
     paired = (
         f"Differences to {found.record.reference} are paired by seed (the same rows in the same "
-        "order); w/t/l counts seeds won, tied and lost."
+        "order); w/t/l counts seeds won, tied and lost: a higher metric, or a lower loss, wins."
     )
     return [f"{on} {over}", paired]
 
@@ -210,6 +216,7 @@ def page(found: Findings, reader: ExperimentReader) -> ExperimentReport:
         summary=_summary(found),
         notices=remarks(found),
         scores=scores_table(found),
+        losses=scores_table(found, LOSS),
         scores_notes=scores_notes(found),
         figure=Figure(_caption(found), figure.read_bytes()) if figure.exists() else None,
         arms=arms_table(found),

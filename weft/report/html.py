@@ -101,6 +101,7 @@ class ExperimentReport:
     summary: Rows
     notices: Sequence[str]
     scores: Table
+    losses: Table
     scores_notes: Sequence[str]
     figure: Figure | None
     arms: Table
