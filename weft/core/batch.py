@@ -101,3 +101,10 @@ class Batch:
 def batches_of(examples: Sequence[Example], rows: int) -> Iterator[Batch]:
     """All examples in the given order, `rows` at a time; the last batch may be smaller."""
     yield from Batch(tuple(examples)).micro(rows)
+
+
+def spans(count: int, size: int | None) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges (start, stop) of at most `size` (None: all) that cover `count`."""
+    step = size or max(count, 1)
+    for start in range(0, count, step):
+        yield start, min(start + step, count)

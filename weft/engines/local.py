@@ -5,7 +5,7 @@ Shapes: N members, E examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from weft.core.batch import Batch
+from weft.core.batch import Batch, spans
 from weft.data.stream_text import Detokeniser
 from weft.engines.engine import Scores
 from weft.model.adapter import Site
@@ -136,10 +136,3 @@ def _offset(on_token: OnToken | None, first: int) -> OnToken | None:
     if on_token is None:
         return None
     return lambda member, prompt, token: on_token(first + member, prompt, token)
-
-
-def spans(count: int, size: int | None) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of at most `size` (None: all) that cover `count`."""
-    step = size or max(count, 1)
-    for start in range(0, count, step):
-        yield start, min(start + step, count)

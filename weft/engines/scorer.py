@@ -13,9 +13,8 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
-from weft.core.batch import Batch
+from weft.core.batch import Batch, spans
 from weft.core.keys import Key
-from weft.engines.local import spans
 from weft.methods.estimate import Gradient
 from weft.model.adapter import Layout
 from weft.model.bank import Bank

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from weft.core.batch import spans
 from weft.methods.config import MezoConfig
 from weft.methods.estimate import AT_THETA, PERTURBED, Estimate, Method, Point, Preflight, Scorer
-from weft.methods.perturb import combine, draw, spans
+from weft.methods.perturb import AT_A_TIME, combine, draw
 
 PREFLIGHT_DIRECTIONS = 4
 PREFLIGHT_TOLERANCE = 0.1
@@ -37,11 +38,11 @@ def estimate(config: MezoConfig, point: Point, scorer: Scorer) -> Estimate:
     two = config.sides == "two"
     losses = _two_sided if two else _one_sided
     slopes, means, evidence = [], [], []
-    for numbers in spans(config.directions):
-        z_LqP = draw(config.noise, point, numbers)
+    for start, stop in spans(config.directions, AT_A_TIME):
+        z_LqP = draw(config.noise, point, range(start, stop))
         slope_Lq, mean_L, seen = losses(config.eps, z_LqP, point, scorer)
         slopes.append(slope_Lq)
-        means.append(mean_L * len(numbers))
+        means.append(mean_L * (stop - start))
         evidence.append(seen)
     slope_LQ = np.concatenate(slopes, axis=1)
     loss_L = np.sum(means, axis=0) / config.directions
@@ -90,7 +91,7 @@ def forwards(config: MezoConfig) -> int:
     """
     if config.sides == "two":
         return 2 * config.directions
-    return config.directions + len(list(spans(config.directions)))
+    return config.directions + len(list(spans(config.directions, AT_A_TIME)))
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -108,9 +109,8 @@ def preflight(config: MezoConfig, point: Point, scorer: Scorer) -> Preflight | N
     losses = _two_sided if config.sides == "two" else _one_sided
     slopes: dict[float, list[np.ndarray]] = {0.5: [], 1.0: [], 2.0: []}
     seen_M = []
-    for start in range(0, PREFLIGHT_DIRECTIONS, config.directions):
-        numbers = range(start, min(start + config.directions, PREFLIGHT_DIRECTIONS))
-        z_LqP = draw(config.noise, first, numbers)
+    for start, stop in spans(PREFLIGHT_DIRECTIONS, config.directions):
+        z_LqP = draw(config.noise, first, range(start, stop))
         for factor, parts in slopes.items():
             slope_Lq, _, seen = losses(config.eps * factor, z_LqP, first, scorer)
             parts.append(slope_Lq[0])

@@ -8,11 +8,12 @@ Shapes: L lanes, P parameters of an adapter, Q directions, q directions held at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from weft.core.batch import spans
 from weft.core.keys import Key
 from weft.methods.estimate import Point
 from weft.model.noise import normal, rademacher
@@ -25,12 +26,6 @@ NOISES: dict[str, Callable[[int, Key], torch.Tensor]] = {
     "rademacher": rademacher,
 }
 """Laws of a direction's numbers: independent, with mean 0 and variance 1."""
-
-
-def spans(directions: int) -> Iterator[range]:
-    """The directions in the parts in which they are drawn."""
-    for start in range(0, directions, AT_A_TIME):
-        yield range(start, min(start + AT_A_TIME, directions))
 
 
 def draw(noise: str, point: Point, numbers: Sequence[int]) -> torch.Tensor:
@@ -49,8 +44,8 @@ def combine(noise: str, point: Point, slope_LQ: np.ndarray) -> torch.Tensor:
     """The mean of slope * direction, [L, P]: not the product of the two means."""
     total_LP = torch.zeros_like(point.theta_LP)
     directions = slope_LQ.shape[1]
-    for numbers in spans(directions):
-        here_Lq1 = torch.from_numpy(slope_LQ[:, numbers.start : numbers.stop, None])
+    for start, stop in spans(directions, AT_A_TIME):
+        here_Lq1 = torch.from_numpy(slope_LQ[:, start:stop, None])
         here_Lq1 = here_Lq1.to(total_LP.device, total_LP.dtype)
-        total_LP += (here_Lq1 * draw(noise, point, numbers)).sum(dim=1)
+        total_LP += (here_Lq1 * draw(noise, point, range(start, stop))).sum(dim=1)
     return total_LP / directions
