@@ -5,8 +5,9 @@ Shapes: T tokens of one example.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,18 +39,27 @@ class Choice:
 
 
 @dataclass(frozen=True, eq=False)
+class Goal:
+    """A prompt, and the row by which what follows it is graded."""
+
+    prompt_T: np.ndarray
+    row: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Example:
     """One tokenised row.
 
     `labels_T[t]` is the token that position t should *be* (as in transformers: not shifted), or
     `IGNORE`. The first position has no predecessor and is never scored. `choice` is there for a
-    row whose response is one of a few.
+    row whose response is one of a few, `goal` for a row of data.
     """
 
     id: str
     ids_T: np.ndarray
     labels_T: np.ndarray
     choice: Choice | None = None
+    goal: Goal | None = None
 
     @property
     def tokens(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from weft.core.batch import Choice, Example
+from weft.core.batch import Choice, Example, Goal
 from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.data.config import DataConfig
@@ -195,6 +195,7 @@ def _split(
                 used.ids_T,
                 used.labels_T,
                 _choice(whole, candidates) if candidates else None,
+                Goal(used.ids_T[: whole.prompt_length], row.value),
             ),
             row.value,
             whole.prompt,

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from weft.model.decoding import Decoding
+
 DType = Literal["float32", "bfloat16", "float16"]
 
 
-class ObjectiveConfig(BaseModel):
-    """What is minimised."""
+class NllConfig(BaseModel):
+    """Negative log-likelihood of the supervised tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Annotated[
-        Literal["nll", "choice"],
-        Field(
-            description="nll: negative log-likelihood of the supervised tokens; choice: of the "
-            "right one among a task's candidates"
-        ),
-    ] = "nll"
+    name: Literal["nll"] = "nll"
+
+
+class ChoiceConfig(BaseModel):
+    """Negative log-likelihood of the right one among a task's candidates."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Literal["choice"] = "choice"
     loss: Annotated[
         Literal["candidates", "option"],
         Field(
-            description="of choice. candidates: cross-entropy over them; option: negative "
-            "log-likelihood of the right one's tokens among all tokens"
+            description="candidates: cross-entropy over them; option: negative log-likelihood of "
+            "the right one's tokens among all tokens"
         ),
     ] = "candidates"
     tokens: Annotated[
@@ -39,16 +44,44 @@ class ObjectiveConfig(BaseModel):
     ] = "auto"
 
     @model_validator(mode="after")
-    def _only_its_own(self) -> ObjectiveConfig:
-        foreign = [
-            n for n, v in (("loss", "candidates"), ("tokens", "auto")) if getattr(self, n) != v
-        ]
-        if self.name == "nll" and foreign:
-            keys = " and ".join(f"`{name}`" for name in foreign)
-            raise ValueError(f"nll does not use {keys}: leave it out, or use `name: choice`")
+    def _only_its_own(self) -> ChoiceConfig:
         if self.loss == "option" and self.tokens != "auto":
             raise ValueError("`loss: option` compares no candidates: leave `tokens` out")
         return self
+
+
+class RewardConfig(BaseModel):
+    """Sample completions, and let the task, or a function of yours, grade them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Literal["reward"] = "reward"
+    mode: Annotated[
+        Literal["strict", "paper"],
+        Field(description="of countdown. paper: with the holes of the published grader"),
+    ] = "strict"
+    file: Annotated[
+        Path | None, Field(description="a Python file with a reward of yours (default: the task's)")
+    ] = None
+    function: Annotated[str, Field(description="its function: (row, completion) to a number")] = (
+        "reward"
+    )
+    timeout: Annotated[
+        float, Field(gt=0, description="seconds that it may take for one completion")
+    ] = 5.0
+    decoding: Annotated[
+        Decoding, Field(description="how completions are sampled; the run's seed draws")
+    ] = Decoding()
+
+    @model_validator(mode="after")
+    def _the_seed_is_the_run_s(self) -> RewardConfig:
+        if self.decoding.seed:
+            raise ValueError("`decoding.seed`: the run's own `seed` draws: leave it out")
+        return self
+
+
+ObjectiveConfig = Annotated[NllConfig | ChoiceConfig | RewardConfig, Field(discriminator="name")]
+"""What is optimised; `name` says which."""
 
 
 class AdapterConfig(BaseModel):

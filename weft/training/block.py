@@ -55,6 +55,8 @@ def _objective(config: RunConfig) -> str:
     objective = config.objective
     if objective.name == "nll":
         return "nll of the response's tokens"
+    if objective.name == "reward":
+        return "reward of sampled completions"
     if objective.loss == "option":
         return "choice: nll of the right candidate's tokens"
     return "choice: cross-entropy over the candidates"

@@ -15,7 +15,7 @@ from weft.methods.config import (
     MethodConfig,
     OptimiserConfig,
 )
-from weft.model.config import AdapterConfig, DType, ObjectiveConfig
+from weft.model.config import AdapterConfig, DType, NllConfig, ObjectiveConfig
 
 DEVICE = r"^(cpu|cuda(:\d+)?|mps)$"
 """The devices that a base can be on."""
@@ -63,7 +63,7 @@ class RunConfig(BaseModel):
     boost: Annotated[
         BoostConfig | None, Field(description="train a chain of rank-1 adapters (default: one)")
     ] = None
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = NllConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     batch_size: Annotated[int, Field(ge=1, description="rows of one step")] = 4
     micro_batch_size: Annotated[

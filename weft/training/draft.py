@@ -12,6 +12,7 @@ import yaml
 
 from weft.core.errors import InputError
 from weft.methods.config import FOREIGN, MethodConfig, OptimiserConfig
+from weft.model.config import ObjectiveConfig
 
 RIVALS = {
     "data.task": ("data.path", "data.valid_path", "data.test_path", "data.format"),
@@ -34,11 +35,17 @@ so. Two of them in one layer are an error."""
 COUNTS = ("boost.steps_per_iteration", "boost.merge_frequency")
 """Keys whose 0 is for never, and so goes with anything."""
 
-READ_BY = {
-    "method": {
+UNIONS = {
+    section: {
         kind.model_fields["name"].default: set(kind.model_fields)
-        for kind in get_args(get_args(MethodConfig)[0])
-    },
+        for kind in get_args(get_args(union)[0])
+    }
+    for section, union in (("method", MethodConfig), ("objective", ObjectiveConfig))
+}
+"""Sections of several kinds, and the keys of each."""
+
+READ_BY = {
+    **UNIONS,
     "optimiser": {
         name: set(OptimiserConfig.model_fields) - set(foreign) for name, foreign in FOREIGN.items()
     },
@@ -85,7 +92,7 @@ class Draft:
             self.origins |= dict.fromkeys(leaves(value, key), layer.origin)
 
     def _foreign(self, key: str, name: Any, layer: Layer) -> list[str]:
-        """What the layers below say that the method or optimiser `name` does not read."""
+        """What the layers below say that the kind `name` of a section does not read."""
         section, _, leaf = key.partition(".")
         kinds = READ_BY.get(section, {})
         below = self.values.get(section)

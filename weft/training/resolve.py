@@ -11,10 +11,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from weft.core.errors import InputError, did_you_mean
-from weft.methods.config import MethodConfig
 from weft.model.config import AdapterConfig
 from weft.training.config import RunConfig
-from weft.training.draft import COMMAND_LINE, Draft, dump, leaves, parse, read_yaml
+from weft.training.draft import COMMAND_LINE, UNIONS, Draft, dump, leaves, parse, read_yaml
 
 
 @dataclass(frozen=True)
@@ -169,18 +168,14 @@ def explain(issue: Any, origins: dict[str, str], model: type[BaseModel] = RunCon
     return f"{key}: {text}" if key else text
 
 
-METHOD_NAMES = tuple(
-    kind.model_fields["name"].default for kind in get_args(get_args(MethodConfig)[0])
-)
-
-
 def _explain_tag(key: str, issue: Any, origins: dict[str, str]) -> str:
     """A section whose `name` decides what else may stand in it."""
-    known = f"the names are {', '.join(METHOD_NAMES)}"
+    names = list(UNIONS[key.rpartition(".")[2]])
+    known = f"the names are {', '.join(names)}"
     if issue["type"] == "union_tag_not_found":
         return f"{key}.name: is missing, and the rest of `{key}` depends on it: {known}"
     given = issue["ctx"]["tag"]
-    near = did_you_mean(given, list(METHOD_NAMES))
+    near = did_you_mean(given, names)
     shown = f" ({near})" if near else ""
     return f"{key}.name: there is no {given!r}; {known}{shown}" + _from(origins.get(f"{key}.name"))
 
@@ -189,10 +184,12 @@ def _from(origin: str | None) -> str:
     return f" [{origin}]" if origin else ""
 
 
+BRANCHES = {"int", "float", "str", *(name for kinds in UNIONS.values() for name in kinds)}
+
+
 def _is_key(part: Any) -> bool:
     """Pydantic mixes in the names of union branches, such as `tuple[str, ...]`."""
-    branches = ("int", "float", "str", *METHOD_NAMES)
-    return isinstance(part, str) and part.isidentifier() and part not in branches
+    return isinstance(part, str) and part.isidentifier() and part not in BRANCHES
 
 
 def _fields(path: Sequence[str], model: type[BaseModel]) -> list[str]:

@@ -17,7 +17,7 @@ from weft.data.dataset import load_splits
 from weft.engines.local import LocalEngine
 from weft.model.bank import Bank
 from weft.model.base import load_base
-from weft.model.config import ObjectiveConfig
+from weft.model.config import ChoiceConfig, NllConfig
 from weft.model.decoding import Completion
 from weft.model.objectives import ONE_TOKEN, TOKENS, choosing
 from weft.training.contrast import QUANTITIES, contrast
@@ -125,7 +125,7 @@ def test_choice_accuracy_compares_mean_log_probabilities(words, base, small_base
     bank = Bank.of({"base": None, "again": None})
     settings = {"nll": {}, "choice": {"tokens": "mean"}, "option": {"loss": "option"}}
     for name, given in (*settings.items(), ("choice", {})):
-        config = ObjectiveConfig(name="nll" if name == "nll" else "choice", **given)
+        config = NllConfig() if name == "nll" else ChoiceConfig(**given)
         objective, _ = objective_for(config, {"valid": split})
         found = evaluate(LocalEngine(base), bank, split, batch_size=4, objective=objective)
         assert found.metrics["choice"].tolist() == [right / len(rows)] * 2

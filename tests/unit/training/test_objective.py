@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 import weft
 from tests.conftest import WORDS
@@ -11,13 +11,13 @@ from weft.core.errors import InputError
 from weft.data.config import DataConfig
 from weft.data.dataset import load_splits
 from weft.data.tokenizer import load_tokenizer
-from weft.model.config import ObjectiveConfig
+from weft.model.config import ChoiceConfig, NllConfig, ObjectiveConfig
 from weft.model.objectives import MEANS, ONE_TOKEN, OPTION, TOKENS
 from weft.runs.reader import RunReader
 from weft.training.objective import objective_for
 from weft.training.train import train
 
-CHOICE = ObjectiveConfig(name="choice")
+CHOICE = ChoiceConfig()
 
 
 def splits_of(tokenizer, **config):
@@ -36,14 +36,14 @@ def long_reviews(small_base):
 
 
 def test_without_a_word_it_is_the_loss_of_tokens(reviews):
-    assert objective_for(ObjectiveConfig(), reviews) == (TOKENS, ())
+    assert objective_for(NllConfig(), reviews) == (TOKENS, ())
 
 
 def test_a_choice_is_at_one_position_where_every_candidate_is_one_token(reviews):
     assert objective_for(CHOICE, reviews) == (ONE_TOKEN, ())
-    assert objective_for(ObjectiveConfig(name="choice", tokens="one"), reviews) == (ONE_TOKEN, ())
-    assert objective_for(ObjectiveConfig(name="choice", tokens="mean"), reviews) == (MEANS, ())
-    assert objective_for(ObjectiveConfig(name="choice", loss="option"), reviews) == (OPTION, ())
+    assert objective_for(ChoiceConfig(tokens="one"), reviews) == (ONE_TOKEN, ())
+    assert objective_for(ChoiceConfig(tokens="mean"), reviews) == (MEANS, ())
+    assert objective_for(ChoiceConfig(loss="option"), reviews) == (OPTION, ())
 
 
 def test_a_choice_that_must_compare_means_says_why(long_reviews):
@@ -53,13 +53,13 @@ def test_a_choice_that_must_compare_means_says_why(long_reviews):
     assert f"because {long.text!r} is {len(long.ids)} tokens: " in notice
     for piece, id in zip(long.pieces, long.ids, strict=True):
         assert f"{piece} ({id})" in notice
-    silent = ObjectiveConfig(name="choice", tokens="mean")
+    silent = ChoiceConfig(tokens="mean")
     assert objective_for(silent, long_reviews) == (MEANS, ())
 
 
 def test_one_position_for_several_tokens_is_refused_by_word_token_and_id(long_reviews):
     with pytest.raises(InputError) as caught:
-        objective_for(ObjectiveConfig(name="choice", tokens="one"), long_reviews)
+        objective_for(ChoiceConfig(tokens="one"), long_reviews)
     long = next(c for c in long_reviews["valid"].candidates if len(c.ids) > 1)
     assert caught.value.problem == (
         f"`objective.tokens` is `one`, and for this base the candidate {long.text!r} is "
@@ -103,13 +103,13 @@ def test_a_run_is_scored_by_its_own_objective_later_too(resolved, rows_dir, tmp_
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"loss": "option"}, "nll does not use `loss`"),
-        ({"tokens": "one"}, "nll does not use `tokens`"),
-        ({"loss": "option", "tokens": "mean"}, "nll does not use `loss` and `tokens`"),
+        ({"loss": "option"}, "discriminator"),
+        ({"name": "nll", "tokens": "one"}, "nll.tokens\n"),
+        ({"name": "reward", "decoding": {"seed": 3}}, "the run's own `seed` draws"),
         ({"name": "choice", "loss": "option", "tokens": "one"}, "compares no candidates"),
         ({"name": "accuracy"}, "nll"),
     ],
 )
 def test_settings_that_nothing_would_read_are_refused(given, problem):
     with pytest.raises(ValidationError, match=problem):
-        ObjectiveConfig(**given)
+        TypeAdapter(ObjectiveConfig).validate_python(given)
