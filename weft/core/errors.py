@@ -32,6 +32,12 @@ class NumericError(WeftError, ArithmeticError):
     exit_code = 1
 
 
+class EngineError(WeftError):
+    """What computes has failed: it is gone, or does not do what it says. What was made is kept."""
+
+    exit_code = 1
+
+
 class CheckFailed(WeftError):
     """The command ran as asked and its answer is no."""
 
