@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from weft.analysis.experiment import Findings
     from weft.formats.certificate import Certificate
     from weft.model.config import DType
+    from weft.training.ending import Outcome
     from weft.training.generate import Generation
     from weft.training.inspect import Inspection
-    from weft.training.train import Outcome
 
 __version__ = "0.1.0"
 __all__ = [
@@ -45,12 +45,16 @@ def train(
 ) -> Outcome:
     """Train what a recipe or a YAML file says, with `key=value` overrides.
 
-    Without `run_dir` a new directory below `runs/` is made.
+    Without `run_dir` a new directory below `runs/` is made. Its figures are drawn, too.
     """
+    from weft.report.figures import draw_figures
+    from weft.runs.reader import RunReader
     from weft.training.resolve import resolve
     from weft.training.train import train as start
 
-    return start(resolve(str(config), overrides), None if run_dir is None else Path(run_dir))
+    outcome = start(resolve(str(config), overrides), None if run_dir is None else Path(run_dir))
+    draw_figures(RunReader(outcome.root))
+    return outcome
 
 
 def experiment(

@@ -23,7 +23,7 @@ class Counting:
     """A scorer that counts the adapters it is asked for; a gradient is a forward and a backward."""
 
     def __init__(self, scorer):
-        self.scorer, self.passes = scorer, 0
+        self.scorer, self.passes, self.clock = scorer, 0, scorer.clock
 
     def losses(self, theta_LMP, batches):
         self.passes += theta_LMP.shape[1]

@@ -11,7 +11,7 @@ import typer
 from weft.cli import screen
 from weft.cli.compare import scores, show_samples
 from weft.cli.progress import rows_progress
-from weft.cli.report import COMPARISON, draw_figures, write_page
+from weft.cli.report import COMPARISON, write_page
 from weft.cli.train import run_training, stop_if_interrupted
 from weft.core.errors import InputError
 
@@ -35,6 +35,7 @@ def demo(
     """
     from weft import compare
     from weft.core.files import write_json
+    from weft.report.figures import draw_figures
     from weft.runs.reader import RunReader
     from weft.training.train import free_directory
 

@@ -13,19 +13,10 @@ from weft.cli.checks import checks
 if TYPE_CHECKING:
     from weft.core.keys import Key
     from weft.report.html import Metric, Report, Sample
-    from weft.report.plots import Curve
     from weft.runs.reader import RunReader
 
 COMPARISON = "compare"
 """The result in a run that holds a comparison of the base with its adapter."""
-
-LOSSES = "loss.png"
-TIMES = "time_breakdown"
-
-CAPTIONS = {
-    LOSSES: "Training and held-out loss over the steps.",
-    f"{TIMES}.png": "Where the time of the training went.",
-}
 
 SUMMARY = ("base", "data", "objective", "method", "adapter", "boosting", "length", "keeps")
 
@@ -40,6 +31,7 @@ def report(
     Needs no model. With `weft compare base RUN --out RUN/results/compare.json` before, the page
     also shows the texts of base and adapter side by side.
     """
+    from weft.report.figures import draw_figures
     from weft.runs.layout import ExperimentLayout
     from weft.runs.reader import RunReader
 
@@ -55,22 +47,6 @@ def report(
         screen.put(str(path))
 
 
-def draw_figures(reader: RunReader) -> list[Path]:
-    """Write the loss curves of a run and, when it is finished, where its time went."""
-    from weft.report.plots import loss_curve, time_breakdown
-    from weft.runs.reader import loss_unit
-
-    figures = reader.layout.figures
-    drawn = [figures / LOSSES]
-    loss_curve(curves(reader), drawn[0], unit=loss_unit(reader.manifest.config))
-    if TIMES in reader.result_names():
-        seconds = dict(reader.results(TIMES)["seconds"])
-        total = seconds.pop("total", None)
-        drawn.append(figures / f"{TIMES}.png")
-        time_breakdown(seconds, drawn[-1], total=total)
-    return drawn
-
-
 def write_page(reader: RunReader) -> Path:
     """Write the report of a run."""
     from weft.report.html import write_report
@@ -79,39 +55,16 @@ def write_page(reader: RunReader) -> Path:
     return reader.layout.report
 
 
-def curves(reader: RunReader) -> list[Curve]:
-    """Training and held-out losses of every member, by step, and when it committed."""
-    from weft.report.plots import Curve
-    from weft.runs.reader import step_loss
-
-    train: dict[str, list[tuple[float, float]]] = {}
-    valid: dict[str, list[tuple[float, float]]] = {}
-    perturbed = False
-    for record in reader.steps():
-        perturbed = "loss" not in record
-        train.setdefault(record.get("member", "adapter"), []).append(
-            (record["step"], step_loss(record))
-        )
-    commits: dict[str, list[int]] = {}
-    for event in reader.manifest.events:
-        if event["kind"] == "commit":
-            commits.setdefault(event["member"], []).append(event["step"])
-    for step, table in reader.evaluations():
-        for member, loss in zip(table.members, table.means().tolist(), strict=True):
-            valid.setdefault(member, []).append((step, loss))
-    return [
-        Curve(member, points, valid.get(member, ()), perturbed, commits.get(member, ()))
-        for member, points in train.items()
-    ]
-
-
 def page(reader: RunReader) -> Report:
     """Everything that the page of a run shows, from its files alone."""
+    from weft.report.figures import CAPTIONS
     from weft.report.html import Figure, Report, Table
+    from weft.report.times import times_note, times_table
 
     manifest, layout = reader.manifest, reader.layout
     drawn = [(layout.figures / name, caption) for name, caption in CAPTIONS.items()]
     metrics, note = _metrics(reader)
+    times = reader.times()
     return Report(
         title=f"run {manifest.name}",
         headline=_headline(reader, metrics),
@@ -119,6 +72,8 @@ def page(reader: RunReader) -> Report:
         metrics=metrics,
         metrics_note=note,
         figures=[Figure(text, path.read_bytes()) for path, text in drawn if path.exists()],
+        times=times_table(times) if times else None,
+        times_note=times_note(times) if times else "",
         checks=checks(reader),
         samples=_samples(reader),
         notices=manifest.notices,

@@ -13,14 +13,15 @@ import typer
 from weft.cli import screen
 from weft.cli.checks import certificate_lines, preflight
 from weft.cli.progress import TrainingProgress
-from weft.cli.report import draw_figures
 from weft.core.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from weft.runs.reader import RunReader
+    from weft.training.ending import Outcome
     from weft.training.fit import Progress
-    from weft.training.train import Opened, Outcome
+    from weft.training.train import Opened
 
 INTERRUPTED = 130
 LARGEST_LOSS = 700
@@ -51,19 +52,37 @@ def train(
     weft train my.yaml --run-dir runs/mine
     weft train --resume runs/mine
     """  # noqa: D301
+    from weft.report.figures import draw_figures
     from weft.runs.reader import RunReader
 
     outcome = run_training(recipe, settings or [], run_dir, resume)
+    reader = RunReader(outcome.root)
+    draw_figures(reader)
+    if outcome.finished:
+        screen.say()
+        screen.put(results_table(outcome))
+        for text in certificate_lines(reader):
+            screen.put(text)
+    show_times(reader)
     stop_if_interrupted(outcome)
-    draw_figures(RunReader(outcome.root))
-    screen.say()
-    screen.put(results_table(outcome))
-    for text in certificate_lines(RunReader(outcome.root)):
-        screen.put(text)
     screen.put()
     screen.put(screen.pairs(places(outcome.root)))
     screen.say()
     screen.say(f"next: {screen.command('weft', 'compare', 'base', first_adapter(outcome.root))}")
+
+
+def show_times(reader: RunReader) -> None:
+    """Where the time of a run went."""
+    from weft.report.times import times_note, times_table
+
+    times = reader.times()
+    if times is None:
+        return
+    shown = times_table(times)
+    screen.put()
+    screen.put(screen.table(shown.columns, [list(map(str, row)) for row in shown.rows]))
+    if note := times_note(times):
+        screen.put(note)
 
 
 def stop_if_interrupted(outcome: Outcome) -> None:

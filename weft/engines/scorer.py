@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import numpy as np
@@ -23,6 +23,7 @@ from weft.model.noise import global_generator
 from weft.model.objectives import TOKENS, Objective
 from weft.model.rows import Block
 from weft.model.weaving import Dropout, Weft
+from weft.runs.timing import Stopwatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class LocalScorer:
     base_dropout: bool = False
     members_per_forward: int | None = None
     rows_per_forward: int | None = None
+    clock: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def rounding(self) -> float:
@@ -54,7 +56,8 @@ class LocalScorer:
         """
         lanes, members = theta_LMP.shape[:2]
         names = tuple(map(str, range(lanes * members)))
-        bank = Bank.from_flat(names, self.layout, theta_LMP.detach().flatten(0, 1))
+        with self.clock("loading"):
+            bank = Bank.from_flat(names, self.layout, theta_LMP.detach().flatten(0, 1))
         loss_LM = np.zeros((lanes, members))
         for micro in self._micro(batches):
             for start, stop in spans(lanes * members, self.members_per_forward):
@@ -67,7 +70,7 @@ class LocalScorer:
                     continue
                 blocks = [Block(low, high, micro[lane]) for lane, low, high in pieces]
                 weft = Weft(bank, self._stacks([lane for lane, _, _ in pieces]))
-                with torch.no_grad():
+                with self.clock("evaluation"), torch.no_grad():
                     loss_C = self.objective.cells(self.base, weft, blocks).loss_C.cpu().numpy()
                 for lane, low, high in pieces:
                     loss_ME, loss_C = np.split(loss_C, [(high - low) * len(micro[lane].examples)])
@@ -93,10 +96,11 @@ class LocalScorer:
                 live = [lane for lane in range(start, stop) if micro[lane] is not None]
                 if not live:
                     continue
-                bank = Bank.from_flat(names, self.layout, theta_LP)
+                with self.clock("loading"):
+                    bank = Bank.from_flat(names, self.layout, theta_LP)
                 blocks = [Block(i, i + 1, micro[i]) for i in live]
                 weft = Weft(bank, self._stacks(live), self._dropout([keys[i] for i in live]))
-                with self._base_mode(keys[live[0]]):
+                with self.clock("forward and backward"), self._base_mode(keys[live[0]]):
                     loss_C = self.objective.cells(self.base, weft, blocks).loss_C
                     (part_LP,) = torch.autograd.grad(loss_C.sum(), theta_LP)
                 gradient_LP += part_LP

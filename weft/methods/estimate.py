@@ -14,6 +14,7 @@ import torch
 
 from weft.core.batch import Batch
 from weft.core.keys import Key
+from weft.runs.timing import Stopwatch
 
 AT_THETA = "loss"
 PERTURBED = "loss_perturbed"
@@ -106,6 +107,11 @@ class Gradient:
 
 class Scorer(Protocol):
     """What a method needs of an engine."""
+
+    @property
+    def clock(self) -> Stopwatch:
+        """Where a method's own time is counted; the scorer counts what it does itself."""
+        ...
 
     @property
     def rounding(self) -> float:

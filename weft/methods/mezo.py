@@ -39,7 +39,8 @@ def estimate(config: MezoConfig, point: Point, scorer: Scorer) -> Estimate:
     losses = _two_sided if two else _one_sided
     slopes, means, evidence = [], [], []
     for start, stop in spans(config.directions, AT_A_TIME):
-        z_LqP = draw(config.noise, point, range(start, stop))
+        with scorer.clock("creating adapters"):
+            z_LqP = draw(config.noise, point, range(start, stop))
         slope_Lq, mean_L, seen = losses(config.eps, z_LqP, point, scorer)
         slopes.append(slope_Lq)
         means.append(mean_L * (stop - start))
@@ -70,7 +71,8 @@ Found = tuple[np.ndarray, np.ndarray, dict[str, list[list[float]]]]
 
 def _two_sided(eps: float, z_LqP: torch.Tensor, point: Point, scorer: Scorer) -> Found:
     theta_L1P = point.theta_LP[:, None]
-    members_LMP = torch.cat([theta_L1P + eps * z_LqP, theta_L1P - eps * z_LqP], dim=1)
+    with scorer.clock("creating adapters"):
+        members_LMP = torch.cat([theta_L1P + eps * z_LqP, theta_L1P - eps * z_LqP], dim=1)
     plus_Lq, minus_Lq = np.split(scorer.losses(members_LMP, point.batches), 2, axis=1)
     mean_L = (plus_Lq + minus_Lq).mean(axis=1) / 2
     seen = {"plus": plus_Lq.tolist(), "minus": minus_Lq.tolist()}
@@ -79,7 +81,9 @@ def _two_sided(eps: float, z_LqP: torch.Tensor, point: Point, scorer: Scorer) ->
 
 def _one_sided(eps: float, z_LqP: torch.Tensor, point: Point, scorer: Scorer) -> Found:
     theta_L1P = point.theta_LP[:, None]
-    loss_LM = scorer.losses(torch.cat([theta_L1P, theta_L1P + eps * z_LqP], dim=1), point.batches)
+    with scorer.clock("creating adapters"):
+        members_LMP = torch.cat([theta_L1P, theta_L1P + eps * z_LqP], dim=1)
+    loss_LM = scorer.losses(members_LMP, point.batches)
     here_L1, plus_Lq = loss_LM[:, :1], loss_LM[:, 1:]
     return (plus_Lq - here_L1) / eps, here_L1[:, 0], {"plus": plus_Lq.tolist()}
 

@@ -83,6 +83,8 @@ class Report:
     metrics: Sequence[Metric] = ()
     metrics_note: str = ""
     figures: Sequence[Figure] = ()
+    times: Table | None = None
+    times_note: str = ""
     checks: Rows = ()
     samples: Sequence[Sample] = ()
     notices: Sequence[str] = ()

@@ -10,6 +10,7 @@ from weft.core.files import Record, read_json, read_jsonl
 from weft.core.table import ScoreRow, ScoreTable, pair
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
+from weft.runs.timing import TIMES, Breakdown
 
 STEP = "-step-"
 EVALUATION = f"valid{STEP}"
@@ -126,6 +127,12 @@ class RunReader:
         self._expect("result", name, self.result_names())
         result: dict[str, Any] = read_json(self.layout.result(name))
         return result
+
+    def times(self) -> Breakdown | None:
+        """Where the time went; None before the first checkpoint."""
+        if TIMES not in self.result_names():
+            return None
+        return Breakdown.of(self.results(TIMES), self.layout.result(TIMES))
 
     def kept_step(self, member: str | None = None) -> int:
         """The step whose adapter was kept, of a run that keeps the best one."""

@@ -19,6 +19,7 @@ from weft.core.errors import InputError, WeftError
 from weft.core.files import (
     Record,
     append_jsonl,
+    read_json,
     remove_leftovers,
     sync,
     truncate_jsonl,
@@ -29,23 +30,36 @@ from weft.core.table import ScoreTable
 from weft.runs import checkpoints
 from weft.runs.layout import ExperimentLayout, RunLayout
 from weft.runs.manifest import SCHEMA_VERSION, Manifest, Status, utc_now
+from weft.runs.timing import TIMES, Breakdown, Stopwatch
 
 
 class RunWriter:
     """Writes one run; a context manager that holds the run's lock.
 
     Leaving the block with an exception records the run as failed, or as interrupted for Ctrl-C.
+    What its stopwatch has seen is written with every checkpoint and however the run ends.
     """
 
-    def __init__(self, layout: RunLayout, manifest: Manifest, lock: FileLock) -> None:
+    def __init__(
+        self, layout: RunLayout, manifest: Manifest, lock: FileLock, clock: Stopwatch | None
+    ) -> None:
         """Use `create` or `reopen`."""
         self.layout = layout
         self.manifest = manifest
         self._lock = lock
+        self._clock = clock or Stopwatch()
+        self._since = 0
+        self._earlier: Breakdown | None = None  # what processes before this one took
 
     @classmethod
     def create(
-        cls, root: Path, manifest: Manifest, config_text: str = "", code_diff: str = ""
+        cls,
+        root: Path,
+        manifest: Manifest,
+        config_text: str = "",
+        code_diff: str = "",
+        *,
+        clock: Stopwatch | None = None,
     ) -> Self:
         """Start a run in a directory that does not exist or is empty."""
         layout = RunLayout(root)
@@ -60,10 +74,10 @@ class RunWriter:
         except BaseException:
             lock.release()
             raise
-        return cls(layout, manifest, lock)
+        return cls(layout, manifest, lock, clock)
 
     @classmethod
-    def reopen(cls, root: Path) -> Self:
+    def reopen(cls, root: Path, *, clock: Stopwatch | None = None) -> Self:
         """Go on with a run that did not finish; follow with `sound_checkpoints`, `resume_at`."""
         layout = RunLayout(root)
         if not layout.manifest.exists():
@@ -81,7 +95,9 @@ class RunWriter:
                 remove_leftovers(directory)
             for lines in layout.lines:
                 truncate_jsonl(lines)
-            writer = cls(layout, Manifest.load(layout.manifest), lock)
+            writer = cls(layout, Manifest.load(layout.manifest), lock, clock)
+            if (times := layout.result(TIMES)).exists():
+                writer._earlier = Breakdown.of(read_json(times), times)
             writer._set(status="running")
         except BaseException:
             lock.release()
@@ -135,6 +151,7 @@ class RunWriter:
             if lines.exists():
                 sync(lines)
         checkpoints.save(self.layout.checkpoints, step, write)
+        self._write_times()
 
     def sound_checkpoints(self) -> Iterator[tuple[int, Path]]:
         """Step and directory of each, newest first; a damaged one is skipped, with a notice."""
@@ -151,6 +168,7 @@ class RunWriter:
         def kept(record: Record) -> bool:
             return record.get("step", 0) <= step
 
+        self._since = step
         for lines in self.layout.lines:
             truncate_jsonl(lines, kept)
         checkpoints.drop_after(self.layout.checkpoints, step)
@@ -159,6 +177,7 @@ class RunWriter:
 
     def finish(self, status: Status) -> None:
         """Record how the run ended; `finished` makes it complete and is the last call."""
+        self._write_times()
         self._set(status=status)
         if status == "finished":
             done = {"schema_version": SCHEMA_VERSION, "finished": utc_now()}
@@ -181,6 +200,11 @@ class RunWriter:
                     self.finish("failed" if isinstance(error, Exception) else "interrupted")
         finally:
             self._lock.release()
+
+    def _write_times(self) -> None:
+        times = self._clock.breakdown(self._since)
+        times = times if self._earlier is None else times.after(self._earlier)
+        self.result(TIMES, times.record())
 
     def _set(self, **fields: Any) -> None:
         """Write the manifest with these fields; on failure the old one stays, here and there."""

@@ -17,7 +17,6 @@ import numpy as np
 
 from weft.core.errors import NumericError
 from weft.methods.estimate import Estimate, Point
-from weft.runs.timing import Stopwatch
 from weft.training.advance import Ended
 from weft.training.ground import Ground
 from weft.training.job import Job
@@ -70,16 +69,15 @@ class StopRequest:
 
 
 def fit(
-    parts: Sequence[Part], stop: StopRequest, clock: Stopwatch, watch: Watch | None = None
+    parts: Sequence[Part], stop: StopRequest, watch: Watch | None = None
 ) -> tuple[list[State], dict[int, NumericError]]:
     """Train every run from its state to its last step, or until `stop` asks.
 
     Runs at the same step share its forward: they must be of one base, layout and method. Returns
     the last states, and by number the runs that a loss, direction or evaluation that is not finite
-    has stopped; the state before that step is then their newest checkpoint. `clock` learns how
-    long estimates, updates, evaluations and checkpoints took.
+    has stopped; the state before that step is then their newest checkpoint.
     """
-    runs = [Underway(part, clock) for part in parts]
+    runs = [Underway(part) for part in parts]
     for run in runs:
         run.begin()
     shared: Shared | None = None
@@ -88,13 +86,13 @@ def fit(
             shared = Shared.of(together)
         started = time.perf_counter()
         points = [run.job.point(run.state) for run in together]
-        with clock("estimate"):
+        with shared.job.clock("update"):  # but for what is a phase of its own in there
             estimates = shared.estimate(points)
-        lane_seconds = (time.perf_counter() - started) / shared.lanes
-        steps = [
-            run.step(point, estimate, lane_seconds * len(point.batches))
-            for run, point, estimate in zip(together, points, estimates, strict=True)
-        ]
+            lane_seconds = (time.perf_counter() - started) / shared.lanes
+            steps = [
+                run.step(point, estimate, lane_seconds * len(point.batches))
+                for run, point, estimate in zip(together, points, estimates, strict=True)
+            ]
         taken = [step for step in steps if step is not None]
         if watch and taken:
             longest = max(run.job.steps for run in runs)
@@ -117,9 +115,9 @@ def _rearmost(runs: Sequence[Underway]) -> list[Underway]:
 class Underway:
     """A run while it trains: where it stands, and why it cannot go on if so."""
 
-    def __init__(self, part: Part, clock: Stopwatch) -> None:
+    def __init__(self, part: Part) -> None:
         """Where it was left."""
-        self.part, self.clock = part, clock
+        self.part = part
         self.job, self.state = part.job, part.state
         self.saved = part.state.step
         self.error: NumericError | None = None
@@ -129,7 +127,7 @@ class Underway:
         if self.state.step > 0 or not self.job.config.eval.every:
             return
         try:
-            with self.clock("evaluate"):
+            with self.job.clock("validation"):
                 self.state, _ = judge(self.part, self.state)
         except Diverged as found:
             self._give_up(found)
@@ -137,21 +135,21 @@ class Underway:
     def step(self, point: Point, estimate: Estimate, seconds: float) -> Taken | None:
         """Take a step, and save where that is due; None where it cannot be taken."""
         try:
-            taken = take(self.part, self.state, point, estimate, seconds, self.clock)
+            taken = take(self.part, self.state, point, estimate, seconds)
         except Diverged as found:
             self._give_up(found)
             return None
         self.state = taken.state
         done = self.state.step == self.job.steps
         if self.state.step % self.job.config.checkpoint_every == 0 or done:
-            with self.clock("checkpoint"):
-                self.save()
+            self.save()
         return taken
 
     def save(self) -> None:
         """Write a checkpoint, unless there is one of this step."""
         if self.state.step > self.saved:
-            self.part.writer.save_checkpoint(self.state.step, self.state.save)
+            with self.job.clock("checkpoint"):
+                self.part.writer.save_checkpoint(self.state.step, self.state.save)
             self.saved = self.state.step
 
     def _give_up(self, found: Diverged) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -24,6 +24,7 @@ from weft.model.adapter import Adapter, Layout
 from weft.model.base import Base, context_of, load_base
 from weft.model.objectives import Objective
 from weft.model.sites import choose_sites
+from weft.runs.timing import Stopwatch
 from weft.training.advance import Course
 from weft.training.config import Lane, RunConfig
 from weft.training.ground import Ground, grounds
@@ -42,6 +43,7 @@ class Job:
     splits: dict[str, Split]
     objective: Objective
     notices: tuple[str, ...]
+    clock: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def config(self) -> RunConfig:
@@ -118,6 +120,7 @@ class Job:
             base_dropout=config.base_dropout,
             members_per_forward=config.members_per_forward,
             rows_per_forward=config.micro_batch_size,
+            clock=self.clock,
         )
 
     def engine(self, ground: Ground) -> LocalEngine:
@@ -149,15 +152,20 @@ def refuse_unjudged(config: RunConfig) -> None:
         )
 
 
-def load_job(resolved: Resolved) -> Job:
-    """Load data, then weights; raises `InputError` for whatever is wrong with either."""
-    config = resolved.config
-    splits = load_data(config)
-    base = load_base(config.base, config.dtype, config.device)
+def load_job(resolved: Resolved, clock: Stopwatch | None = None) -> Job:
+    """Load data, then weights; raises `InputError` for whatever is wrong with either.
+
+    `clock` learns how long that took, and whatever the run does after it.
+    """
+    config, clock = resolved.config, clock or Stopwatch()
+    with clock("loading data"):
+        splits = load_data(config)
+    with clock("loading the base"):
+        base = load_base(config.base, config.dtype, config.device)
     _check_vocabulary(base, splits)
     layout = choose_sites(base.sites, config.adapter)
     objective, notices = objective_for(config.objective, splits)
-    return Job(resolved, base, layout, splits, objective, notices)
+    return Job(resolved, base, layout, splits, objective, notices, clock)
 
 
 def _check_vocabulary(base: Base, splits: dict[str, Split]) -> None:

@@ -17,7 +17,6 @@ import torch
 from weft.core.errors import NumericError
 from weft.methods.estimate import Estimate, Point
 from weft.runs.reader import EVALUATION, STEP
-from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 from weft.training.advance import Ended, Moved, end_rounds, move
 from weft.training.evaluate import Evaluation, evaluate
@@ -58,31 +57,29 @@ class Diverged(Exception):
         self.facts = {"step": step, **facts, "problem": problem}
 
 
-def take(
-    part: Part, state: State, point: Point, estimate: Estimate, seconds: float, clock: Stopwatch
-) -> Taken:
+def take(part: Part, state: State, point: Point, estimate: Estimate, seconds: float) -> Taken:
     """Move, end rounds that are due, evaluate, and record: everything after the estimate."""
     job, writer = part.job, part.writer
     started = time.perf_counter()
-    with clock("update"):
-        moved = move(job.course, state, estimate.direction_LP)
-        _refuse_not_finite(job, state, point, estimate, moved)
-        if state.step == 0:
-            writer.fingerprint("first_loss", _digest(estimate.loss_L))
-        after, trigger, ended = moved.state, job.trigger, list[Ended]()
-        if trigger is not None and trigger.due(after.step):
-            after, ended = _end_rounds(part, after, range(len(job.lanes)), at_best=False)
+    moved = move(job.course, state, estimate.direction_LP)
+    _refuse_not_finite(job, state, point, estimate, moved)
+    if state.step == 0:
+        writer.fingerprint("first_loss", _digest(estimate.loss_L))
+    after, trigger, ended = moved.state, job.trigger, list[Ended]()
+    if trigger is not None and trigger.due(after.step):
+        after, ended = _end_rounds(part, after, range(len(job.lanes)), at_best=False)
     seconds += time.perf_counter() - started  # of the step alone, so that tokens/s says so
     done = after.step == job.steps
     every, valid_loss_L = job.config.eval.every, None
     if every and (after.step % every == 0 or done):
-        with clock("evaluate"):
+        with job.clock("validation"):
             after, valid_loss_L = judge(part, after)
             if trigger is not None and trigger.patience is not None and not done:
                 stale = [i for i, its in enumerate(after.rounds) if its.stale >= trigger.patience]
                 after, ended = _end_rounds(part, after, stale, at_best=True)
                 after = _with_known_starts(job, after)
-    tokens = _record(part, after.step, point, estimate, moved, seconds)
+    with job.clock("records"):
+        tokens = _record(part, after.step, point, estimate, moved, seconds)
     return Taken(after, estimate.loss_L, estimate.loss_name, valid_loss_L, tokens, tuple(ended))
 
 

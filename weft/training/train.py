@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from weft.core.errors import CheckFailed, InputError, NumericError
-from weft.core.files import sha256_file
-from weft.formats.peft import TENSORS, write_adapter
+from weft.core.errors import InputError, NumericError
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
 from weft.runs.provenance import code_state
@@ -21,26 +15,13 @@ from weft.runs.reader import RunReader
 from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 from weft.training.config import RunConfig
-from weft.training.exactness import CERTIFICATE, certify, refuse_inexact
+from weft.training.ending import Outcome, end, failed, finished
 from weft.training.fit import StopRequest, Watch, fit
 from weft.training.job import Job, load_job, refuse_unjudged
 from weft.training.record import changes, manifest_of, refuse_changed
 from weft.training.resolve import Resolved, from_record
-from weft.training.state import Best, State
-from weft.training.step import DIVERGED, Part, validate
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to."""
-
-    root: Path
-    finished: bool
-    step: int
-    steps: int
-    results: dict[str, dict[str, Any]]  # by member; empty without validation rows
-    before: dict[str, dict[str, float]]  # by member: loss and accuracy before the first step
-    error: NumericError | None = None  # why it could not go on
+from weft.training.state import State
+from weft.training.step import DIVERGED, Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +56,18 @@ def train(
     root = run_dir or free_directory(Path("runs"), resolved.name)
     if run_dir is not None:
         _refuse_occupied(run_dir)
-    job = load_job(resolved)
+    job = load_job(resolved, Stopwatch())
     with _started(job, root) as opened:
         return _only(_go([opened], announce, watch))
 
 
 def resume(root: Path, *, announce: Announce | None = None, watch: Watch | None = None) -> Outcome:
     """Go on with a run that did not finish, from its newest checkpoint, bit for bit."""
-    manifest = RunReader(root).manifest
-    job = load_job(from_record(manifest.config, manifest.origins, str(root / "manifest.json")))
+    manifest, clock = RunReader(root).manifest, Stopwatch()
+    resolved = from_record(manifest.config, manifest.origins, str(root / "manifest.json"))
+    job = load_job(resolved, clock)
     refuse_changed(manifest, job)
-    with RunWriter.reopen(root) as writer:
+    with RunWriter.reopen(root, clock=clock) as writer:
         opened = _reopened(job, writer, next(writer.sound_checkpoints(), None))
         return _only(_go([opened], announce, watch))
 
@@ -114,7 +96,8 @@ def train_together(
     if open_entries:
         for entry in open_entries:
             refuse_unjudged(entry.resolved.config)
-        first = load_job(open_entries[0].resolved)
+        clock = Stopwatch(runs=len(open_entries))
+        first = load_job(open_entries[0].resolved, clock)
         jobs = [first, *(replace(first, resolved=e.resolved) for e in open_entries[1:])]
         with ExitStack() as writers:
             opened, over = _open_all(jobs, [entry.root for entry in open_entries], writers)
@@ -147,22 +130,15 @@ OF_ITS_OWN = (
 """What may differ between runs that share their forwards."""
 
 
-def finished(root: Path) -> Outcome:
-    """What a finished run came to, from its files."""
-    reader = RunReader(root)
-    steps = max((record["step"] for record in reader.steps()), default=0)
-    names = [name for name in reader.result_names() if name == "eval" or name.startswith("eval-")]
-    results = {name.removeprefix("eval-"): reader.results(name) for name in names}
-    results = {"adapter" if name == "eval" else name: found for name, found in results.items()}
-    return Outcome(root, True, steps, steps, results, _before(RunLayout(root), results))
-
-
 @contextmanager
 def _started(job: Job, root: Path) -> Iterator[Opened]:
     """A new run, with all that is known before its first step."""
-    theta_LP = job.initial_theta()
-    manifest = manifest_of(job, theta_LP, root.name)
-    with RunWriter.create(root, manifest, job.resolved.text, code_state().diff) as writer:
+    with job.clock("initial population"):
+        theta_LP = job.initial_theta()
+    with job.clock("hashing the base"):
+        manifest = manifest_of(job, theta_LP, root.name)
+    text, diff = job.resolved.text, code_state().diff
+    with RunWriter.create(root, manifest, text, diff, clock=job.clock) as writer:
         state = State.fresh(theta_LP)
         _preflight(job, state, writer)
         yield Opened(job, state, writer)
@@ -192,7 +168,7 @@ def _open_all(
     reopened: dict[Path, RunWriter] = {}
     for job, root in zip(jobs, roots, strict=True):
         if RunLayout(root).manifest.exists():
-            reopened[root] = writers.enter_context(RunWriter.reopen(root))
+            reopened[root] = writers.enter_context(RunWriter.reopen(root, clock=job.clock))
             refuse_changed(reopened[root].manifest, job)
     saved = {root: dict(writer.sound_checkpoints()) for root, writer in reopened.items()}
     diverged = {
@@ -208,7 +184,7 @@ def _open_all(
     for job, root in zip(jobs, roots, strict=True):
         if root in past:
             error = NumericError(diverged[root]["problem"])
-            over.append(_failed(job, max(saved[root]), reopened[root], error))
+            over.append(failed(job, max(saved[root]), reopened[root], error))
         elif root in reopened:
             found = None if common is None else (common, saved[root][common])
             opened.append(_reopened(job, reopened[root], found))
@@ -223,13 +199,6 @@ def _common(saved: Iterable[Collection[int]]) -> int | None:
     return max(set.intersection(*steps), default=None) if steps else None
 
 
-def _failed(job: Job, step: int, writer: RunWriter, error: NumericError) -> Outcome:
-    """Record that a run cannot go on."""
-    with suppress(NumericError), writer:
-        raise error
-    return Outcome(writer.layout.root, False, step, job.steps, {}, {}, error)
-
-
 def _preflight(job: Job, state: State, writer: RunWriter) -> None:
     """The method's own look before the first step, recorded."""
     looked = any(event["kind"] == PREFLIGHT for event in writer.manifest.events)
@@ -237,7 +206,8 @@ def _preflight(job: Job, state: State, writer: RunWriter) -> None:
         return
     (ground, *_) = job.grounds(state.stacks)
     point = job.point(state).part(ground.start, ground.stop)
-    found = job.method.preflight(job.config.method, point, job.scorer(ground))
+    with job.clock("preflight"):
+        found = job.method.preflight(job.config.method, point, job.scorer(ground))
     if found is None:
         return
     if found.warning is not None:
@@ -263,129 +233,14 @@ def free_directory(parent: Path, name: str) -> Path:
 def _go(opened: Sequence[Opened], announce: Announce | None, watch: Watch | None) -> list[Outcome]:
     if announce:
         announce(opened)
-    stop, clock = StopRequest(), Stopwatch()
+    stop = StopRequest()
     with stop.listening():
-        with clock("total"):
-            parts = [Part(each.job, each.state, each.writer) for each in opened]
-            states, failed = fit(parts, stop, clock, watch)
+        parts = [Part(each.job, each.state, each.writer) for each in opened]
+        states, errors = fit(parts, stop, watch)
         return [
-            _ended(each, state, failed.get(number), clock)
+            end(each.job, state, each.writer, errors.get(number))
             for number, (each, state) in enumerate(zip(opened, states, strict=True))
         ]
-
-
-def _ended(opened: Opened, state: State, error: NumericError | None, clock: Stopwatch) -> Outcome:
-    """Finish a run that has come to its end, or record why it has not."""
-    job, writer = opened.job, opened.writer
-    root = writer.layout.root
-    if error is not None:
-        return _failed(job, state.step, writer, error)
-    if state.step < job.steps:
-        writer.finish("interrupted")
-        return Outcome(root, False, state.step, job.steps, {}, {})
-    try:
-        with clock("evaluate"):
-            results = _keep(job, state, writer)
-            _certify(job, state, writer)
-    except NumericError as found:  # those beside it may be sound
-        return _failed(job, state.step, writer, found)
-    _check_base(job, writer)
-    writer.result("time_breakdown", {"since_step": opened.state.step, "seconds": clock.seconds})
-    writer.finish("finished")
-    return Outcome(root, True, state.step, job.steps, results, _before(writer.layout, results))
-
-
-def _keep(job: Job, state: State, writer: RunWriter) -> dict[str, dict[str, Any]]:
-    """Write each lane's adapters, and evaluate the ones that are kept."""
-    best = job.config.keep == "best"
-    kept, last = _kept(job, state), _last(state)
-    digest = hashlib.sha256()
-    for index, lane in enumerate(job.lanes):
-        place = member_layout(writer.layout, job, lane.name)
-        _write(job, state.stacks[index], kept[index], place.adapter)
-        if best:
-            _write(job, state.stacks[index], last[index], place.adapter_last)
-        digest.update(sha256_file(place.adapter / TENSORS).encode())
-    writer.fingerprint("outcome", digest.hexdigest())
-    if "valid" not in job.splits:
-        return {}
-    stacks = [s[: its.commits] for s, its in zip(state.stacks, kept, strict=True)]
-    theta_LP = torch.stack([its.theta_P for its in kept])
-    evaluation = validate(job, stacks, theta_LP, task_metric=True)
-    writer.table("valid", evaluation.table)
-    writer.table(job.objective.hits, evaluation.hits)
-    results = {}
-    for index, lane in enumerate(job.lanes):
-        found = {"kept": job.config.keep, "step": kept[index].step}
-        if job.config.boost is not None:
-            found["commits"] = kept[index].commits
-        results[lane.name] = evaluation.record(lane.name) | found
-        name = "eval" if len(job.lanes) == 1 else f"eval-{lane.name}"
-        writer.result(name, results[lane.name])
-    return results
-
-
-def _kept(job: Job, state: State) -> Sequence[Best]:
-    """What each lane ends with."""
-    return state.best if job.config.keep == "best" else _last(state)
-
-
-def _last(state: State) -> list[Best]:
-    """Each lane after the last step."""
-    return [
-        Best(theta_P, 0.0, state.step, len(stack_KP))
-        for theta_P, stack_KP in zip(state.theta_LP, state.stacks, strict=True)
-    ]
-
-
-def _certify(job: Job, state: State, writer: RunWriter) -> None:
-    """Of a boosted run: the files are the function that was trained."""
-    if job.config.boost is None:
-        return
-    kept = _kept(job, state)
-    stacks = [s[: its.commits] for s, its in zip(state.stacks, kept, strict=True)]
-    theta_LP = torch.stack([its.theta_P for its in kept])
-    paths = {name: member_layout(writer.layout, job, name).adapter for name in job.names}
-    found = certify(job, stacks, theta_LP, paths)
-    writer.result(CERTIFICATE, found)
-    refuse_inexact(found)
-
-
-def member_layout(run: RunLayout, job: Job, name: str) -> RunLayout:
-    """Where a lane's adapters are: in the run itself when it is the only one."""
-    return run if len(job.lanes) == 1 else run.member(name)
-
-
-def _write(job: Job, stack_KP: torch.Tensor, its: Best, directory: Path) -> None:
-    write_adapter(
-        job.adapter(stack_KP[: its.commits], its.theta_P),
-        directory,
-        base_ref=job.config.base,
-        dropout=job.config.adapter.dropout,
-        sites=job.base.sites,
-    )
-
-
-def _before(run: RunLayout, results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """What each lane scored before the first step: what the base does, since B is zero."""
-    reader = RunReader(run.root)
-    scored = {member: reader.before_and_after(member) for member in results}
-    return {
-        member: {name: before.mean for name, (before, _) in found.items()}
-        for member, found in scored.items()
-        # `eval.rows` scored other rows while training: not to be put side by side
-        if found and len(found["loss"][0].ids) == results[member]["num_examples"]
-    }
-
-
-def _check_base(job: Job, writer: RunWriter) -> None:
-    before, after = writer.manifest.fingerprints["base"], job.base.fingerprint()
-    writer.event("base checked", unchanged=before == after)
-    if before != after:
-        raise CheckFailed(
-            f"the base's weights changed during the run: sha256 {before[:12]} became {after[:12]}",
-            hint="this is a bug in Weft; the adapter was trained on a moving base",
-        )
 
 
 def _refuse_occupied(root: Path) -> None:

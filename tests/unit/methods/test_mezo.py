@@ -10,6 +10,7 @@ from weft.methods.config import MezoConfig
 from weft.methods.estimate import AT_THETA, PERTURBED, Point
 from weft.methods.mezo import MEZO, estimate, forwards, preflight
 from weft.methods.perturb import combine, draw
+from weft.runs.timing import Stopwatch
 
 P = 1024
 
@@ -20,7 +21,7 @@ class Function:
     rounding = 2**-23
 
     def __init__(self, function):
-        self.function, self.asked = function, []
+        self.function, self.asked, self.clock = function, [], Stopwatch()
 
     def losses(self, theta_LMP, batches):
         self.asked.append(theta_LMP.clone())

@@ -49,7 +49,9 @@ def test_other_paths_are_refused_with_a_hint(tmp_path, name, message):
 
 
 def test_unknown_result_says_what_there_is(root):
-    with pytest.raises(InputError, match=r"has no result `evla` \(it has: eval\)") as caught:
+    with pytest.raises(
+        InputError, match=r"has no result `evla` \(it has: eval, time_breakdown\)"
+    ) as caught:
         RunReader(root).results("evla")
     assert caught.value.hint == "did you mean `eval`?"
     with pytest.raises(InputError, match=r"has no table `valid` \(it has: none\)"):
@@ -59,7 +61,7 @@ def test_unknown_result_says_what_there_is(root):
 def test_temporaries_of_a_writer_are_not_listed(root):
     (root / "results" / ".eval.json.0123456789ab.tmp").touch()
     (root / "results" / "eval.png").touch()
-    assert RunReader(root).result_names() == ["eval"]
+    assert RunReader(root).result_names() == ["eval", "time_breakdown"]
 
 
 def test_members_are_layouts_below(root):
