@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.tasks import instruct, reviews, tables
+from tools.tasks import conciseness, countdown, instruct, reviews, tables
 from tools.tasks.splits import SPLITS, Row
 
 DATA = Path(__file__).resolve().parents[1] / "weft" / "assets" / "data"
@@ -16,6 +16,9 @@ TASKS: dict[str, Callable[[], dict[str, list[Row]]]] = {
     "instruct": instruct.splits,
     "tables": tables.splits,
     "reviews": reviews.splits,
+    "countdown": countdown.splits,
+    "countdown-easy": countdown.easy_splits,
+    "conciseness": conciseness.splits,
 }
 
 

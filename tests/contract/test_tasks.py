@@ -42,7 +42,7 @@ def test_only_the_response_is_supervised_and_it_ends(splits):
 
 def test_the_metrics_can_be_measured(splits):
     task = splits["valid"].task
-    assert task.metric in {"token_accuracy", "choice", *task.judges}
+    assert task.metric in {"token_accuracy", "choice", "reward", *task.judges}
     for split in splits.values():
         for item in split.items:
             choice = item.example.choice

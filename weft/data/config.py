@@ -21,6 +21,8 @@ FormatName = Literal[
     "boolq",
     "cb",
     "tables",
+    "countdown",
+    "conciseness",
     "tokenized",
 ]
 
@@ -31,7 +33,8 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     task: str | None = None
-    """A bundled task: instruct, tables or reviews. Give this or `path`."""
+    """A bundled task: instruct, tables, reviews, countdown, countdown-easy or conciseness. Give
+    this or `path`."""
 
     path: Path | None = None
     """Your own rows: a .jsonl, .json, .parquet or .tsv file, a folder with train, valid and test
@@ -69,19 +72,28 @@ class DataConfig(BaseModel):
     """The words that are chosen between, in the order of the labels, instead of the format's own
     (`sst2`, `rte`, `boolq`, `cb`). The space before them is the format's."""
 
+    chat: bool = False
+    """Put each prompt into words as a user's turn, by the chat template of the tokenizer. Rows of
+    format `messages` are conversations anyway."""
+
     chat_template: Path | None = None
-    """A Jinja file to use instead of the tokenizer's own chat template (format `messages`)."""
+    """A Jinja file to use instead of the tokenizer's own chat template (with `chat`, or for format
+    `messages`)."""
 
     rows: PositiveInt | None = None
     """Use only the first rows of the training split, this many."""
+
+    test_samples: PositiveInt | None = None
+    """Use only a random subset of the test split, of this size: always the same one, drawn with
+    `split_seed`."""
 
     valid_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the training rows held out for validation where no validation rows are given.
     0 holds out nothing."""
 
     split_seed: int = 0
-    """Chooses the held-out rows. Not the run's seed: runs that differ in seed validate on the
-    same rows."""
+    """Chooses the held-out rows, and those of `test_samples`. Not the run's seed: runs that differ
+    in seed validate on the same rows."""
 
     @field_validator("verbalizers", mode="before")
     @classmethod
@@ -102,9 +114,11 @@ class DataConfig(BaseModel):
             )
         if self.task is not None:
             self._check_task(self.task)
-        if self.chat_template is not None and self.format not in ("auto", "messages"):
+        unused = self.format not in ("auto", "messages") and not self.chat
+        if self.chat_template is not None and unused:
             raise ValueError(
-                f"`data.chat_template` applies to `messages`, and `data.format` is {self.format!r}"
+                f"`data.chat_template` applies to `messages`, and `data.format` is {self.format!r}:"
+                " set `data.chat=true` to put its prompts into it"
             )
         if self.verbalizers is not None:
             _check_words(self.verbalizers)
@@ -123,7 +137,7 @@ class DataConfig(BaseModel):
                 ("valid_path", self.valid_path is not None),
                 ("test_path", self.test_path is not None),
                 ("format", self.format != "auto"),
-                ("chat_template", self.chat_template is not None),
+                ("chat_template", self.chat_template is not None and not self.chat),
             )
             if given
         ]

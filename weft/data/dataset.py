@@ -8,7 +8,7 @@ Files are read, rows rendered and encoded, and what is wrong in any split is rep
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from weft.core.batch import Choice, Example, Goal
@@ -22,7 +22,7 @@ from weft.data.sources import SPLITS, find_sources
 from weft.data.split import Candidate, Item, Split
 from weft.data.task import Task, task_of_format
 from weft.data.tasks import TASKS
-from weft.data.templates import FORMATS, Chat, Rendered, Tokens, detect
+from weft.data.templates import FORMATS, Chat, Format, Made, Rendered, detect
 from weft.data.tokens import Encoded, Encoder, encode_completions
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SHOWN_PROBLEMS = 5
 CHUNK = 2000
 """Rows tokenised together."""
+NO_PROMPT = ("text", "messages", "tokenized")
+"""Formats that have no plain prompt to put into a chat template."""
 
 
 def load_splits(
@@ -38,13 +40,17 @@ def load_splits(
     tokenizer: PreTrainedTokenizerBase,
     splits: tuple[str, ...] = ("train", "valid"),
     limit_context: int | None = None,
+    *,
+    responses: bool = True,
 ) -> dict[str, Split]:
     """The asked splits. `limit_context` is the model's context, which no example may exceed.
 
+    Without `responses` examples are prompts, with nothing supervised, and rows need no more than
+    their prompt; a prompt that leaves no room for a completion is dropped and counted.
     Each notice stands in one split only: together they hold every fact once.
     """
     readings, notices = _read(config, splits)
-    task, how = _task(config, readings)
+    task, how = _task(config, readings, responses)
     notices += how
     if config.train_on_prompt and task.format.name == "tokenized":
         notices.append("`data.train_on_prompt` has no effect: `labels` are used as they are")
@@ -56,17 +62,21 @@ def load_splits(
             f"{limit_context} tokens: {limit_context} is used"
         )
     encoder = Encoder.of(tokenizer, config)
-    encoded = {name: _encode(reading, task, encoder) for name, reading in readings.items()}
+    encoded = {
+        name: _encode(reading, task.format, encoder, config.chat, responses)
+        for name, reading in readings.items()
+    }
     bad = sorted(problem for _, problems in encoded.values() for problem in problems)
     if bad and config.on_bad_row == "stop":
         raise _bad_rows(bad, how)
-    candidates = _candidates(tokenizer, task.candidates)
-    made = {
-        name: _split(
-            name, task, readings[name], *encoded[name], max_length, config.pad_target, candidates
-        )
-        for name in readings
-    }
+    made_of = _Making(
+        task,
+        max_length,
+        config.pad_target and responses,
+        responses,
+        _candidates(tokenizer, task.candidates) if responses else (),
+    )
+    made = {name: _split(name, made_of, readings[name], *encoded[name]) for name in readings}
     first = made[splits[0]]
     return made | {first.name: replace(first, notices=(*notices, *first.notices))}
 
@@ -108,6 +118,9 @@ def _read(config: DataConfig, splits: tuple[str, ...]) -> tuple[dict[str, Readin
         )
     if config.rows is not None and "train" in readings:
         readings["train"] = replace(readings["train"], rows=readings["train"].rows[: config.rows])
+    if config.test_samples is not None and "test" in readings:
+        readings["test"], notice = _sampled(config, config.test_samples, readings["test"])
+        notices.append(notice)
     return {name: readings[name] for name in splits}, notices
 
 
@@ -123,15 +136,38 @@ def _hold_out(config: DataConfig, whole: Reading) -> tuple[Reading, Reading]:
     return replace(whole, rows=train), Reading(whole.origin, valid)
 
 
-def _task(config: DataConfig, readings: dict[str, Reading]) -> tuple[Task, list[str]]:
+def _sampled(config: DataConfig, size: int, whole: Reading) -> tuple[Reading, str]:
+    """A random subset of the test rows in their order, and a notice that says so."""
+    n = len(whole.rows)
+    if size >= n:
+        return whole, f"`data.test_samples` is {size}, and there are {n} test rows: all are used"
+    drawn = Key.of(config.split_seed).fold("test samples").numpy().permutation(n)[:size]
+    notice = (
+        f"{size} of {n} test rows are used (`data.test_samples`, drawn with `data.split_seed` "
+        f"{config.split_seed})"
+    )
+    return replace(whole, rows=[whole.rows[i] for i in sorted(drawn)]), notice
+
+
+def _task(
+    config: DataConfig, readings: dict[str, Reading], responses: bool
+) -> tuple[Task, list[str]]:
     """The task, and a notice where its format was guessed."""
-    task, how = _guessed_task(config, readings)
+    task, how = _guessed_task(config, readings, responses)
+    if config.chat and (task.candidates or task.format.name in NO_PROMPT):
+        raise InputError(
+            f"`data.chat` puts plain prompts into a chat template, and rows of format "
+            f"{task.format.name} are not such prompts",
+            hint="leave `data.chat` out",
+        )
     if config.verbalizers is None:
         return task, how
     return replace(task, format=task.format.choosing(config.verbalizers)), how
 
 
-def _guessed_task(config: DataConfig, readings: dict[str, Reading]) -> tuple[Task, list[str]]:
+def _guessed_task(
+    config: DataConfig, readings: dict[str, Reading], responses: bool
+) -> tuple[Task, list[str]]:
     if config.task is not None:
         return TASKS[config.task], []
     if config.format != "auto":
@@ -140,53 +176,90 @@ def _guessed_task(config: DataConfig, readings: dict[str, Reading]) -> tuple[Tas
     if not rows:
         bad = [problem for reading in readings.values() for problem in reading.bad]
         raise _bad_rows(bad) if bad else InputError(f"{config.path} has no rows")
-    found, row = detect(rows)
+    found, row = detect(rows, responses=responses)
     shown = "label" if found.telling else "text" if found.recognises else "fields"
     notice = f"format {found.name}, by the {shown} of {row.file}:{row.line}"
-    if config.chat_template is not None and found.name != "messages":
+    if config.chat_template is not None and found.name != "messages" and not config.chat:
         raise InputError(f"`data.chat_template` applies to `messages`, and this is {notice}")
     return task_of_format(found), [notice]
 
 
 def _encode(
-    reading: Reading, task: Task, encoder: Encoder
+    reading: Reading, row_format: Format, encoder: Encoder, chat: bool, responses: bool
 ) -> tuple[list[tuple[Row, Encoded]], list[BadRow]]:
     """Every row of a reading, not cut yet, and all that cannot be used."""
     good: list[tuple[Row, Encoded]] = []
     bad = list(reading.bad)
+    render = row_format.render if responses or row_format.pose is None else row_format.pose
+    encode = encoder.encode if responses else encoder.pose
     for start in range(0, len(reading.rows), CHUNK):
-        rendered: list[tuple[Row, Rendered | Chat | Tokens]] = []
+        rendered: list[tuple[Row, Made]] = []
         for row in reading.rows[start : start + CHUNK]:
             try:
-                rendered.append((row, task.format.render(row.value)))
+                made = render(row.value)
             except RowProblem as problem:
                 bad.append(row.bad(problem))
-        encoded = encoder.encode([each for _, each in rendered])
+                continue
+            rendered.append((row, _asked_by_a_user(made) if chat else made))
+        encoded = encode([each for _, each in rendered])
         for (row, _), result in zip(rendered, encoded, strict=True):
             if isinstance(result, RowProblem):
                 bad.append(row.bad(result))
-            elif not result.has_response:
+            elif responses and not result.has_response:
                 bad.append(row.bad("no token is supervised: there is no response to learn"))
             else:
                 good.append((row, result))
     return good, bad
 
 
+def _asked_by_a_user(made: Made) -> Chat:
+    assert isinstance(made, Rendered)  # other formats are refused
+    return Chat(
+        (
+            {"role": "user", "content": made.prompt},
+            {"role": "assistant", "content": made.completion},
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Making:
+    """How encoded rows become the items of a split."""
+
+    task: Task
+    max_length: int
+    pad_target: bool
+    responses: bool
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def room(self) -> int:
+        """Tokens that there must be after a prompt, whatever follows it."""
+        if not self.responses:
+            return 1
+        return max((len(candidate.ids) for candidate in self.candidates), default=0)
+
+    @property
+    def lost(self) -> str:
+        """What a row lacks that is dropped."""
+        if not self.responses:
+            return "room for a completion"
+        return "room for every candidate" if self.candidates else "response"
+
+
 def _split(
     name: str,
-    task: Task,
+    making: _Making,
     reading: Reading,
     encoded: list[tuple[Row, Encoded]],
     bad: list[BadRow],
-    max_length: int,
-    pad_target: bool,
-    candidates: tuple[Candidate, ...],
 ) -> Split:
     """Cut the rows to length, drop those that lose their whole response, and count.
 
     Between candidates, no row stays of which one would be cut.
     """
-    longest = max((len(candidate.ids) for candidate in candidates), default=0)
+    task, max_length, candidates = making.task, making.max_length, making.candidates
+    lost = making.lost
     cut = ((row, whole, whole.cut(max_length)) for row, whole in encoded)
     items = tuple(
         Item(
@@ -204,10 +277,10 @@ def _split(
             truncated=short is not whole,
         )
         for row, whole, short in cut
-        if short.has_response and whole.prompt_length + longest <= max_length
-        for used in (short.padded(max_length) if pad_target else short,)
+        if short.has_response or not making.responses
+        if whole.prompt_length + making.room <= max_length
+        for used in (short.padded(max_length) if making.pad_target else short,)
     )
-    lost = "room for every candidate" if candidates else "response"
     counts = {
         "read": len(encoded) + len(bad),
         "blank": reading.blank,

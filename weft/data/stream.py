@@ -30,3 +30,14 @@ def batch_at(examples: Sequence[Example], step: int, batch_size: int, key: Key) 
     start = position * batch_size
     chosen = order(key, epoch, len(examples))[start : start + batch_size]
     return Batch(tuple(examples[i] for i in chosen))
+
+
+def cycle_at(examples: Sequence[Example], step: int, size: int | None = None) -> Batch:
+    """The next `size` rows of a step, counted from 0, in the order of the file, round and round.
+
+    Without a size, or with one of at least as many rows as there are, every step sees all of them.
+    """
+    n = len(examples)
+    if size is None or size >= n:
+        return Batch(tuple(examples))
+    return Batch(tuple(examples[(step * size + i) % n] for i in range(size)))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from weft.data.rewards import REWARDS
 from weft.data.templates import Format, Judge
 
 
@@ -32,9 +33,13 @@ class Task:
         """The main metric: a share of rows, or of supervised tokens that are predicted right.
 
         `choice` is the share of rows whose right candidate scores best; a judge's metric that of
-        rows whose greedy response it accepts.
+        rows whose greedy response it accepts. `reward` is no share: it is the mean reward.
         """
-        return "choice" if self.candidates else next(iter(self.judges), "token_accuracy")
+        if self.candidates:
+            return "choice"
+        if self.format.name in REWARDS:
+            return "reward"
+        return next(iter(self.judges), "token_accuracy")
 
 
 def task_of_format(row_format: Format) -> Task:

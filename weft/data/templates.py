@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from weft.core.errors import InputError
-from weft.data import choices, sql
+from weft.data import choices, graded, sql
 from weft.data.fields import field as field_of
 from weft.data.fields import kind_of, names_of, response, text
 from weft.data.rows import Row, RowProblem
@@ -43,6 +43,10 @@ class Tokens:
     labels_T: np.ndarray
 
 
+Made = Rendered | Chat | Tokens
+"""What a format makes of a row."""
+
+
 Judge = Callable[[str, str, str], bool]
 """Whether a generated text answers a prompt as its reference does: (prompt, reference, text)."""
 
@@ -58,7 +62,7 @@ class Format:
     name: str
     fields: tuple[str, ...]
     """Fields that every row has; together they identify the format."""
-    render: Callable[[dict[str, Any]], Rendered | Chat | Tokens]
+    render: Callable[[dict[str, Any]], Made]
     candidates: tuple[str, ...] = ()
     """All possible responses, where they are few: label i has candidate i."""
     judges: Mapping[str, Judge] = field(default_factory=dict)
@@ -71,6 +75,10 @@ class Format:
     """Whether a row's label leaves no doubt, where rows of other kinds have the same fields."""
     ask: Ask | None = None
     """The prompt of a row and the number of its label, where there are candidates."""
+    pose: Callable[[dict[str, Any]], Made] | None = None
+    """What `render` makes of a row, where it may lack the response; nothing follows the prompt."""
+    posed_by: tuple[str, ...] = ()
+    """Fields that identify rows which lack the response."""
 
     @property
     def accepted(self) -> str:
@@ -142,23 +150,48 @@ def render_alpaca(row: dict[str, Any]) -> Rendered:
     return Rendered(prompt, response(row, "output"))
 
 
+def pose_prompt(row: dict[str, Any]) -> Rendered:
+    """`prompt` alone."""
+    return Rendered(text(row, "prompt"), "")
+
+
+def pose_alpaca(row: dict[str, Any]) -> Rendered:
+    """`instruction` and perhaps `input` alone, in the template."""
+    return replace(render_alpaca({**row, "output": "."}), completion="")
+
+
+def pose_messages(row: dict[str, Any]) -> Chat:
+    """The turns up to the one that the assistant is to take."""
+    turns = _turns(row)
+    if turns and turns[-1]["role"] == "assistant":
+        del turns[-1]
+    if not turns:
+        raise RowProblem("`messages` needs a turn to answer")
+    return Chat((*turns, {"role": "assistant", "content": ""}))
+
+
 def render_messages(row: dict[str, Any]) -> Chat:
     """`messages`: a list of {role, content} that ends with the assistant's answer."""
-    turns = _list(row, "messages")
+    turns = _turns(row)
     if len(turns) < 2:
         raise RowProblem("`messages` needs a turn to answer and the assistant's answer")
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise RowProblem(f"`messages[{i}]` must be an object, is {kind_of(turn)}")
-        for name in ("role", "content"):
-            text(turn, name, where=f"messages[{i}].")
     last = len(turns) - 1
     if turns[last]["role"] != "assistant":
         raise RowProblem(
             f"the last of `messages` must be the assistant's, its role is {turns[last]['role']!r}"
         )
     response(turns[last], "content", where=f"messages[{last}].")
-    return Chat(tuple({"role": t["role"], "content": t["content"]} for t in turns))
+    return Chat(tuple(turns))
+
+
+def render_countdown(row: dict[str, Any]) -> Rendered:
+    """Numbers and a target as the prompt, and the stored solution as the response."""
+    return Rendered(graded.ask_countdown(row), graded.answer_countdown(row))
+
+
+def render_conciseness(row: dict[str, Any]) -> Rendered:
+    """`prompt` and its answer, as they are."""
+    return Rendered(graded.ask_conciseness(row), graded.answer_conciseness(row))
 
 
 def render_tables(row: dict[str, Any]) -> Rendered:
@@ -228,9 +261,36 @@ FORMATS: dict[str, Format] = {
     f.name: f
     for f in (  # in the order in which `auto` tries them
         Format("tokenized", ("input_ids",), render_tokenized),
-        Format("messages", ("messages",), render_messages),
-        Format("alpaca", ("instruction", "output"), render_alpaca),
-        Format("prompt_completion", ("prompt", "completion"), render_prompt_completion),
+        Format("messages", ("messages",), render_messages, pose=pose_messages),
+        Format(
+            "alpaca",
+            ("instruction", "output"),
+            render_alpaca,
+            pose=pose_alpaca,
+            posed_by=("instruction",),
+        ),
+        Format(
+            "prompt_completion",
+            ("prompt", "completion"),
+            render_prompt_completion,
+            pose=pose_prompt,
+            posed_by=("prompt",),
+        ),
+        Format(
+            "countdown",
+            ("numbers", "target"),
+            render_countdown,
+            other_fields=("nums", "target"),
+            pose=lambda row: Rendered(graded.ask_countdown(row), ""),
+        ),
+        Format(
+            "conciseness",
+            ("prompt", "answer"),
+            render_conciseness,
+            recognises=lambda row: False,  # rows of many kinds have these fields
+            other_fields=("prompt", "target"),
+            pose=lambda row: Rendered(graded.ask_conciseness(row), ""),
+        ),
         *CHOICES,
         Format(
             "tables",
@@ -244,8 +304,11 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def detect(rows: Sequence[Row]) -> tuple[Format, Row]:
-    """The format that the rows are of, and the row that shows it."""
+def detect(rows: Sequence[Row], *, responses: bool = True) -> tuple[Format, Row]:
+    """The format that the rows are of, and the row that shows it.
+
+    Without `responses` the fields of a prompt are enough.
+    """
     possible = []
     for candidate in FORMATS.values():
         if row := candidate.told_by(rows):
@@ -255,6 +318,9 @@ def detect(rows: Sequence[Row]) -> tuple[Format, Row]:
                 return candidate, told
             possible.append(candidate.name)
     row = rows[0]
+    for candidate in () if responses or possible else FORMATS.values():
+        if candidate.posed_by and set(candidate.posed_by) <= row.value.keys():
+            return candidate, row
     found = names_of(row.value) or "(none)"
     if possible:
         raise InputError(
@@ -267,6 +333,16 @@ def detect(rows: Sequence[Row]) -> tuple[Format, Row]:
         f"{row.file}:{row.line}: no format has the fields {found}",
         hint=f"the accepted fields are {accepted}",
     )
+
+
+def _turns(row: dict[str, Any]) -> list[dict[str, str]]:
+    turns = _list(row, "messages")
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise RowProblem(f"`messages[{i}]` must be an object, is {kind_of(turn)}")
+        for name in ("role", "content"):
+            text(turn, name, where=f"messages[{i}].")
+    return [{"role": t["role"], "content": t["content"]} for t in turns]
 
 
 def _list(row: dict[str, Any], name: str) -> list[Any]:

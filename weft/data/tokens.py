@@ -21,7 +21,7 @@ from weft.core.batch import IGNORE
 from weft.core.errors import InputError
 from weft.data.config import DataConfig
 from weft.data.rows import RowProblem
-from weft.data.templates import Chat, Rendered, Tokens
+from weft.data.templates import Chat, Made, Rendered, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,9 +87,13 @@ class Encoder:
         template = read_template(config.chat_template) if config.chat_template else None
         return cls(tokenizer, head_ids(tokenizer), eos, config.train_on_prompt, template)
 
-    def encode(self, rows: Sequence[Rendered | Chat | Tokens]) -> list[Encoded | RowProblem]:
+    def encode(self, rows: Sequence[Made]) -> list[Encoded | RowProblem]:
         """Every row, in order; all are of one kind, as one format makes them."""
         return ENCODERS[type(rows[0])](self, rows) if rows else []
+
+    def pose(self, rows: Sequence[Made]) -> list[Encoded | RowProblem]:
+        """The prompt of every row, in order, with nothing supervised."""
+        return POSERS[type(rows[0])](self, rows) if rows else []
 
     def join(self, prompt: Sequence[int], completion: Sequence[int], texts: Rendered) -> Encoded:
         """One row of prompt and completion ids, with its labels."""
@@ -183,11 +187,6 @@ def _encode_rendered(encoder: Encoder, rows: Sequence[Rendered]) -> list[Encoded
 
 def _encode_chats(encoder: Encoder, rows: Sequence[Chat]) -> list[Encoded | RowProblem]:
     """The ids of the template as they are: it brings its own BOS, and usually its own EOS."""
-    if not (encoder.chat_template or encoder.tokenizer.chat_template):
-        raise InputError(
-            "format `messages` needs a chat template, and the tokenizer has none",
-            hint="use a model with a chat template, or give a Jinja file: `data.chat_template`",
-        )
     texts = [_apply_template(encoder, row) for row in rows]
     good = [each for each in texts if not isinstance(each, RowProblem)]
     prompts = iter(encode_texts(encoder.tokenizer, [prompt for prompt, _ in good]))
@@ -200,8 +199,47 @@ def _encode_chats(encoder: Encoder, rows: Sequence[Chat]) -> list[Encoded | RowP
     ]
 
 
-def _apply_template(encoder: Encoder, row: Chat) -> tuple[str, str] | RowProblem:
+def _pose_rendered(encoder: Encoder, rows: Sequence[Rendered]) -> list[Encoded | RowProblem]:
+    ids = encode_texts(encoder.tokenizer, [row.prompt for row in rows])
+    return [
+        _posed([*encoder.head, *prompt], row.prompt) for row, prompt in zip(rows, ids, strict=True)
+    ]
+
+
+def _pose_chats(encoder: Encoder, rows: Sequence[Chat]) -> list[Encoded | RowProblem]:
+    """The ids of the template up to where the answer begins."""
+    texts = [_apply_template(encoder, row, answered=False) for row in rows]
+    good = [each[0] for each in texts if not isinstance(each, RowProblem)]
+    ids = iter(encode_texts(encoder.tokenizer, good))
+    return [each if isinstance(each, RowProblem) else _posed(next(ids), each[0]) for each in texts]
+
+
+def _pose_tokens(encoder: Encoder, rows: Sequence[Tokens]) -> list[Encoded | RowProblem]:
+    """The ids before the first one that is supervised."""
+    checked = [_check_tokens(encoder, row.ids_T, row.labels_T) for row in rows]
+    return [
+        each
+        if isinstance(each, RowProblem)
+        else _posed(each.ids_T[: each.prompt_length].tolist(), each.prompt)
+        for each in checked
+    ]
+
+
+def _posed(ids: Sequence[int], prompt: str) -> Encoded | RowProblem:
+    if not ids:
+        return RowProblem("there is no prompt to go on from")
+    return Encoded(np.array(ids, np.int64), np.full(len(ids), IGNORE), len(ids), prompt, "")
+
+
+def _apply_template(
+    encoder: Encoder, row: Chat, *, answered: bool = True
+) -> tuple[str, str] | RowProblem:
     """The text up to the answer, and that of the whole conversation."""
+    if not (encoder.chat_template or encoder.tokenizer.chat_template):
+        raise InputError(
+            "a conversation needs a chat template, and the tokenizer has none",
+            hint="use a model with a chat template, or give a Jinja file: `data.chat_template`",
+        )
 
     def apply(messages: Sequence[dict[str, str]], *, ask: bool) -> str:
         return encoder.tokenizer.apply_chat_template(
@@ -212,7 +250,8 @@ def _apply_template(encoder: Encoder, row: Chat) -> tuple[str, str] | RowProblem
         )
 
     try:
-        return apply(row.messages[:-1], ask=True), apply(row.messages, ask=False)
+        prompt = apply(row.messages[:-1], ask=True)
+        return prompt, apply(row.messages, ask=False) if answered else prompt
     except Exception as e:  # a template is a program, and may fail as any does
         return RowProblem(template_problem(e))
 
@@ -262,6 +301,13 @@ ENCODERS: dict[type, Callable[[Encoder, Sequence[Any]], list[Encoded | RowProble
     Rendered: _encode_rendered,
     Chat: _encode_chats,
     Tokens: _encode_tokens,
+}
+
+
+POSERS: dict[type, Callable[[Encoder, Sequence[Any]], list[Encoded | RowProblem]]] = {
+    Rendered: _pose_rendered,
+    Chat: _pose_chats,
+    Tokens: _pose_tokens,
 }
 
 

@@ -25,7 +25,8 @@ def test_one_of_task_and_path_is_enough() -> None:
 
 def test_neither_task_nor_path_names_both() -> None:
     said = message()
-    assert "give `data.task` (one of instruct, tables, reviews) or `data.path`" in said
+    assert "give `data.task` (one of instruct, tables, reviews, countdown, " in said
+    assert ") or `data.path`" in said
 
 
 def test_both_task_and_path_are_one_too_many() -> None:

@@ -18,6 +18,9 @@ QUESTION = "table: 1-10015132-16\ncolumns: Player, No.\nQ: Who wears 2? A: nobod
         ("instruct", "alpaca", "token_accuracy", (), []),
         ("tables", "tables", "exact_match", (), ["exact_match", "logical_form"]),
         ("reviews", "sst2", "choice", (" terrible", " great"), []),
+        ("countdown", "countdown", "reward", (), []),
+        ("countdown-easy", "countdown", "reward", (), []),
+        ("conciseness", "conciseness", "reward", (), []),
     ],
 )
 def test_the_bundled_tasks(
@@ -52,6 +55,7 @@ def test_a_question_whose_query_is_not_of_its_own_table_is_bad(query: str, reaso
 def test_rows_of_a_user_are_judged_by_their_format(name: str) -> None:
     task = task_of_format(FORMATS[name])
     metrics = dict.fromkeys(("sst2", "rte", "boolq", "cb"), "choice") | {"tables": "exact_match"}
+    metrics |= dict.fromkeys(("countdown", "conciseness"), "reward")
     assert task.metric == metrics.get(name, "token_accuracy")
     assert task.judges == (TASKS["tables"].judges if name == "tables" else {})
     assert task.directory is None
