@@ -98,7 +98,6 @@ def forwards(config: MezoConfig) -> int:
     return config.directions + len(list(spans(config.directions, AT_A_TIME)))
 
 
-@np.errstate(invalid="ignore", over="ignore")
 def preflight(config: MezoConfig, point: Point, scorer: Scorer) -> Preflight | None:
     """Whether eps is where slopes are trustworthy, from the first lane's first batch.
 
@@ -108,6 +107,12 @@ def preflight(config: MezoConfig, point: Point, scorer: Scorer) -> Preflight | N
     """
     if not config.preflight:
         return None
+    with scorer.clock("preflight"):
+        return _look(config, point, scorer)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def _look(config: MezoConfig, point: Point, scorer: Scorer) -> Preflight:
     first = replace(point.part(0, 1), keys=[point.keys[0].fold("preflight")])
     here = float(scorer.losses(first.theta_LP[:, None], first.batches)[0, 0])
     losses = _two_sided if config.sides == "two" else _one_sided

@@ -206,8 +206,7 @@ def _preflight(job: Job, state: State, writer: RunWriter) -> None:
         return
     (ground, *_) = job.grounds(state.stacks)
     point = job.point(state).part(ground.start, ground.stop)
-    with job.clock("preflight"):
-        found = job.method.preflight(job.config.method, point, job.scorer(ground))
+    found = job.method.preflight(job.config.method, point, job.scorer(ground))
     if found is None:
         return
     if found.warning is not None:

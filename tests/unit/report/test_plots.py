@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,14 +13,8 @@ import pytest
 from weft.analysis.experiment import Line
 from weft.core.keys import Key
 from weft.report import plots
-from weft.report.plots import Curve, arms_loss, loss_curve, running_mean, spread, time_breakdown
-
-
-def size_of(path):
-    """Width and height of a PNG file."""
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")
-    return struct.unpack(">II", data[16:24])
+from weft.report.canvas import spread
+from weft.report.plots import Curve, arms_loss, loss_curve, running_mean
 
 
 def member(label, steps=60, held_out=True, loss=lambda step: 3 / step**0.2):
@@ -47,7 +40,7 @@ CURVES = {
 
 
 @pytest.mark.parametrize("curves", CURVES.values(), ids=CURVES)
-def test_loss_curve_draws_whatever_was_logged(curves, tmp_path):
+def test_loss_curve_draws_whatever_was_logged(curves, size_of, tmp_path):
     path = tmp_path / "figures" / "loss.png"
     loss_curve(curves, path)
     width, height = size_of(path)
@@ -76,7 +69,7 @@ ARMS = {
 
 @pytest.mark.parametrize("seeds", [1, 5])
 @pytest.mark.parametrize("lines", ARMS.values(), ids=ARMS)
-def test_arms_are_drawn_whatever_became_of_them(lines, seeds, tmp_path):
+def test_arms_are_drawn_whatever_became_of_them(lines, seeds, size_of, tmp_path):
     path = tmp_path / "figures" / "loss.png"
     arms_loss(lines, path, axis="forwards", seeds=seeds)
     width, height = size_of(path)
@@ -107,20 +100,6 @@ def test_the_same_numbers_give_the_same_file(tmp_path):
     for name in ("a.png", "b.png"):
         loss_curve([member("a")], tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "total"),
-    [
-        ({"forward": 3.0, "backward": 61.0, "data": 0.02}, 70.0),
-        ({f"part {i}": float(i) for i in range(30)}, None),
-        ({"forward": 0.0}, None),
-        ({"forward": 9000.0}, 9000.0),
-    ],
-)
-def test_time_breakdown_draws(seconds, total, tmp_path):
-    time_breakdown(seconds, tmp_path / "time.png", total=total)
-    assert size_of(tmp_path / "time.png")[0] > 1000
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 40])

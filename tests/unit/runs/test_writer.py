@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from weft.core.errors import InputError, NumericError, WeftError
 from weft.core.table import ScoreTable
 from weft.runs.manifest import Manifest
 from weft.runs.reader import RunReader
+from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 
 MANIFEST = Manifest(name="test", config={"steps": 3})
@@ -125,6 +127,50 @@ def test_exception_ends_the_run_and_frees_it(tmp_path, error, status):
         assert RunReader(root).manifest.status == "running"
         writer.finish("finished")
     assert RunReader(root).done
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, None])
+def test_where_time_went_is_known_however_a_run_ends(tmp_path, error):
+    clock = Stopwatch()
+    with (
+        suppress(RuntimeError, KeyboardInterrupt),
+        RunWriter.create(tmp_path / "run", MANIFEST, clock=clock) as writer,
+    ):
+        assert RunReader(tmp_path / "run").times() is None
+        with clock("update"):
+            if error:
+                raise error
+        writer.finish("finished")
+    assert "update" in [phase.name for phase in RunReader(tmp_path / "run").times().phases]
+
+
+def test_time_adds_up_over_the_processes_of_a_run(tmp_path):
+    def take(writer, clock, seconds):
+        with clock("update"):
+            ticks[0] += seconds
+        writer.save_checkpoint(1, save)
+        return {phase.name: phase.seconds for phase in RunReader(root).times().phases}
+
+    root, ticks = tmp_path / "run", [0.0]
+    clock = Stopwatch(lambda: ticks[0])
+    with RunWriter.create(root, MANIFEST, clock=clock) as writer:
+        assert take(writer, clock, 3)["update"] == 3
+        assert take(writer, clock, 2)["update"] == 5
+    clock = Stopwatch(lambda: ticks[0])
+    with RunWriter.reopen(root, clock=clock) as writer:
+        writer.resume_at(1)
+        assert take(writer, clock, 10)["update"] == 15
+    found = RunReader(root).times()
+    assert (found.since_step, found.processes) == (0, 2)
+
+
+def test_a_run_whose_earlier_times_are_lost_says_since_when_they_count(tmp_path):
+    with create(tmp_path / "run") as writer:
+        writer.save_checkpoint(7, save)
+    writer.layout.result("time_breakdown").unlink()
+    with RunWriter.reopen(tmp_path / "run") as writer:
+        writer.resume_at(7)
+    assert RunReader(tmp_path / "run").times().since_step == 7
 
 
 def test_newest_two_checkpoints_stay(tmp_path):
