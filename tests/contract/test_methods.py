@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from weft.core.keys import Key
+from weft.engines.local import LocalEngine
+from weft.engines.population import Alone
 from weft.engines.scorer import LocalScorer
 from weft.methods.config import MethodConfig
 from weft.methods.estimate import AT_THETA, PERTURBED, Estimate, Point
 from weft.methods.registry import METHODS
 from weft.model.config import AdapterConfig
+from weft.model.objectives import TOKENS
 from weft.model.sites import choose_sites
 
 CONFIGS = {
@@ -33,11 +36,16 @@ class Counting:
         self.passes += 2
         return self.scorer.gradient(theta_LP, batches, keys)
 
+    def rewards(self, lane, population, batch, key):
+        self.passes += population.size + 1
+        return self.scorer.rewards(lane, population, batch, key)
+
 
 @pytest.fixture
 def scorer(make_base):
     base = make_base("llama")
-    return LocalScorer(base, choose_sites(base.sites, AdapterConfig(rank=2)))
+    layout = choose_sites(base.sites, AdapterConfig(rank=2))
+    return LocalScorer(base, layout, crew=Alone(LocalEngine(base), layout, TOKENS))
 
 
 def theta(scorer, lanes):
@@ -47,7 +55,8 @@ def theta(scorer, lanes):
 
 def point(scorer, batches, *, lanes=1, step=0):
     keys = [Key.of(lane).fold("step", step) for lane in range(lanes)]
-    return Point(theta(scorer, lanes), None, batches, keys)
+    theta_LP = theta(scorer, lanes)
+    return Point(theta_LP, None, batches, keys, torch.full_like(theta_LP, 0.01), step)
 
 
 def half(size):

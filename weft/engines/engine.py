@@ -88,3 +88,7 @@ class Engine(Protocol):
         Raises `InputError` for an empty prompt and for one that leaves no room in the context.
         """
         ...
+
+    def close(self) -> None:
+        """Let go of what it holds beside this process; it is not used after that."""
+        ...

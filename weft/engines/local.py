@@ -130,6 +130,9 @@ class LocalEngine:
             )
         return texts
 
+    def close(self) -> None:
+        """Nothing is held beside this process."""
+
 
 def _offset(on_token: OnToken | None, first: int) -> OnToken | None:
     """Tell the members of a part by their numbers in the whole bank."""

@@ -141,6 +141,9 @@ class MlxEngine:
         layer.lora_a, layer.lora_b = (mx.array(x.float().cpu().numpy().T) for x in (a_rI, b_Or))
         return name, layer
 
+    def close(self) -> None:
+        """Nothing is held beside this process."""
+
 
 def open_mlx(ref: str, dtype: DType = "float32") -> MlxEngine:
     """Load a base by name, directory or hub id as mlx-lm does; no code of the base is ever run."""

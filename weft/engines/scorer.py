@@ -1,4 +1,4 @@
-"""What a method needs of the engine in this process: losses of many adapters, and gradients.
+"""What a method needs: losses and gradients from this process, rewards from whoever grades.
 
 Shapes: L lanes (adapters that train together), M members of a lane, P parameters, E examples.
 """
@@ -15,7 +15,9 @@ import torch
 
 from weft.core.batch import Batch, spans
 from weft.core.keys import Key
-from weft.methods.estimate import Gradient
+from weft.engines.population import Crew, Generation
+from weft.methods.estimate import Graded, Gradient
+from weft.methods.population import Population
 from weft.model.adapter import Layout
 from weft.model.bank import Bank
 from weft.model.base import Base
@@ -43,6 +45,7 @@ class LocalScorer:
     members_per_forward: int | None = None
     rows_per_forward: int | None = None
     clock: Stopwatch = field(default_factory=Stopwatch)
+    crew: Crew | None = None
 
     @property
     def rounding(self) -> float:
@@ -111,6 +114,13 @@ class LocalScorer:
         count_L = self._counts(batches)
         gradient_LP /= gradient_LP.new_tensor(count_L)[:, None]
         return Gradient(gradient_LP, tuple((loss_L / count_L).tolist()))
+
+    def rewards(self, lane: int, population: Population, batch: Batch, key: Key) -> Graded:
+        """A population of a lane, and its centre in the last row, on a batch."""
+        assert self.crew is not None
+        return self.crew.rewards(
+            Generation(population, self._stacks([lane]), batch, key), self.clock
+        )
 
     def _micro(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, ...]]:
         """Parts of all lanes' batches, in step; None for a lane that has no rows left."""

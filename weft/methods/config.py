@@ -35,14 +35,79 @@ class MezoConfig(BaseModel):
     ] = True
 
 
-MethodConfig = Annotated[BackpropConfig | MezoConfig, Field(discriminator="name")]
+class NoiseConfig(BaseModel):
+    """How far the members of a population lie from its centre."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    space: Annotated[
+        Literal["weight", "factor", "fixed"],
+        Field(
+            description="weight: each update B @ A changes its weight by `fraction` of that "
+            "weight's mean size; factor: A and B move by `fraction` of it, layer by layer; fixed: "
+            "A and B move by `sigma`"
+        ),
+    ] = "weight"
+    fraction: Annotated[
+        float, Field(gt=0, description="of the mean absolute value of the base's weight")
+    ] = 0.1
+    sigma: Annotated[
+        float | None, Field(gt=0, description="the size of noise on every parameter, for `fixed`")
+    ] = None
+    init_scale: Annotated[float, Field(gt=0, description="times that, in generation 0")] = 1.0
+    perturb_scale: Annotated[float, Field(gt=0, description="times that, from then on")] = 1.0
+
+    @model_validator(mode="after")
+    def _only_its_own(self) -> NoiseConfig:
+        if (self.space == "fixed") != (self.sigma is not None):
+            raise ValueError("`space: fixed` and `sigma` go together: give both, or neither")
+        if self.space == "fixed" and "fraction" in self.model_fields_set:
+            raise ValueError("`space: fixed` does not use `fraction`: leave it out")
+        return self
+
+
+class EsConfig(BaseModel):
+    """Evolution strategies: adapters around a centre, which moves to where rewards are better."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Literal["es"] = "es"
+    population: Annotated[int, Field(ge=2, description="members of a generation")] = 30
+    antithetic: Annotated[
+        bool, Field(description="members in pairs, on either side of the centre")
+    ] = True
+    noise: NoiseConfig = NoiseConfig()
+    shaping: Annotated[
+        Literal["rank", "zscore"], Field(description="how rewards become the members' weights")
+    ] = "rank"
+    per_prompt: Annotated[
+        bool, Field(description="compare members prompt by prompt, not by their mean rewards")
+    ] = False
+    samples_per_generation: Annotated[
+        int | None,
+        Field(ge=1, description="training rows of a generation, in turn (default: all rows)"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _pairs(self) -> EsConfig:
+        if self.antithetic and self.population % 2:
+            raise ValueError(
+                f"`antithetic` makes pairs, and `population` is {self.population}: give an even "
+                "number, or `antithetic: false`"
+            )
+        return self
+
+
+MethodConfig = Annotated[BackpropConfig | MezoConfig | EsConfig, Field(discriminator="name")]
 """The configuration of any method; `name` says which (`weft.methods.registry.METHODS`)."""
 
 OPTIMISER_DEFAULTS: dict[str, dict[str, Any]] = {
     "mezo": {"name": "sgd", "lr": 1e-4, "schedule": "constant", "clip": None},
+    "es": {"name": "sgd", "lr": 0.5, "schedule": "constant", "clip": None, "decay_to": "start"},
 }
 """What an optimiser is, where the method says otherwise than `OptimiserConfig`: a zeroth-order
-direction is as long as the square root of the number of parameters, so no usual clip fits it."""
+direction is as long as the square root of the number of parameters, so no usual clip fits it. The
+rate of `es` is in units of its noise."""
 
 
 class PlateauConfig(BaseModel):
@@ -131,6 +196,9 @@ class OptimiserConfig(BaseModel):
     )
     eps: Annotated[float, Field(gt=0, description="AdamW's guard against division by 0")] = 1e-8
     weight_decay: Annotated[float, Field(ge=0, description="decoupled weight decay")] = 0.0
+    decay_to: Annotated[
+        Literal["zero", "start"], Field(description="where it pulls: to 0, or to the start")
+    ] = "zero"
     momentum: Annotated[float, Field(ge=0, lt=1, description="SGD's momentum")] = 0.0
     clip: Annotated[
         float | None, Field(gt=0, description="largest norm of a direction; null for no limit")

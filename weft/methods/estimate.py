@@ -1,10 +1,12 @@
 """A method is a gradient estimator: the one thing in which training methods differ.
 
-Shapes: L adapters that train together (lanes), M members of a lane, P parameters of one.
+Shapes: L adapters that train together (lanes), M members of a lane, P parameters of one,
+N members of a population, E prompts.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,8 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from weft.core.batch import Batch
+from weft.core.batch import Batch, Example
 from weft.core.keys import Key
+from weft.data.stream import batch_at
+from weft.methods.calibrate import Noise
+from weft.methods.population import Population
+from weft.model.adapter import Layout
 from weft.runs.timing import Stopwatch
 
 AT_THETA = "loss"
@@ -26,26 +32,32 @@ class Point:
     """Where each lane is, and what it sees there.
 
     `free_LP` is 1 where a parameter may move and 0 where not; None: all may. `keys` name the
-    lanes' noise of this step.
+    lanes' noise of this step. `noise_LP` is the size of a population's noise on each parameter,
+    for a method that has one; `step` counts from 0.
     """
 
     theta_LP: torch.Tensor
     free_LP: torch.Tensor | None
     batches: Sequence[Batch]
     keys: Sequence[Key]
+    noise_LP: torch.Tensor | None = None
+    step: int = 0
 
     @classmethod
     def together(cls, points: Sequence[Point]) -> Point:
-        """The lanes of several points side by side."""
+        """The lanes of several points side by side: of one method, at the same step."""
         theta_LP = torch.cat([point.theta_LP for point in points])
         free_LP = None
         if any(point.free_LP is not None for point in points):
             free_LP = torch.cat([point.mask_LP for point in points])
+        noises = [point.noise_LP for point in points if point.noise_LP is not None]
         return cls(
             theta_LP,
             free_LP,
             [batch for point in points for batch in point.batches],
             [key for point in points for key in point.keys],
+            torch.cat(noises) if noises else None,
+            points[0].step,
         )
 
     @property
@@ -57,15 +69,19 @@ class Point:
         """Lanes start..stop-1 only."""
         here = slice(start, stop)
         free_LP = None if self.free_LP is None else self.free_LP[here]
-        return Point(self.theta_LP[here], free_LP, self.batches[here], self.keys[here])
+        noise_LP = None if self.noise_LP is None else self.noise_LP[here]
+        return Point(
+            self.theta_LP[here], free_LP, self.batches[here], self.keys[here], noise_LP, self.step
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """An estimate of the gradient at theta, and what was seen on the way.
 
-    `loss_L` is the loss in nats that `loss_name` says. `stats` are further numbers for the step's
-    record, one a lane; `evidence`, one a lane, is enough to replay the direction.
+    `loss_L` is the loss in nats that `loss_name` says, or minus the reward. `stats` are further
+    numbers for the step's record, one a lane; `evidence`, one a lane, is enough to replay the
+    direction. A direction in units of `point.noise_LP` is that of theta divided by it.
     """
 
     direction_LP: torch.Tensor
@@ -105,6 +121,34 @@ class Gradient:
     loss_L: tuple[float, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Graded:
+    """What members were given for each prompt: [N, E], one row a member.
+
+    `reward_NE` is NaN where nothing could be graded, and `failures` says why, with how often.
+    `parts` are what a task tells besides the reward, such as whether the format was right.
+    `texts` are the completions, where somebody may want to read them.
+    """
+
+    reward_NE: np.ndarray
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    failures: Mapping[str, int] = field(default_factory=dict)
+    texts: tuple[tuple[str, ...], ...] = ()
+
+    @classmethod
+    def together(cls, parts: Sequence[Graded]) -> Graded:
+        """Members that were graded apart, on the same prompts."""
+        failures: Counter[str] = Counter()
+        for part in parts:
+            failures.update(part.failures)
+        return cls(
+            np.concatenate([part.reward_NE for part in parts]),
+            {name: np.concatenate([part.parts[name] for part in parts]) for name in parts[0].parts},
+            dict(failures),
+            tuple(texts for part in parts for texts in part.texts),
+        )
+
+
 class Scorer(Protocol):
     """What a method needs of an engine."""
 
@@ -128,6 +172,13 @@ class Scorer(Protocol):
         """The mean loss [L, M], float64, of each lane's members on the lane's batch."""
         ...
 
+    def rewards(self, lane: int, population: Population, batch: Batch, key: Key) -> Graded:
+        """A population of a lane, and its centre in the last row, on a batch.
+
+        `key` draws the completions, the same way for every member.
+        """
+        ...
+
 
 class Estimator(Protocol):
     """The direction in which each lane's loss grows, from that lane's batch."""
@@ -145,6 +196,37 @@ class Preflight:
     warning: str | None
 
 
+class Reading(Protocol):
+    """Which rows the steps of a method see."""
+
+    def rows(self, config: Any, batch_size: int, count: int) -> int:
+        """How many of `count` rows a step reads."""
+        ...
+
+    def batch(
+        self, config: Any, examples: Sequence[Example], step: int, batch_size: int, key: Key
+    ) -> Batch:
+        """Those of a step, counted from 0."""
+        ...
+
+
+class Shuffled:
+    """Every epoch sees each row once, in an order of its own."""
+
+    def rows(self, config: Any, batch_size: int, count: int) -> int:
+        """As the run's `batch_size` says."""
+        return batch_size
+
+    def batch(
+        self, config: Any, examples: Sequence[Example], step: int, batch_size: int, key: Key
+    ) -> Batch:
+        """The next rows of the epoch's order."""
+        return batch_at(examples, step, batch_size, key)
+
+
+SHUFFLED = Shuffled()
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to train, as the loop sees it."""
@@ -158,3 +240,9 @@ class Method:
     """Called once, before the first step."""
     replay: Callable[[Any, Point, Sequence[Mapping[str, Any]]], torch.Tensor] | None = None
     """The direction of a step again, from its evidence alone: `point.batches` may be empty."""
+    calibrate: Callable[[Any, Layout, Mapping[str, float], torch.Tensor, bool], Noise] | None = None
+    """The noise of a population around a start [P], from mean |W| by site; the last argument is
+    whether only B moves."""
+    reading: Reading = SHUFFLED
+    scalars: Callable[[Any], tuple[str, int]] | None = None
+    """How the numbers of its evidence are called, and how many a step has."""

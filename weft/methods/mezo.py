@@ -181,4 +181,11 @@ def describe(config: MezoConfig) -> str:
     )
 
 
-MEZO = Method(estimate, forwards, describe, preflight, replay)
+MEZO = Method(
+    estimate,
+    forwards,
+    describe,
+    preflight,
+    replay,
+    scalars=lambda config: ("slopes", config.directions),
+)

@@ -1,4 +1,4 @@
-"""From a direction to an update: clipping, schedules, AdamW and SGD as plain functions.
+"""From a direction to an update: clipping, schedules, decay, AdamW and SGD as plain functions.
 
 Shapes: L lanes, P parameters of one adapter. Lanes never mix: each is clipped by its own norm and
 moves at its own rate.
@@ -42,17 +42,13 @@ class Moments:
 
 
 Rule = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, Moments, OptimiserConfig],
-    tuple[torch.Tensor, Moments],
+    [torch.Tensor, torch.Tensor, Moments, OptimiserConfig], tuple[torch.Tensor, Moments]
 ]
+"""From a direction [L, P] and rates [L, 1] to a step [L, P], without weight decay."""
 
 
 def adamw(
-    theta_LP: torch.Tensor,
-    direction_LP: torch.Tensor,
-    lr_L1: torch.Tensor,
-    moments: Moments,
-    config: OptimiserConfig,
+    direction_LP: torch.Tensor, lr_L1: torch.Tensor, moments: Moments, config: OptimiserConfig
 ) -> tuple[torch.Tensor, Moments]:
     """AdamW (arXiv 1711.05101), in the order of operations of `torch.optim.AdamW`."""
     beta1, beta2 = config.betas
@@ -61,28 +57,48 @@ def adamw(
         (moments.second_LP * beta2).addcmul_(direction_LP, direction_LP, value=1 - beta2),
     )
     unbiased1_L1, unbiased2_L1 = (
-        theta_LP.new_tensor([[1 - beta**count] for count in found.updates_L])
+        direction_LP.new_tensor([[1 - beta**count] for count in found.updates_L])
         for beta in config.betas
     )
     denominator_LP = (found.second_LP.sqrt() / unbiased2_L1.sqrt()).add_(config.eps)
-    decayed_LP = theta_LP * (1 - lr_L1 * config.weight_decay)
-    return decayed_LP - lr_L1 / unbiased1_L1 * (found.first_LP / denominator_LP), found
+    return -lr_L1 / unbiased1_L1 * (found.first_LP / denominator_LP), found
 
 
 def sgd(
+    direction_LP: torch.Tensor, lr_L1: torch.Tensor, moments: Moments, config: OptimiserConfig
+) -> tuple[torch.Tensor, Moments]:
+    """Gradient descent with heavy-ball momentum."""
+    first_LP = moments.first_LP * config.momentum + direction_LP
+    return -lr_L1 * first_LP, moments._after(first_LP, moments.second_LP)
+
+
+OPTIMISERS: dict[str, Rule] = {"adamw": adamw, "sgd": sgd}
+
+
+def update(
     theta_LP: torch.Tensor,
     direction_LP: torch.Tensor,
     lr_L1: torch.Tensor,
     moments: Moments,
     config: OptimiserConfig,
+    *,
+    unit_LP: torch.Tensor | None = None,
+    start_LP: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Moments]:
-    """Gradient descent with heavy-ball momentum and decoupled weight decay."""
-    first_LP = moments.first_LP * config.momentum + direction_LP
-    theta_LP = theta_LP * (1 - lr_L1 * config.weight_decay) - lr_L1 * first_LP
-    return theta_LP, moments._after(first_LP, moments.second_LP)
+    """Weight decay, and then a step of the rule.
 
-
-OPTIMISERS: dict[str, Rule] = {"adamw": adamw, "sgd": sgd}
+    Decay is decoupled: the distance from 0, or from the start, shrinks by lr * decay. With units a
+    direction is that of theta / unit, and so are the rule's step and the learning rate.
+    """
+    if config.weight_decay:
+        kept_L1 = 1 - lr_L1 * config.weight_decay
+        if config.decay_to == "zero":
+            theta_LP = theta_LP * kept_L1
+        else:
+            assert start_LP is not None
+            theta_LP = start_LP + (theta_LP - start_LP) * kept_L1
+    step_LP, moments = OPTIMISERS[config.name](direction_LP, lr_L1, moments, config)
+    return theta_LP + (step_LP if unit_LP is None else unit_LP * step_LP), moments
 
 
 def clip(direction_LP: torch.Tensor, limit: float | None) -> tuple[torch.Tensor, tuple[float, ...]]:

@@ -109,6 +109,10 @@ class AdapterConfig(BaseModel):
         Field(description="`last N`, `first N`, or a list of layer numbers (default: all layers)"),
     ] = None
 
+    init: Annotated[
+        Literal["random", "zero"],
+        Field(description="the start: A random and B zero, or both zero"),
+    ] = "random"
     factors: Annotated[
         Literal["both", "b"], Field(description="train A and B, or B only with A as it is drawn")
     ] = "both"

@@ -69,6 +69,11 @@ class RunLayout:
         return self.root / "checkpoints"
 
     @property
+    def start(self) -> Path:
+        """A copy of the adapter that the run began with, where that was a given one."""
+        return self.root / "start"
+
+    @property
     def adapter(self) -> Path:
         """The adapter to use: a PEFT directory."""
         return self.root / "adapter"
@@ -170,6 +175,11 @@ class ExperimentLayout:
     def loss_figure(self) -> Path:
         """The arms' losses, with a band over seeds."""
         return self.figures / "loss.png"
+
+    @property
+    def times_figure(self) -> Path:
+        """Where the time of the training went."""
+        return self.figures / "time_breakdown.png"
 
     @property
     def report(self) -> Path:

@@ -15,7 +15,7 @@ import torch
 
 from weft.core.keys import Key
 from weft.methods.boosting import Rounds, free_parameters, fresh, layers_of_round
-from weft.methods.optimise import OPTIMISERS, clip, rate
+from weft.methods.optimise import clip, rate, update
 from weft.model.adapter import Layout
 from weft.training.config import Lane, RunConfig
 from weft.training.state import State
@@ -23,11 +23,17 @@ from weft.training.state import State
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """All that decides how lanes move, besides what is estimated."""
+    """All that decides how lanes move, besides what is estimated.
+
+    `start_LP` is where they began; `noise_LP` the size of a population's noise, the unit of its
+    directions.
+    """
 
     config: RunConfig
     layout: Layout
     steps: int
+    start_LP: torch.Tensor
+    noise_LP: torch.Tensor | None = None
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
@@ -74,8 +80,14 @@ def move(course: Course, state: State, direction_LP: torch.Tensor) -> Moved:
     direction_LP, norm_L = clip(direction_LP, optimiser.clip)
     lr_L = course.rates(state)
     lr_L1 = state.theta_LP.new_tensor(lr_L)[:, None]
-    theta_LP, moments = OPTIMISERS[optimiser.name](
-        state.theta_LP, direction_LP, lr_L1, state.moments, optimiser
+    theta_LP, moments = update(
+        state.theta_LP,
+        direction_LP,
+        lr_L1,
+        state.moments,
+        optimiser,
+        unit_LP=course.noise_LP,
+        start_LP=course.start_LP,
     )
     free_LP = course.free(state.rounds)
     if free_LP is not None:  # weight decay would shrink what is frozen

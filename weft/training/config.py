@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from weft.data.config import DataConfig
+from weft.engines.config import EngineConfig, LocalConfig
 from weft.methods.config import (
     OPTIMISER_DEFAULTS,
     BackpropConfig,
@@ -64,6 +65,12 @@ class RunConfig(BaseModel):
         BoostConfig | None, Field(description="train a chain of rank-1 adapters (default: one)")
     ] = None
     objective: ObjectiveConfig = NllConfig()
+    start: Annotated[
+        str | None, Field(description="a run or an adapter to start from (default: a fresh one)")
+    ] = None
+    engine: Annotated[
+        EngineConfig, Field(description="what samples completions, where the objective is a reward")
+    ] = LocalConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     batch_size: Annotated[int, Field(ge=1, description="rows of one step")] = 4
     micro_batch_size: Annotated[
@@ -112,10 +119,12 @@ class RunConfig(BaseModel):
             )
             if value
         ]
-        if self.method.name == "mezo" and noisy:
+        if self.method.name != "backprop" and noisy:
             problems.append(
-                f"`mezo` compares losses, which dropout would make noisy: set {' and '.join(noisy)}"
+                f"`{self.method.name}` compares adapters, which dropout would make noisy: set "
+                f"{' and '.join(noisy)}"
             )
+        problems += [*self._start_problems(), *self._reward_problems()]
         if (self.steps is None) == (self.epochs is None):
             problems.append("give `steps` or `epochs`, one of the two")
         if self.seeds is not None and len(set(self.seeds)) != len(self.seeds):
@@ -156,6 +165,52 @@ class RunConfig(BaseModel):
             )
         if self.boost.plateau is not None and self.eval.every == 0:
             problems.append("`boost.plateau` needs evaluations: set `eval.every`")
+        return problems
+
+    def _start_problems(self) -> list[str]:
+        problems = []
+        if self.adapter.init == "zero":
+            if self.method.name != "es":
+                problems.append(
+                    f"`adapter.init: zero` is where `{self.method.name}` sees no direction: at "
+                    "A = B = 0 the gradient is 0; leave it out"
+                )
+            if self.start is not None or self.boost is not None:
+                problems.append("`adapter.init: zero` goes with neither `start` nor `boost`")
+        if self.start is not None and self.boost is not None:
+            problems.append("`boost` begins with a fresh adapter: leave `start` out")
+        if self.optimiser.decay_to == "start" and self.optimiser.weight_decay and self.boost:
+            problems.append(
+                "`boost` begins with a new adapter each round: set `optimiser.decay_to: zero`"
+            )
+        return problems
+
+    def _reward_problems(self) -> list[str]:
+        problems = []
+        is_reward = self.objective.name == "reward"
+        if is_reward and self.method.name != "es":
+            problems.append(
+                f"`objective.name` is reward, and `{self.method.name}` needs a loss: use "
+                "`method.name: es`"
+            )
+        if not is_reward and self.engine.name != "local":
+            problems.append(
+                f"`engine.name` {self.engine.name} samples completions, and `objective.name` "
+                f"{self.objective.name} is a loss, which this process computes: leave `engine` out"
+            )
+        if self.engine.name != "local" and self.boost and self.boost.merge == "weights":
+            problems.append(
+                f"`boost.merge: weights` changes the base, which `engine.name` {self.engine.name} "
+                "has its own copy of: use `merge: stack`"
+            )
+        if (
+            self.method.name == "es"
+            and self.batch_size != type(self).model_fields["batch_size"].default
+        ):
+            problems.append(
+                f"`batch_size` is {self.batch_size}, and `es` does not read it: use "
+                "`method.samples_per_generation`"
+            )
         return problems
 
     @property

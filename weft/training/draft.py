@@ -11,6 +11,7 @@ from typing import Any, get_args
 import yaml
 
 from weft.core.errors import InputError
+from weft.engines.config import EngineConfig
 from weft.methods.config import FOREIGN, MethodConfig, OptimiserConfig
 from weft.model.config import ObjectiveConfig
 
@@ -40,7 +41,11 @@ UNIONS = {
         kind.model_fields["name"].default: set(kind.model_fields)
         for kind in get_args(get_args(union)[0])
     }
-    for section, union in (("method", MethodConfig), ("objective", ObjectiveConfig))
+    for section, union in (
+        ("method", MethodConfig),
+        ("objective", ObjectiveConfig),
+        ("engine", EngineConfig),
+    )
 }
 """Sections of several kinds, and the keys of each."""
 

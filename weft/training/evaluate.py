@@ -6,8 +6,9 @@ Shapes: N members, E examples, C candidates.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from weft.data.task import Task
 from weft.data.templates import Judge
 from weft.data.tokens import decode_completion
 from weft.engines.engine import Engine
+from weft.engines.reward import Reward
 from weft.model.bank import Bank
 from weft.model.decoding import Decoding
 from weft.model.objectives import TOKENS, Objective, choosing
@@ -36,14 +38,16 @@ class Evaluation:
     """What every member of a bank scored on one split."""
 
     table: ScoreTable
-    hits: ScoreTable  # what `objective.hits` counts, over the same counts
+    hits: ScoreTable  # what `objective.hits` counts (or the rewards), over the same counts
     metrics: dict[str, np.ndarray]  # name to [N]
     metric: str  # the main one
-    objective: Objective
+    objective: Objective | Reward
     split: str
     batch_size: int
     max_length: int
     engine: dict[str, str]  # what computed it
+    texts: tuple[tuple[str, ...], ...] = ()  # graded completions, [N][E]
+    failures: Mapping[str, int] = field(default_factory=dict)  # why some could not be graded
 
     @classmethod
     def together(cls, parts: Sequence[Evaluation]) -> Evaluation:
@@ -54,7 +58,13 @@ class Evaluation:
         }
         table = ScoreTable.stack([part.table for part in parts])
         hits = ScoreTable.stack([part.hits for part in parts])
-        return replace(parts[0], table=table, hits=hits, metrics=metrics)
+        failures: Counter[str] = Counter()
+        for part in parts:
+            failures.update(part.failures)
+        texts = tuple(texts for part in parts for texts in part.texts)
+        return replace(
+            parts[0], table=table, hits=hits, metrics=metrics, texts=texts, failures=dict(failures)
+        )
 
     def record(self, member: str) -> dict[str, Any]:
         """One member's line for `eval.json`.
@@ -71,6 +81,7 @@ class Evaluation:
             "num_batches": math.ceil(len(row.ids) / self.batch_size),
             "num_examples": len(row.ids),
             "supervised_tokens": int(row.counts.sum()),
+            **({"failures": dict(self.failures)} if self.failures else {}),
             "split": self.split,
             "batch_size": self.batch_size,
             "max_length": self.max_length,
@@ -89,16 +100,18 @@ def evaluate(
     batch_size: int,
     rows: int | None = None,
     task_metric: bool = True,
-    objective: Objective = TOKENS,
+    objective: Objective | Reward = TOKENS,
     watch: Watch | None = None,
 ) -> Evaluation:
     """Score every member on the first `rows` rows of a split (default: all).
 
     The loss is the sum of the objective's losses over the sum of its counts: by default, of all
     supervised tokens. A loss that is not finite is a `NumericError` that names the member and the
-    examples.
+    examples. Of a reward the loss is minus the mean over the completions that could be graded.
     """
     examples = split.examples[:rows]
+    if isinstance(objective, Reward):
+        return _rewarded(engine, bank, split, examples, batch_size, objective, watch)
     loss_NE, correct_NE, count_E = score_all(engine, bank, examples, batch_size, objective, watch)
     _refuse_not_finite(bank.members, examples, loss_NE)
     count_NE = np.broadcast_to(count_E, loss_NE.shape)
@@ -119,6 +132,54 @@ def evaluate(
         batch_size,
         split.max_length,
         engine.record(),
+    )
+
+
+def _rewarded(
+    engine: Engine,
+    bank: Bank,
+    split: Split,
+    examples: Sequence[Example],
+    batch_size: int,
+    objective: Reward,
+    watch: Watch | None,
+) -> Evaluation:
+    """Every member's completions, graded."""
+    parts = []
+    for number, batch in enumerate(batches_of(examples, batch_size)):
+        parts.append(objective.grade(engine, bank, batch))
+        if watch:
+            watch(min((number + 1) * batch_size, len(examples)), len(examples))
+    reward_NE = np.concatenate([part.reward_NE for part in parts], axis=1)
+    failures: Counter[str] = Counter()
+    for part in parts:
+        failures.update(part.failures)
+    graded_NE = ~np.isnan(reward_NE)
+    for member, any_graded in zip(bank.members, graded_NE.any(axis=1), strict=True):
+        if not any_graded:
+            raise NumericError(
+                f"not one completion of {member} could be graded: {', '.join(failures)}"
+            )
+    reward_NE = np.where(graded_NE, reward_NE, 0.0)
+    ids = tuple(example.id for example in examples)
+    counts_NE = graded_NE.astype(np.int64)
+    hits = ScoreTable(bank.members, ids, reward_NE, counts_NE)
+    metrics: dict[str, np.ndarray] = {objective.hits: hits.means()}
+    for name in parts[0].parts:
+        part_NE = np.concatenate([part.parts[name] for part in parts], axis=1)
+        metrics[name] = np.nanmean(part_NE, axis=1)
+    return Evaluation(
+        ScoreTable(bank.members, ids, -reward_NE, counts_NE),
+        hits,
+        metrics,
+        objective.hits,
+        objective,
+        split.name,
+        batch_size,
+        split.max_length,
+        engine.record(),
+        tuple(sum((part.texts[n] for part in parts), ()) for n in range(len(bank.members))),
+        dict(failures),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -13,19 +14,27 @@ from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.data.dataset import available_splits, load_splits
 from weft.data.split import Split
-from weft.data.stream import batch_at, steps_per_epoch
+from weft.data.stream import steps_per_epoch
 from weft.data.tokenizer import load_tokenizer
+from weft.engines.config import LocalConfig
+from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
+from weft.engines.population import Alone
+from weft.engines.registry import open_engine
+from weft.engines.reward import Reward
 from weft.engines.scorer import LocalScorer
-from weft.methods.boosting import Trigger, chain, fresh, trigger
+from weft.methods.boosting import Trigger, chain, trigger
+from weft.methods.calibrate import Noise
 from weft.methods.estimate import Method, Point
 from weft.methods.registry import METHODS
 from weft.model.adapter import Adapter, Layout
 from weft.model.base import Base, context_of, load_base
-from weft.model.objectives import Objective
+from weft.model.magnitude import Magnitudes, magnitudes
+from weft.model.objectives import TOKENS, Objective
 from weft.model.sites import choose_sites
 from weft.runs.timing import Stopwatch
 from weft.training.advance import Course
+from weft.training.begin import read_start, starts
 from weft.training.config import Lane, RunConfig
 from weft.training.ground import Ground, grounds
 from weft.training.objective import objective_for
@@ -41,9 +50,11 @@ class Job:
     base: Base
     layout: Layout
     splits: dict[str, Split]
-    objective: Objective
+    objective: Objective | Reward
     notices: tuple[str, ...]
     clock: Stopwatch = field(default_factory=Stopwatch)
+    given: Adapter | None = None  # to start from
+    served: Engine | None = None  # what samples completions, where not this process does
 
     @property
     def config(self) -> RunConfig:
@@ -78,7 +89,31 @@ class Job:
     @cached_property
     def course(self) -> Course:
         """How the lanes move, once a direction is estimated."""
-        return Course(self.config, self.layout, self.steps)
+        noise = self.noise
+        noise_LP = None
+        if noise is not None:
+            expanded = [each.expanded(self.layout) for each in noise.values()]
+            noise_LP = torch.stack(expanded).to(self.base.device)
+        return Course(self.config, self.layout, self.steps, self.initial_theta, noise_LP)
+
+    @cached_property
+    def magnitudes(self) -> Magnitudes:
+        """How large the adapted weights of the base are."""
+        with self.clock("weight analysis"):
+            return magnitudes(self.base, [slot.site for slot in self.layout.slots])
+
+    @cached_property
+    def noise(self) -> dict[str, Noise] | None:
+        """Of each lane's population, for a method that has one."""
+        calibrate = self.method.calibrate
+        if calibrate is None:
+            return None
+        config, sizes = self.config, self.magnitudes.mean_abs
+        only_b = config.adapter.factors == "b"
+        return {
+            lane.name: calibrate(config.method, self.layout, sizes, start_P.cpu(), only_b)
+            for lane, start_P in zip(self.lanes, self.initial_theta, strict=True)
+        }
 
     @cached_property
     def trigger(self) -> Trigger | None:
@@ -87,20 +122,23 @@ class Job:
 
     def point(self, state: State) -> Point:
         """Where the lanes are, with their batches and noise: functions of seed and step."""
-        examples, size = self.splits["train"].examples, self.config.batch_size
+        config, examples = self.config, self.splits["train"].examples
         keys = [Key.of(lane.seed) for lane in self.lanes]
         free_LP = self.course.free(state.rounds)
+        read = self.method.reading.batch
         return Point(
             state.theta_LP,
             None if free_LP is None else free_LP.to(self.base.device),
-            [batch_at(examples, state.step, size, key) for key in keys],
+            [read(config.method, examples, state.step, config.batch_size, key) for key in keys],
             [key.fold("step", state.step) for key in keys],
+            self.course.noise_LP,
+            state.step,
         )
 
+    @cached_property
     def initial_theta(self) -> torch.Tensor:
-        """Each lane's fresh adapter, [L, P]."""
-        starts = [fresh(self.layout, Key.of(lane.seed), 0) for lane in self.lanes]
-        return torch.stack(starts).to(self.base.device)
+        """Each lane's first adapter, [L, P]."""
+        return starts(self.config, self.layout, self.given).to(self.base.device)
 
     def grounds(self, stacks: Sequence[torch.Tensor]) -> list[Ground]:
         """What the lanes stand on, with these commits."""
@@ -110,24 +148,34 @@ class Job:
 
     def scorer(self, ground: Ground) -> LocalScorer:
         """What methods need of the engine, for the lanes of a ground."""
-        config = self.config
+        config, objective = self.config, self.objective
         return LocalScorer(
             ground.base,
             self.layout,
-            self.objective,
+            TOKENS if isinstance(objective, Reward) else objective,  # rewards are the crew's
             ground.stacks,
             dropout=config.adapter.dropout,
             base_dropout=config.base_dropout,
             members_per_forward=config.members_per_forward,
             rows_per_forward=config.micro_batch_size,
+            crew=Alone(self.engine(ground), self.layout, self.objective),
             clock=self.clock,
         )
 
-    def engine(self, ground: Ground) -> LocalEngine:
+    def engine(self, ground: Ground) -> Engine:
         """What evaluates the lanes of a ground."""
+        if self.served is not None:
+            return self.served
         return LocalEngine(
             ground.base, self.config.members_per_forward, self.config.micro_batch_size
         )
+
+    def close(self) -> None:
+        """Let go of what runs beside this process: graders, and the engine."""
+        if isinstance(self.objective, Reward):
+            self.objective.grader.close()
+        if self.served is not None:
+            self.served.close()
 
     def adapter(self, stack_KP: torch.Tensor, theta_P: torch.Tensor) -> Adapter:
         """What one lane has learnt as one adapter: its commits, and its current round."""
@@ -139,7 +187,13 @@ def load_data(config: RunConfig) -> dict[str, Split]:
     refuse_unjudged(config)
     wanted = [name for name in ("train", "valid") if name in available_splits(config.data)]
     tokenizer = load_tokenizer(config.base)  # after the files were found: this may ask the hub
-    return load_splits(config.data, tokenizer, tuple(wanted), context_of(config.base))
+    return load_splits(
+        config.data,
+        tokenizer,
+        tuple(wanted),
+        context_of(config.base),
+        responses=config.objective.name != "reward",
+    )
 
 
 def refuse_unjudged(config: RunConfig) -> None:
@@ -152,12 +206,14 @@ def refuse_unjudged(config: RunConfig) -> None:
         )
 
 
-def load_job(resolved: Resolved, clock: Stopwatch | None = None) -> Job:
+def load_job(resolved: Resolved, clock: Stopwatch | None = None, start: Path | None = None) -> Job:
     """Load data, then weights; raises `InputError` for whatever is wrong with either.
 
-    `clock` learns how long that took, and whatever the run does after it.
+    `clock` learns how long that took, and whatever the run does after it. `start` is where a copy
+    of the configuration's `start` is kept, if there is one.
     """
     config, clock = resolved.config, clock or Stopwatch()
+    ref = config.start if start is None or not start.exists() else str(start)
     with clock("loading data"):
         splits = load_data(config)
     with clock("loading the base"):
@@ -165,7 +221,17 @@ def load_job(resolved: Resolved, clock: Stopwatch | None = None) -> Job:
     _check_vocabulary(base, splits)
     layout = choose_sites(base.sites, config.adapter)
     objective, notices = objective_for(config.objective, splits)
-    return Job(resolved, base, layout, splits, objective, notices, clock)
+    given = None if ref is None else read_start(ref, layout, base.sites)
+    served = _serve(config, clock)
+    return Job(resolved, base, layout, splits, objective, notices, clock, given, served)
+
+
+def _serve(config: RunConfig, clock: Stopwatch) -> Engine | None:
+    """The engine that samples completions elsewhere, if that is asked for."""
+    if isinstance(config.engine, LocalConfig):
+        return None
+    with clock("server launch"):
+        return open_engine(config.engine, config.base, dtype=config.dtype, clock=clock)
 
 
 def _check_vocabulary(base: Base, splits: dict[str, Split]) -> None:
@@ -183,12 +249,17 @@ def total_steps(config: RunConfig, rows: int) -> int:
     if config.steps is not None:
         return config.steps
     assert config.epochs is not None
-    return max(1, math.ceil(config.epochs * steps_per_epoch(rows, config.batch_size)))
+    return max(1, math.ceil(config.epochs * steps_per_epoch(rows, rows_of_step(config, rows))))
+
+
+def rows_of_step(config: RunConfig, rows: int) -> int:
+    """How many of the training rows one step reads."""
+    return METHODS[config.method.name].reading.rows(config.method, config.batch_size, rows)
 
 
 def trigger_of(config: RunConfig, rows: int) -> Trigger | None:
     """When rounds of boosting end in a run over so many training rows; None without boosting."""
     if config.boost is None:
         return None
-    per_epoch = steps_per_epoch(rows, config.batch_size)
+    per_epoch = steps_per_epoch(rows, rows_of_step(config, rows))
     return trigger(config.boost, total_steps(config, rows), per_epoch)

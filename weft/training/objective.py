@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from weft.core.errors import InputError
+from weft.data.rewards import grader_for
 from weft.data.split import Split
 from weft.data.templates import CHOICES
+from weft.engines.reward import Reward
 from weft.model.config import ObjectiveConfig
 from weft.model.objectives import MEANS, ONE_TOKEN, OPTION, TOKENS, Objective
 from weft.training.config import RunConfig
@@ -14,16 +16,17 @@ from weft.training.config import RunConfig
 
 def objective_for(
     config: ObjectiveConfig, splits: Mapping[str, Split]
-) -> tuple[Objective, tuple[str, ...]]:
+) -> tuple[Objective | Reward, tuple[str, ...]]:
     """The objective, and notices of what the configuration leaves open.
 
-    Raises `InputError` for a choice on rows without candidates, and for `tokens: one` where a
-    candidate is several tokens.
+    Raises `InputError` for a choice on rows without candidates, for `tokens: one` where a
+    candidate is several tokens, and for a reward of rows that have none.
     """
     if config.name == "nll":
         return TOKENS, ()
     if config.name == "reward":
-        raise InputError("objective reward: not here yet")  # in a moment
+        (task, *_) = {split.task.name: split.task for split in splits.values()}.values()
+        return Reward(grader_for(config, task), config.decoding), ()
     for split in splits.values():
         if not split.candidates:
             raise InputError(
@@ -51,7 +54,9 @@ def objective_for(
     )
 
 
-def objective_to_judge(run: RunConfig | None, split: Split) -> tuple[Objective, tuple[str, ...]]:
+def objective_to_judge(
+    run: RunConfig | None, split: Split
+) -> tuple[Objective | Reward, tuple[str, ...]]:
     """A run's own for any rows, without a run that of tokens; so, too, without candidates."""
     if run is None:
         return TOKENS, ()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -19,15 +19,16 @@ from weft.core.errors import CheckFailed, InputError
 from weft.core.files import Record
 from weft.core.keys import Key
 from weft.formats.peft import read_adapter
-from weft.methods.boosting import Trigger, chain, fresh
+from weft.methods.boosting import Trigger, chain
 from weft.methods.estimate import Point
 from weft.methods.registry import METHODS
-from weft.model.adapter import Adapter
+from weft.model.adapter import Adapter, Layout
 from weft.model.base import skeleton
 from weft.model.sites import choose_sites
 from weft.runs.layout import RunLayout
 from weft.runs.reader import RunReader
 from weft.training.advance import Course, end_rounds, move
+from weft.training.begin import NOISE, read_start, recorded_noise, starts
 from weft.training.config import RunConfig
 from weft.training.job import total_steps, trigger_of
 from weft.training.resolve import from_record
@@ -114,15 +115,14 @@ class Replay:
         return self.trigger is not None and self.trigger.patience is not None
 
     def _initial(self) -> torch.Tensor:
-        """Each lane's fresh adapter, drawn again and compared with the run's by its hash."""
-        layout, lanes = self.course.layout, self.course.lanes
-        theta_LP = torch.stack([fresh(layout, Key.of(lane.seed), 0) for lane in lanes])
-        if hashlib.sha256(theta_LP.numpy().tobytes()).hexdigest() != self.initial_sha256:
+        """Each lane's first adapter, made again and compared with the run's by its hash."""
+        theta_LP = self.course.start_LP
+        if hashlib.sha256(theta_LP.cpu().numpy().tobytes()).hexdigest() != self.initial_sha256:
             raise CheckFailed(
-                f"the run {self.reader.layout.root} began with another adapter than its seed draws",
+                f"the run {self.reader.layout.root} began with another adapter than this one",
                 hint="its configuration was changed, or another version of Weft wrote it",
             )
-        return theta_LP.to(_device(self.course.config.device))
+        return theta_LP
 
     def _direction(self, state: State) -> torch.Tensor:
         """The direction of the next step, from its line of evidence."""
@@ -133,7 +133,8 @@ class Replay:
         free_LP = self.course.free(state.rounds)
         if free_LP is not None:
             free_LP = free_LP.to(state.theta_LP.device)
-        point = Point(state.theta_LP, free_LP, (), keys)
+        noise_LP = self.course.noise_LP
+        point = Point(state.theta_LP, free_LP, (), keys, noise_LP, state.step)
         return again(config.method, point, self.evidence[state.step])
 
     def _end_rounds(self, state: State, seen: Mapping[int, torch.Tensor]) -> State:
@@ -181,7 +182,7 @@ def replay(root: Path) -> Replay:
     if METHODS[config.method.name].replay is None:
         raise InputError(
             f"the run {root} cannot be replayed: `{config.method.name}` leaves no evidence",
-            hint="only runs of zeroth-order methods (method.name=mezo) can be",
+            hint="only runs of methods without gradients (mezo, es) can be",
         )
     rows = manifest.data["train"]["kept"]
     trigger, steps = trigger_of(config, rows), total_steps(config, rows)
@@ -193,7 +194,18 @@ def replay(root: Path) -> Replay:
             ends.setdefault(event["step"], []).append(event)
     _check_ends(layout, config, trigger, ends, len(evidence))
     first = manifest.fingerprints["initial_adapter"]
-    return Replay(reader, Course(config, chosen, steps), trigger, evidence, ends, first)
+    return Replay(reader, _course(reader, config, chosen, steps), trigger, evidence, ends, first)
+
+
+def _course(reader: RunReader, config: RunConfig, chosen: Layout, steps: int) -> Course:
+    """How the lanes moved, with the noise that the run recorded."""
+    device, given = _device(config.device), None
+    if config.start is not None:
+        given = read_start(str(reader.layout.start), chosen, skeleton(config.base))
+    noise_LP = None
+    if METHODS[config.method.name].calibrate is not None:
+        noise_LP = recorded_noise(reader.results(NOISE), chosen).to(device)
+    return Course(config, chosen, steps, starts(config, chosen, given).to(device), noise_LP)
 
 
 def _evidence(
@@ -217,7 +229,7 @@ def _evidence(
                 f"configuration gives {key}",
                 hint="the file belongs to another run, or the configuration was changed",
             )
-        _check_slopes(line.get("slopes"), config, f"{where}: step {step} of {member}")
+        _check_scalars(line, config, f"{where}: step {step} of {member}")
         found[step, member] = line
     last = steps if steps is not None else max((step for step, _ in found), default=0)
     whole = []
@@ -234,14 +246,17 @@ def _evidence(
     return tuple(whole)
 
 
-def _check_slopes(slopes: Any, config: RunConfig, where: str) -> None:
-    """One finite number for each direction."""
-    count = getattr(config.method, "directions", 1)
-    numbers = slopes if isinstance(slopes, list) else []
+def _check_scalars(line: Record, config: RunConfig, where: str) -> None:
+    """One finite number for each direction or member."""
+    scalars = METHODS[config.method.name].scalars
+    assert scalars is not None
+    name, count = scalars(config.method)
+    given = line.get(name)
+    numbers = given if isinstance(given, list) else []
     if len(numbers) != count or not all(
-        type(slope) in (float, int) and math.isfinite(slope) for slope in numbers
+        type(number) in (float, int) and math.isfinite(number) for number in numbers
     ):
-        raise InputError(f"{where} must have {count} slopes that are numbers, has {slopes!r}")
+        raise InputError(f"{where} must have {count} {name} that are numbers, has {given!r}")
 
 
 def _check_ends(

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from weft.core.errors import NumericError
+from weft.core.files import Record
+from weft.engines.reward import Reward
 from weft.methods.estimate import Estimate, Point
 from weft.runs.reader import EVALUATION, STEP
 from weft.runs.writer import RunWriter
@@ -90,7 +92,7 @@ def _record(
     job, writer = part.job, part.writer
     read = [job.objective.rows(batch) for batch in point.batches]
     for index, lane in enumerate(job.lanes):
-        record = {
+        record: Record = {
             "step": step,
             estimate.loss_name: estimate.loss_L[index],
             "lr": moved.lr_L[index],
@@ -102,11 +104,19 @@ def _record(
             "seconds": seconds,
         }
         record |= {name: values[index] for name, values in estimate.stats.items()}
+        record = {
+            n: None if isinstance(x, float) and math.isnan(x) else x for n, x in record.items()
+        }
         member = {"member": lane.name} if len(job.lanes) > 1 else {}
         writer.step(record | member)
         if estimate.evidence:
             writer.evidence({"step": step, **estimate.evidence[index], **member})
     return sum(batch.tokens for batch in read)
+
+
+def _number(value: Any) -> Any:
+    """As JSON has it: nothing where there is no number."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _end_rounds(
@@ -177,14 +187,18 @@ def validate(
 def _refuse_not_finite(
     job: Job, state: State, point: Point, estimate: Estimate, moved: Moved
 ) -> None:
-    """Stop before a step whose loss, direction or result is not a number."""
+    """Stop before a step whose loss, direction or result is not a number.
+
+    Of a reward: where the centre got none, others may have.
+    """
+    is_reward = isinstance(job.objective, Reward)
     finite_L = moved.state.theta_LP.isfinite().all(dim=1).tolist()
     sizes = zip(moved.norm_L, moved.update_norm_L, finite_L, strict=True)
     for lane, batch, loss, (norm, size, finite) in zip(
         job.lanes, point.batches, estimate.loss_L, sizes, strict=True
     ):
         finite = finite and math.isfinite(size)
-        if math.isfinite(loss) and math.isfinite(norm) and finite:
+        if (math.isfinite(loss) or is_reward) and math.isfinite(norm) and finite:
             continue
         after = "" if finite else ", and the adapter would not be finite after it"
         raise Diverged(

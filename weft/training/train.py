@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weft.core.errors import InputError, NumericError
+from weft.formats.peft import write_adapter
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
 from weft.runs.provenance import code_state
 from weft.runs.reader import RunReader
 from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
+from weft.training.begin import NOISE, noise_record
 from weft.training.config import RunConfig
 from weft.training.ending import Outcome, end, failed, finished
 from weft.training.fit import StopRequest, Watch, fit
@@ -65,7 +67,7 @@ def resume(root: Path, *, announce: Announce | None = None, watch: Watch | None 
     """Go on with a run that did not finish, from its newest checkpoint, bit for bit."""
     manifest, clock = RunReader(root).manifest, Stopwatch()
     resolved = from_record(manifest.config, manifest.origins, str(root / "manifest.json"))
-    job = load_job(resolved, clock)
+    job = load_job(resolved, clock, RunLayout(root).start)
     refuse_changed(manifest, job)
     with RunWriter.reopen(root, clock=clock) as writer:
         opened = _reopened(job, writer, next(writer.sound_checkpoints(), None))
@@ -134,12 +136,13 @@ OF_ITS_OWN = (
 def _started(job: Job, root: Path) -> Iterator[Opened]:
     """A new run, with all that is known before its first step."""
     with job.clock("initial population"):
-        theta_LP = job.initial_theta()
+        theta_LP = job.initial_theta
     with job.clock("hashing the base"):
         manifest = manifest_of(job, theta_LP, root.name)
     text, diff = job.resolved.text, code_state().diff
     with RunWriter.create(root, manifest, text, diff, clock=job.clock) as writer:
         state = State.fresh(theta_LP)
+        _keep_beginnings(job, writer)
         _preflight(job, state, writer)
         yield Opened(job, state, writer)
 
@@ -147,11 +150,12 @@ def _started(job: Job, root: Path) -> Iterator[Opened]:
 def _reopened(job: Job, writer: RunWriter, found: tuple[int, Path] | None) -> Opened:
     """A run as it was at a checkpoint; None: at its beginning."""
     if found is None:
-        state = State.fresh(job.initial_theta())
+        state = State.fresh(job.initial_theta)
     else:
         state = State.load(found[1], job.base.device)
     writer.resume_at(state.step)
     if state.step == 0:  # it may have been killed before that was done
+        _keep_beginnings(job, writer)
         _preflight(job, state, writer)
     for notice in changes(writer.manifest, job):
         writer.notice(notice)
@@ -197,6 +201,25 @@ def _common(saved: Iterable[Collection[int]]) -> int | None:
     """The newest step that is in all of them."""
     steps = [set(each) for each in saved]
     return max(set.intersection(*steps), default=None) if steps else None
+
+
+def _keep_beginnings(job: Job, writer: RunWriter) -> None:
+    """The adapter that the run was given, and the noise that it measured: for a replay."""
+    start = writer.layout.start
+    if job.given is not None and not start.exists():
+        write_adapter(
+            job.given,
+            start,
+            base_ref=job.config.base,
+            dropout=job.config.adapter.dropout,
+            sites=job.base.sites,
+        )
+    if job.noise is not None:
+        record = noise_record(job.magnitudes, job.layout, job.noise, job.initial_theta)
+        writer.result(NOISE, record)
+        notice = job.magnitudes.notice()
+        if notice is not None:
+            writer.notice(notice)
 
 
 def _preflight(job: Job, state: State, writer: RunWriter) -> None:

@@ -15,7 +15,7 @@ from weft.core.keys import Key
 from weft.engines.scorer import LocalScorer
 from weft.methods.config import MezoConfig, OptimiserConfig
 from weft.methods.estimate import Point
-from weft.methods.optimise import OPTIMISERS, Moments
+from weft.methods.optimise import Moments, update
 from weft.methods.registry import METHODS
 from weft.model.adapter import initial_adapter
 from weft.model.base import prepare
@@ -180,7 +180,7 @@ def test_a_hundred_steps_are_those_of_published_mezo(case, make_model, make_batc
                 assert found["minus"] == pytest.approx(other, rel=1e-5), step
             rounding = ROUNDING / config.eps
             assert found["slopes"] == pytest.approx(slopes, rel=1e-5, abs=rounding), step
-        theta_LP, moments = OPTIMISERS["sgd"](
+        theta_LP, moments = update(
             theta_LP, estimate.direction_LP, torch.full((lanes, 1), LR), moments, optimiser
         )
     for lane, reference in enumerate(references):

@@ -25,7 +25,8 @@ def course(*, boost=None, lanes=1, steps=100, factors="both", **optimiser):
             "boost": boost,
         }
     )
-    return Course(config, LAYOUT, steps)
+    start_LP = torch.zeros(len(config.lanes), LAYOUT.size)
+    return Course(config, LAYOUT, steps, start_LP)
 
 
 def start(course):

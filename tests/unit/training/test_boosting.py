@@ -241,7 +241,7 @@ def test_stack_and_weights_are_one_run_to_rounding_and_leave_the_base(rank_one, 
 def test_b_only_never_moves_a_nor_does_weight_decay(method, rank_one, tmp_path):
     settings = ("adapter.factors=b", "optimiser.weight_decay=10", "steps=3")
     job = load_job(rank_one(method, *QUIET, *settings))
-    start = job.layout.factors(job.initial_theta()[0])
+    start = job.layout.factors(job.initial_theta[0])
     train(rank_one(method, *QUIET, *settings), tmp_path / "run")
     found = job.layout.factors(final_state(tmp_path / "run").theta_LP[0])
     for name, (a_rI, b_Or) in found.items():
@@ -330,7 +330,7 @@ def test_forwards_are_counted_and_the_loss_is_named_for_where_it_was_taken(
 )
 def test_preflight_on_a_model_warns_where_eps_does_not_suit_it(eps, said, rank_one):
     job = load_job(rank_one("mezo"))
-    state = State.fresh(job.initial_theta())
+    state = State.fresh(job.initial_theta)
     found = preflight(
         MezoConfig(eps=eps), job.point(state), job.scorer(job.grounds(state.stacks)[0])
     )

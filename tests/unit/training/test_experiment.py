@@ -118,7 +118,7 @@ def test_a_seed_sees_the_same_rows_in_the_same_order_in_every_arm(source):
     jobs = [load_job(resolved) for resolved in planned.arms.values()]
 
     def seen(job, step):
-        state = replace(State.fresh(job.initial_theta()), step=step)
+        state = replace(State.fresh(job.initial_theta), step=step)
         return [batch.ids for batch in job.point(state).batches]
 
     order = [[seen(job, step) for step in range(4)] for job in jobs]

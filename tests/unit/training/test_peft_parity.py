@@ -8,7 +8,7 @@ from weft.core.batch import IGNORE
 from weft.core.keys import Key
 from weft.engines.scorer import LocalScorer
 from weft.methods.config import OptimiserConfig
-from weft.methods.optimise import OPTIMISERS, Moments
+from weft.methods.optimise import Moments, update
 from weft.model.adapter import initial_adapter
 from weft.model.config import AdapterConfig
 from weft.model.sites import choose_sites
@@ -81,7 +81,7 @@ def test_training_matches_peft(case, make_base, make_model, make_batch):
         adamw.step()
         found = engine.gradient(theta_LP, [batch], [Key.of(step)])
         assert found.loss_L[0] == pytest.approx(loss.item(), rel=1e-5), step
-        theta_LP, moments = OPTIMISERS["adamw"](
+        theta_LP, moments = update(
             theta_LP, found.gradient_LP, torch.tensor([[LR]]), moments, optimiser
         )
     for name, (a_rI, b_Or) in layout.factors(theta_LP[0]).items():

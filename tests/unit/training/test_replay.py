@@ -235,7 +235,7 @@ def test_a_first_adapter_that_the_seed_does_not_draw(copy):
         manifest["fingerprints"]["initial_adapter"] = "0" * 64
 
     change_manifest(copy, spoil)
-    with pytest.raises(CheckFailed, match="began with another adapter than its seed draws"):
+    with pytest.raises(CheckFailed, match="began with another adapter than this one"):
         replay(copy).check()
 
 

@@ -103,11 +103,11 @@ MEZO = ("method.name=mezo", "adapter.dropout=0")
             "choice reads no tokens but prompts and candidates: leave `data.train_on_prompt` and "
             "`data.pad_target` out",
         ),
-        (("method.name=mzo",), "there is no 'mzo'; the names are backprop, mezo (did you mean"),
+        (("method.name=mzo",), "there is no 'mzo'; the names are backprop, mezo, es (did you mean"),
         (("method.eps=1e-3",), "method.name: is missing"),
         (
             ("method.name=mezo",),
-            "`mezo` compares losses, which dropout would make noisy: set `adapter.dropout` to 0 "
+            "`mezo` compares adapters, which dropout would make noisy: set `adapter.dropout` to 0 "
             "(it is 0.1)",
         ),
         ((*MEZO, "base_dropout=true"), "set `base_dropout` to false (it is true)"),

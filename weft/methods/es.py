@@ -1,0 +1,177 @@
+"""Evolution strategies: the centre of a population moves to where rewards are better.
+
+    members     centre + noise * eps_i, in pairs with -eps_i unless `antithetic` is off
+    direction   -(1/N) * sum of weight_i * eps_i, in units of the noise
+
+(arXiv 2509.24372, and arXiv 1703.03864 for pairs and ranks.) What a run ends with is the centre:
+the best of N noisy scores is mostly luck. It is graded in every generation, as one more member.
+
+Shapes: L lanes, N members, E prompts, P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from weft.core.batch import Batch, Example
+from weft.core.errors import InputError
+from weft.core.keys import Key
+from weft.data.stream import cycle_at
+from weft.methods.calibrate import calibrate
+from weft.methods.config import EsConfig
+from weft.methods.estimate import Estimate, Graded, Method, Point, Preflight, Scorer
+from weft.methods.population import Population
+from weft.methods.shaping import Shaped, shape
+
+REWARD = "loss"
+"""The step's loss is minus the centre's mean reward."""
+
+
+def population_of(config: EsConfig, point: Point, lane: int) -> Population:
+    """The members of a lane in this generation."""
+    assert point.noise_LP is not None
+    noise = config.noise
+    scale = noise.perturb_scale if point.step else noise.init_scale
+    noise_P = point.noise_LP[lane] * scale
+    if point.free_LP is not None:
+        noise_P = noise_P * point.free_LP[lane]
+    key = point.keys[lane].fold("population")
+    return Population(point.theta_LP[lane], noise_P, key, config.population, config.antithetic)
+
+
+def estimate(config: EsConfig, point: Point, scorer: Scorer) -> Estimate:
+    """One generation of every lane."""
+    lanes = [_generation(config, point, lane, scorer) for lane in range(len(point.keys))]
+    names = {name for stats, _ in lanes for name in stats}
+    evidence = tuple(line for _, line in lanes)
+    return Estimate(
+        replay(config, point, evidence),
+        tuple(-stats["reward"] for stats, _ in lanes),
+        REWARD,
+        {name: tuple(stats.get(name, math.nan) for stats, _ in lanes) for name in sorted(names)},
+        evidence,
+    )
+
+
+Generation = tuple[dict[str, float], dict[str, Any]]
+"""Numbers for the record, and evidence."""
+
+
+def _generation(config: EsConfig, point: Point, lane: int, scorer: Scorer) -> Generation:
+    population = population_of(config, point, lane)
+    batch, key = point.batches[lane], point.keys[lane]
+    graded = scorer.rewards(lane, population, batch, key.fold("sampling"))
+    shaped = shape(config, graded.reward_NE[:-1])
+    evidence = {
+        "key": key.value,
+        "rewards": [_number(reward) for reward in shaped.reward_N.tolist()],
+        "weights": shaped.weight_N.tolist(),
+    }
+    if graded.failures:
+        evidence["failures"] = dict(graded.failures)
+    return _stats(graded, shaped, batch), evidence
+
+
+def _stats(graded: Graded, shaped: Shaped, batch: Batch) -> dict[str, float]:
+    centre_E = graded.reward_NE[-1]
+    reward_N = shaped.reward_N
+    return {
+        "reward": _mean(centre_E),
+        "reward_mean": float(reward_N.mean()),
+        "reward_std": float(reward_N.std()),
+        "reward_best": float(reward_N.max()),
+        "reward_worst": float(reward_N.min()),
+        "ties": shaped.ties,
+        "flat": float(shaped.flat),
+        "failed": float(np.isnan(graded.reward_NE).sum()),
+        "completions": float(graded.reward_NE.size),
+        **{f"centre_{name}": _mean(part_NE[-1]) for name, part_NE in graded.parts.items()},
+    }
+
+
+def _mean(value_E: np.ndarray) -> float:
+    """Of what is there; NaN where nothing is."""
+    known = value_E[~np.isnan(value_E)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def replay(config: EsConfig, point: Point, evidence: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    """The direction of a generation again, [L, P], from the weights that its evidence holds.
+
+    Its unit is `point.noise_LP`: in generation 0 members may lie further out than that.
+    """
+    noise = config.noise
+    scale = noise.perturb_scale if point.step else noise.init_scale
+    return torch.stack(
+        [
+            population_of(config, point, lane).combine(np.array(line["weights"])) * -scale
+            for lane, line in enumerate(evidence)
+        ]
+    )
+
+
+def preflight(config: EsConfig, point: Point, scorer: Scorer) -> Preflight | None:
+    """Is the centre a saddle? Where A and B are zero, f(A, B) = f(-A, -B)."""
+    if point.theta_LP.any(dim=1).all():
+        return None
+    if config.antithetic:
+        raise InputError(
+            "the population starts around zero with pairs: at A = B = 0 the function of (A, B) is "
+            "that of (-A, -B), so both members of a pair are the same and nothing is ever learnt",
+            hint="start from a random A (leave out adapter.init=zero), or method.antithetic=false",
+        )
+    return Preflight(
+        {"saddle": True},
+        "es: the centre is zero, where the function of (A, B) is that of (-A, -B): the first "
+        "updates are noise, until they have led away from it",
+    )
+
+
+class Cycled:
+    """The rows in their order, generation after generation, and around again."""
+
+    def rows(self, config: EsConfig, batch_size: int, count: int) -> int:
+        """`samples_per_generation`, or all."""
+        return min(config.samples_per_generation or count, count)
+
+    def batch(
+        self, config: EsConfig, examples: Sequence[Example], step: int, batch_size: int, key: Key
+    ) -> Batch:
+        """Generation g takes those from g * samples_per_generation on."""
+        return cycle_at(examples, step, config.samples_per_generation)
+
+
+def describe(config: EsConfig) -> str:
+    """The configuration in a few words."""
+    noise = config.noise
+    size = (
+        f"sigma {noise.sigma:g}"
+        if noise.sigma is not None
+        else f"{noise.fraction:.3g} of mean |W| in {noise.space} space"
+    )
+    scales = "" if noise.init_scale == 1 else f", x{noise.init_scale:g} in generation 0"
+    scales += "" if noise.perturb_scale == 1 else f", x{noise.perturb_scale:g} after it"
+    shaping = f"{config.shaping}, prompt by prompt" if config.per_prompt else config.shaping
+    pairs = " in pairs" if config.antithetic else ""
+    return f"es: {config.population} members{pairs}, noise {size}{scales}, weights by {shaping}"
+
+
+ES = Method(
+    estimate,
+    forwards=lambda config: config.population + 1,  # the centre is one more
+    describe=describe,
+    preflight=preflight,
+    replay=replay,
+    calibrate=lambda config, *about: calibrate(config.noise, *about),
+    reading=Cycled(),
+    scalars=lambda config: ("weights", config.population),
+)
