@@ -12,7 +12,7 @@ from weft.cli.checks import checks
 
 if TYPE_CHECKING:
     from weft.core.keys import Key
-    from weft.report.html import Metric, Report, Sample
+    from weft.report.html import Figure, Metric, Report, Sample
     from weft.runs.reader import RunReader
 
 COMPARISON = "compare"
@@ -57,12 +57,11 @@ def write_page(reader: RunReader) -> Path:
 
 def page(reader: RunReader) -> Report:
     """Everything that the page of a run shows, from its files alone."""
-    from weft.report.figures import CAPTIONS
-    from weft.report.html import Figure, Report, Table
+    from weft.report.figures import LOSSES, TIMES_FIGURE
+    from weft.report.html import Report, Table
     from weft.report.times import times_note, times_table
 
     manifest, layout = reader.manifest, reader.layout
-    drawn = [(layout.figures / name, caption) for name, caption in CAPTIONS.items()]
     metrics, note = _metrics(reader)
     times = reader.times()
     return Report(
@@ -71,8 +70,9 @@ def page(reader: RunReader) -> Report:
         summary=[(label, manifest.block[label]) for label in SUMMARY if label in manifest.block],
         metrics=metrics,
         metrics_note=note,
-        figures=[Figure(text, path.read_bytes()) for path, text in drawn if path.exists()],
+        figures=_drawn(layout.figures / LOSSES, "Training and held-out loss over the steps."),
         times=times_table(times) if times else None,
+        times_figures=_drawn(layout.figures / TIMES_FIGURE, "Where the time of the run went."),
         times_note=times_note(times) if times else "",
         checks=checks(reader),
         samples=_samples(reader),
@@ -94,6 +94,13 @@ def page(reader: RunReader) -> Report:
             ),
         ],
     )
+
+
+def _drawn(path: Path, caption: str) -> list[Figure]:
+    """A figure, if there is one."""
+    from weft.report.html import Figure
+
+    return [Figure(caption, path.read_bytes())] if path.exists() else []
 
 
 def _headline(reader: RunReader, metrics: list[Metric]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from math import exp
 from pathlib import Path
@@ -58,20 +58,21 @@ def train(
     outcome = run_training(recipe, settings or [], run_dir, resume)
     reader = RunReader(outcome.root)
     draw_figures(reader)
-    if outcome.finished:
-        screen.say()
-        screen.put(results_table(outcome))
-        for text in certificate_lines(reader):
-            screen.put(text)
-    show_times(reader)
+    if not outcome.finished:
+        show_times(reader, screen.say)
     stop_if_interrupted(outcome)
+    screen.say()
+    screen.put(results_table(outcome))
+    for text in certificate_lines(reader):
+        screen.put(text)
+    show_times(reader)
     screen.put()
     screen.put(screen.pairs(places(outcome.root)))
     screen.say()
     screen.say(f"next: {screen.command('weft', 'compare', 'base', first_adapter(outcome.root))}")
 
 
-def show_times(reader: RunReader) -> None:
+def show_times(reader: RunReader, put: Callable[..., None] = screen.put) -> None:
     """Where the time of a run went."""
     from weft.report.times import times_note, times_table
 
@@ -79,10 +80,10 @@ def show_times(reader: RunReader) -> None:
     if times is None:
         return
     shown = times_table(times)
-    screen.put()
-    screen.put(screen.table(shown.columns, [list(map(str, row)) for row in shown.rows]))
+    put()
+    put(screen.table(shown.columns, [list(map(str, row)) for row in shown.rows]))
     if note := times_note(times):
-        screen.put(note)
+        put(note)
 
 
 def stop_if_interrupted(outcome: Outcome) -> None:

@@ -21,20 +21,27 @@ from weft.analysis.experiment_tables import write_findings
 from weft.analysis.statistics import Interval
 from weft.report.html import ExperimentReport, Figure, Table, write_report
 from weft.report.plots import arms_loss
+from weft.report.times import time_breakdown, times_table
 from weft.runs.experiment import BASE, ExperimentReader, listed
 from weft.runs.layout import ExperimentLayout
 
 NONE = "-"
+TIMES_CAPTION = (
+    "Where the time of the training went: arms that trained together count once, and the scores at "
+    "the end are not in it."
+)
 AXES = {"forwards": "forwards of one batch, for each seed", "steps": "steps"}
 
 
 def write_experiment(root: Path) -> Findings:
-    """Read an experiment and write its tables, its figure and its page."""
-    layout, found = ExperimentLayout(root), read_experiment(root)
+    """Read an experiment and write its tables, its figures and its page."""
+    layout, found, reader = ExperimentLayout(root), read_experiment(root), ExperimentReader(root)
     write_findings(found, layout)
     if not draw(found, layout):
         layout.loss_figure.unlink(missing_ok=True)
-    write_report(layout.report, page(found, ExperimentReader(root)))
+    if times := reader.times():
+        time_breakdown(times, layout.times_figure)
+    write_report(layout.report, page(found, reader))
     return found
 
 
@@ -208,7 +215,7 @@ def headline(found: Findings) -> str:
 def page(found: Findings, reader: ExperimentReader) -> ExperimentReport:
     """Everything that the page of an experiment shows."""
     record, layout = found.record, reader.layout
-    figure = layout.loss_figure
+    figure, times = layout.loss_figure, reader.times()
     common, differing = _configurations({name: arm.config for name, arm in record.arms.items()})
     return ExperimentReport(
         title=f"experiment {record.name}" + (f": {record.description}" * bool(record.description)),
@@ -219,6 +226,8 @@ def page(found: Findings, reader: ExperimentReader) -> ExperimentReport:
         losses=scores_table(found, LOSS),
         scores_notes=scores_notes(found),
         figure=Figure(_caption(found), figure.read_bytes()) if figure.exists() else None,
+        times=times_table(times) if times else None,
+        times_figure=Figure(TIMES_CAPTION, layout.times_figure.read_bytes()) if times else None,
         arms=arms_table(found),
         arms_notes=arms_notes(found),
         differences=differing,

@@ -9,20 +9,17 @@ from weft.report.times import time_breakdown
 from weft.runs.reader import RunReader, loss_unit, step_loss
 from weft.runs.timing import TIMES
 
-CAPTIONS = {
-    "loss.png": "Training and held-out loss over the steps.",
-    f"{TIMES}.png": "Where the time of the run went.",
-}
-"""What a run may have figures of, and what is said of each."""
+LOSSES = "loss.png"
+TIMES_FIGURE = f"{TIMES}.png"
 
 
 def draw_figures(reader: RunReader) -> list[Path]:
     """Write what a run has figures of: its losses, and where its time went."""
     figures = reader.layout.figures
-    drawn = [figures / "loss.png"]
+    drawn = [figures / LOSSES]
     loss_curve(curves(reader), drawn[0], unit=loss_unit(reader.manifest.config))
     if times := reader.times():
-        drawn.append(figures / f"{TIMES}.png")
+        drawn.append(figures / TIMES_FIGURE)
         time_breakdown(times, drawn[-1])
     return drawn
 

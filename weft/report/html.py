@@ -84,6 +84,7 @@ class Report:
     metrics_note: str = ""
     figures: Sequence[Figure] = ()
     times: Table | None = None
+    times_figures: Sequence[Figure] = ()
     times_note: str = ""
     checks: Rows = ()
     samples: Sequence[Sample] = ()
@@ -106,6 +107,8 @@ class ExperimentReport:
     losses: Table
     scores_notes: Sequence[str]
     figure: Figure | None
+    times: Table | None
+    times_figure: Figure | None
     arms: Table
     arms_notes: Sequence[str]
     differences: Table

@@ -14,6 +14,7 @@ from weft.core.files import read_json, write_json
 from weft.runs.layout import ExperimentLayout
 from weft.runs.manifest import SCHEMA_VERSION, utc_now
 from weft.runs.reader import RunReader
+from weft.runs.timing import Breakdown
 
 BASE = "base"
 """The name of the untouched base among the scores; no arm has it."""
@@ -128,6 +129,17 @@ class ExperimentReader:
         """The run of an arm; None before it started."""
         layout = self.layout.arm(arm.slug)
         return RunReader(layout.root) if layout.manifest.is_file() else None
+
+    def times(self) -> Breakdown | None:
+        """Where the time of the training went: arms that trained together count once."""
+        found = None
+        for group in self.record.groups:
+            runs = [self.run(self.record.arms[name]) for name in group]
+            times = [each for run in runs if run is not None and (each := run.times())]
+            if times:
+                longest = max(times, key=lambda each: each.total)
+                found = longest if found is None else longest.after(found)
+        return None if found is None else Breakdown(found.phases)
 
     def trained(self, arm: ArmRecord) -> bool:
         """Whether the run of an arm is complete."""

@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from weft.cli import demo
-from weft.cli.report import COMPARISON, curves, page
+from weft.cli.report import COMPARISON, page
+from weft.report.figures import curves
 from weft.runs.reader import RunReader
 
 
@@ -32,6 +33,7 @@ def test_the_page_needs_no_model(cli, mine):
     assert said.out.split() == [f"{mine}/{name}" for name in names]
     source = (mine / "report.html").read_text()
     assert "Held-out loss" in source and source.count("data:image/png") == 2
+    assert "<h2>Time</h2>" in source and "<td>loading the base</td>" in source
     assert "adapter.rank" in source and "(command line)" in source
     shown = page(RunReader(mine)).metrics
     assert [m.label for m in shown] == ["held-out loss", "perplexity", "token accuracy"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import signal
 
+import pytest
+
 from weft.cli.progress import TrainingProgress
 from weft.runs.reader import RunReader
 
@@ -19,10 +21,15 @@ def test_a_run_is_announced_and_ends_with_its_numbers(cli, settings, tmp_path):
     assert "step 1/6  loss " in rest and "step 6/6  loss " in rest
     assert said.err.endswith("next: weft compare base mine\n")
 
-    table, _, places = said.out.partition("\n\n")
+    table, times, places = said.out.split("\n\n")
     header, before, kept = table.splitlines()
     assert header.split() == ["held-out", "loss", "perplexity", "token", "accuracy"]
     assert before.startswith("before  ") and kept.startswith(("best (step 3)", "best (step 6)"))
+    header, *phases, total = (line.split() for line in times.splitlines())
+    assert header == ["phase", "kind", "seconds", "share", "times"]
+    seconds = [float(line[-4] if line[-1].isdigit() else line[-3]) for line in phases]
+    assert sum(seconds) == pytest.approx(float(total[1]), abs=1e-9)
+    assert total[2:] == ["100.0", "%"]
     assert places == "run      mine\nadapter  mine/adapter\n"
     assert (tmp_path / "mine" / "figures" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert RunReader(tmp_path / "mine").done
@@ -55,6 +62,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(cli, settings, run, monkeypatch, tmp
         said = cli("train", "instruct", *settings, "--run-dir", "mine")
     assert said.code == 130
     assert said.out == ""
+    assert "forward and backward  repeated" in said.err
     step = RunReader(tmp_path / "mine").steps()[-1]["step"]
     assert f"interrupted at step {step} of 6; resume with: weft train --resume mine" in said.err
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from weft.analysis.experiment import read_experiment
+from weft.core.files import write_json
 from weft.report.experiment import (
     arms_notes,
     arms_table,
@@ -19,6 +20,7 @@ from weft.report.experiment import (
 )
 from weft.runs.experiment import ExperimentReader
 from weft.runs.layout import ExperimentLayout
+from weft.runs.timing import TIMES, Breakdown, Phase
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -45,17 +47,28 @@ LOW, HIGH = [0.70, 0.72, 0.71], [0.80, 0.81, 0.83]
 def test_everything_is_written(made_experiment):
     layout = ExperimentLayout(made_experiment({"mezo": LOW, "boosted <b>": HIGH}))
     write_experiment(layout.root)
-    for path in (layout.results, layout.curves, layout.summary, layout.loss_figure):
+    files = (layout.results, layout.curves, layout.summary)
+    for path in (*files, layout.loss_figure, layout.times_figure):
         assert path.stat().st_size > 0
     source = layout.report.read_text()
     assert "boosted &lt;b&gt;" in source and "boosted <b>" not in source
-    assert source.count("data:image/png") == 1
+    assert source.count("data:image/png") == 2
     assert "<script" not in source and "http://" not in source and "https://" not in source
     assert "In what the arms differ" in source
     tags = Tags()
     tags.feed(source)
     tags.close()
     assert tags.open == [] and tags.seen >= {"table", "figure", "pre"}
+
+
+def test_arms_that_trained_together_count_their_time_once(made_experiment):
+    arms = {name: LOW for name in "abc"}
+    root = made_experiment(arms, groups=(("a", "b"), ("c",)))
+    reader = ExperimentReader(root)
+    for arm, seconds in zip(reader.record.arms.values(), (5.0, 7.0, 30.0), strict=True):
+        times = Breakdown((Phase("update", seconds, 10),))
+        write_json(reader.layout.arm(arm.slug).result(TIMES), times.record())
+    assert reader.times() == Breakdown((Phase("update", 37.0, 20),))
 
 
 def test_a_row_an_arm_the_base_first(made_experiment):
