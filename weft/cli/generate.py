@@ -147,7 +147,13 @@ def generate(
             help="add_special_tokens, split_special_tokens, or a variable of the chat template.",
         ),
     ] = None,
-    engine: Annotated[str, typer.Option(metavar="local|mlx", help="What computes.")] = "local",
+    engine: Annotated[
+        str, typer.Option(metavar="local|mlx|vllm|sglang", help="What computes.")
+    ] = "local",
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Of the vllm or sglang server [default: its usual port]."),
+    ] = None,
     base: options.Base = None,
     dtype: Annotated[
         str | None,
@@ -182,6 +188,7 @@ def generate(
     """
     from weft.cli.texts import Texts, report_cache
     from weft.core.files import check_place
+    from weft.engines.registry import engine_config
     from weft.model.check import CacheCheck
     from weft.training.generate import open_generation
 
@@ -221,7 +228,7 @@ def generate(
             base=base,
             dtype=_dtype(dtype),
             device=device,
-            engine=engine,
+            engine=engine_config(engine, **({"url": url} if url is not None else {})),
             names=NAMES,
         )
     screen.notices(session.notices)
@@ -239,6 +246,7 @@ def generate(
         raise typer.Exit(130) from None
     finally:
         _keep(session, texts, out)
+        session.subject.engine.close()
     if check is not None and not report_cache(check, session):
         raise typer.Exit(1)
 

@@ -32,6 +32,7 @@ class ServerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    name: str
     url: Annotated[str, Field(description="of the server, such as http://127.0.0.1:8000")]
     adapters_dir: Annotated[
         Path | None,
@@ -58,7 +59,8 @@ class ServerConfig(BaseModel):
         Seconds, Field(description="seconds to wait for the server, at first and after it failed")
     ] = 120.0
     retries: Annotated[
-        int, Field(ge=0, description="how often a call to `generate` starts again when it failed")
+        int,
+        Field(ge=0, description="how often a request is made again, and a lost server waited for"),
     ] = 3
     api_key_env: Annotated[
         str | None,

@@ -5,13 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from weft.core.errors import InputError, did_you_mean
+from weft.engines.config import EngineConfig
 from weft.model.config import DType
+from weft.runs.timing import Stopwatch
 
 if TYPE_CHECKING:
     from weft.engines.engine import Engine
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an engine is to compute, and whose time it is; None is its own choice."""
+
+    dtype: DType | None = None
+    device: str | None = None
+    rows_per_forward: int | None = None
+    clock: Stopwatch | None = None
 
 
 @dataclass(frozen=True)
@@ -19,43 +33,65 @@ class EngineKind:
     """An engine that can be asked for. Its libraries are loaded when it is opened, not before."""
 
     what: str
-    open: Callable[[str, DType, str | None, int | None], Engine]
-    """From a base's reference, dtype, device (None: the engine's own choice) and rows of one
-    forward (None: all)."""
+    open: Callable[[Any, str, Settings], Engine]
+    """From its configuration, a base's reference, and how it is to compute."""
+    scores: bool = True
+    """Whether it computes losses; every one of them generates."""
+    here: bool = True
+    """Whether it computes in this process, on a device and in a dtype that can be chosen."""
 
 
-def open_engine(
-    name: str,
-    ref: str,
-    *,
-    dtype: DType = "float32",
-    device: str | None = None,
-    rows_per_forward: int | None = None,
-) -> Engine:
-    """The engine called `name` over the base `ref`: a bundled name, a directory, or a hub id.
-
-    Raises `InputError` for an unknown engine, for one whose package is not installed, and for a
-    base that it cannot load.
-    """
+def engine_config(name: str, **settings: Any) -> EngineConfig:
+    """The configuration of an engine by its name. Raises `InputError` for what there is not."""
     if name not in ENGINES:
         raise InputError(
             f"there is no engine {name!r}; the engines are {', '.join(ENGINES)}",
             hint=did_you_mean(name, list(ENGINES)),
         )
-    return ENGINES[name].open(ref, dtype, device, rows_per_forward)
+    try:
+        config: EngineConfig = TypeAdapter(EngineConfig).validate_python({"name": name, **settings})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key, said = problem["loc"][-1], problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            said = f"the {name} engine has no such setting"
+        raise InputError(f"engine.{key}: {said}", hint=f"given: {problem['input']!r}") from None
+    return config
 
 
-def _local(ref: str, dtype: DType, device: str | None, rows: int | None) -> Engine:
+def open_engine(
+    config: EngineConfig | str,
+    ref: str,
+    *,
+    dtype: DType | None = None,
+    device: str | None = None,
+    rows_per_forward: int | None = None,
+    clock: Stopwatch | None = None,
+) -> Engine:
+    """An engine over the base `ref`: a bundled name, a directory, or a hub id.
+
+    `config` may be a name, for an engine as it is by default. A server has a dtype and a device of
+    its own. Raises `InputError` for an unknown engine, for one whose package is not installed, and
+    for a base that it cannot load; `EngineError` for a server that is not there.
+    """
+    if isinstance(config, str):
+        config = engine_config(config)
+    settings = Settings(dtype, device, rows_per_forward, clock)
+    return ENGINES[config.name].open(config, ref, settings)
+
+
+def _local(config: Any, ref: str, settings: Settings) -> Engine:
     from weft.engines.local import LocalEngine
     from weft.model.base import load_base
 
-    return LocalEngine(load_base(ref, dtype, device or "cpu"), rows_per_forward=rows)
+    base = load_base(ref, settings.dtype or "float32", settings.device or "cpu")
+    return LocalEngine(base, rows_per_forward=settings.rows_per_forward)
 
 
-def _mlx(ref: str, dtype: DType, device: str | None, rows: int | None) -> Engine:
-    if device is not None:
+def _mlx(config: Any, ref: str, settings: Settings) -> Engine:
+    if settings.device is not None:
         raise InputError(
-            f"device is {device!r}, and the mlx engine runs on MLX's own default device",
+            f"device is {settings.device!r}, and the mlx engine runs on MLX's own default device",
             hint="leave it out",
         )
     try:
@@ -68,10 +104,19 @@ def _mlx(ref: str, dtype: DType, device: str | None, rows: int | None) -> Engine
         ) from error
     from weft.engines.mlx import open_mlx
 
-    return open_mlx(ref, dtype)  # every row is a forward of its own: `rows` are never exceeded
+    # every row is a forward of its own: `rows_per_forward` are never exceeded
+    return open_mlx(ref, settings.dtype or "float32")
+
+
+def _server(config: Any, ref: str, settings: Settings) -> Engine:
+    from weft.engines.servers.engine import open_server
+
+    return open_server(config, ref, settings.clock)
 
 
 ENGINES: dict[str, EngineKind] = {
     "local": EngineKind("PyTorch in this process: many members in one forward", _local),
     "mlx": EngineKind("mlx-lm's own models, member by member", _mlx),
+    "vllm": EngineKind("a vLLM server", _server, scores=False, here=False),
+    "sglang": EngineKind("an SGLang server", _server, scores=False, here=False),
 }

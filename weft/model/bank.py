@@ -6,11 +6,11 @@ Shapes: N members, r rank, I and O the inputs and outputs of a site.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from weft.model.adapter import Adapter, Layout
+from weft.model.adapter import Adapter, Layout, Site, Slot
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,30 @@ class Bank:
             name: Weave(w.a_NrI[at], w.b_NOr[at], w.scale_N11[at]) for name, w in self.sites.items()
         }
         return Bank(tuple(self.members[i] for i in at), sites)
+
+    def adapter(self, member: int, sites: Mapping[str, Site]) -> Adapter | None:
+        """One member as an adapter of one rank and scale 1; None if it is the base itself.
+
+        `sites` are those of the base. Scales go into B, and places that it does not change are
+        left out.
+        """
+        slots, parts = [], []
+        for name, weave in self.sites.items():
+            a_rI, b_Or = weave.a_NrI[member], weave.b_NOr[member] * weave.scale_N11[member]
+            if b_Or.any():
+                slots.append(Slot(sites[name], a_rI.shape[0], 1.0))
+                parts.append((a_rI, b_Or))
+        if not slots:
+            return None
+        rank = max(slot.rank for slot in slots)
+        layout = Layout(tuple(replace(slot, rank=rank) for slot in slots))
+        flat = torch.zeros(layout.size)
+        for (a_rI, b_Or), (into_a, into_b) in zip(
+            parts, layout.factors(flat).values(), strict=True
+        ):
+            into_a[: a_rI.shape[0]] = a_rI
+            into_b[:, : b_Or.shape[1]] = b_Or
+        return Adapter(layout, flat)
 
     def over(self, stacks: Bank) -> Bank:
         """The same members, each on the stack at its place: ranks add up, scales go into B."""

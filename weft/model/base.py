@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
     OPTForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -94,9 +95,7 @@ class Base:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a completion: the model's and the tokenizer's end of sequence."""
-        named = self.model.generation_config.eos_token_id
-        named = named if isinstance(named, list) else [named]
-        return frozenset(i for i in (*named, self.tokenizer.eos_token_id) if i is not None)
+        return _stop_ids(self.model.generation_config, self.tokenizer)
 
     @cached_property
     def lean(self) -> LeanModel | None:
@@ -197,6 +196,21 @@ def load_config(ref: str) -> PretrainedConfig:
         raise InputError(
             f"base: cannot read the configuration of {ref!r}: {first_line(error)}", hint=HINT
         ) from error
+
+
+def generation_stops(ref: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The base's own stop tokens, as `Base.stop_ids` has them; no weights are read."""
+    try:
+        config = GenerationConfig.from_pretrained(resolve_base(ref))
+    except OSError:
+        config = GenerationConfig.from_model_config(load_config(ref))
+    return _stop_ids(config, tokenizer)
+
+
+def _stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    named = config.eos_token_id
+    named = named if isinstance(named, list) else [named]
+    return frozenset(i for i in (*named, tokenizer.eos_token_id) if i is not None)
 
 
 def prepare(ref: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Base:

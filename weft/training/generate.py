@@ -25,8 +25,10 @@ from weft.data.prompts import Ask, Prompt, Style, encode_asks, read_asks
 from weft.data.split import Split
 from weft.data.stream_text import TextStream, before_stop
 from weft.data.tokens import decode_completion, head_ids
+from weft.engines.config import EngineConfig
 from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
+from weft.engines.registry import ENGINES
 from weft.model.adapter import Adapter
 from weft.model.base import load_config
 from weft.model.check import CacheCheck
@@ -256,7 +258,7 @@ def open_generation(
     base: str | None = None,
     dtype: DType | None = None,
     device: str | None = None,
-    engine: str = "local",
+    engine: EngineConfig | str = "local",
     names: Mapping[str, str] | None = None,
 ) -> Session:
     """Load what the references mean, and check prompts and parameters.
@@ -279,6 +281,7 @@ def open_generation(
     rows = None
     if data is not None:
         rows = pick_rows(load_split(subject, data, source.split), source.lines)
+        _check_metric(subject.engine, rows)
         prompts = _row_prompts(tokenizer, rows)
     else:
         prompts = encode_asks(tokenizer, asks, source.style)
@@ -287,15 +290,29 @@ def open_generation(
     said = (
         *notices,
         *subject.notices,
-        *_base_notices(subject.engine),
+        *_engine_notices(subject.engine),
         *idle(decoding, names or {}),
     )
     return Session(subject, tuple(prompts), decoding, source.style, said, rows)
 
 
-def _base_notices(engine: Engine) -> Iterator[str]:
+def _engine_notices(engine: Engine) -> Iterator[str]:
     if isinstance(engine, LocalEngine) and (notice := engine.base.notice):
         yield notice if engine.base.packs else f"{notice}; each token takes a whole forward"
+    if not ENGINES[engine.name].here:
+        from weft.engines.servers.engine import ServerEngine
+
+        assert isinstance(engine, ServerEngine)
+        yield from engine.notices
+
+
+def _check_metric(engine: Engine, rows: Split) -> None:
+    if not rows.task.judges and not ENGINES[engine.name].scores:
+        raise InputError(
+            f"rows of {rows.task.name} are judged by losses, which the {engine.name} engine does "
+            "not compute",
+            hint="--engine local does; or give the text with --prompt",
+        )
 
 
 def _check_vocabulary(prompts: Sequence[Prompt], rows: Split | None, base: str) -> None:

@@ -25,9 +25,10 @@ from weft.data.split import Split
 from weft.data.tasks import TASKS
 from weft.data.templates import FORMATS, detect
 from weft.data.tokenizer import BUNDLED, resolve_base
+from weft.engines.config import EngineConfig
 from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
-from weft.engines.registry import open_engine
+from weft.engines.registry import ENGINES, engine_config, open_engine
 from weft.formats.certificate import certificate_of, certified_scale, load_certificate
 from weft.formats.folder import CONFIG, contents
 from weft.formats.loaded import LoadedAdapter, UndecidedScale
@@ -133,13 +134,23 @@ def open_subject(
     dtype: DType | None = None,
     device: str | None = None,
     rows_per_forward: int | None = None,
-    engine: str = "local",
+    engine: EngineConfig | str = "local",
 ) -> Subject:
     """Load one base and every adapter that the references mean, as members named after them.
 
     The base is `base` if given, else the one that the references name; they must name the same.
-    `engine` is a name of `ENGINES`.
+    `engine` is a configuration, or a name of `ENGINES`. A dtype or a device that is not given is
+    the run's, where the engine computes here.
     """
+    settings = engine_config(engine) if isinstance(engine, str) else engine
+    here = ENGINES[settings.name].here
+    given = {"dtype": dtype, "device": device}
+    chosen = [name for name, value in given.items() if value is not None]
+    if chosen and not here:
+        raise InputError(
+            f"{' and '.join(chosen)} cannot be chosen here: the {settings.name} server has its own",
+            hint="leave it out; how the server is started decides it",
+        )
     places = tuple(locate(ref) for ref in refs)
     config = next((place.config for place in places if place.config), None)
     name = base or common_base(places)
@@ -148,10 +159,10 @@ def open_subject(
         # a file that cannot be read is found before the weights are loaded
         read_adapter(path, base_config=base_config)
     opened = open_engine(
-        engine,
+        settings,
         name,
-        dtype=dtype or (config.dtype if config else "float32"),
-        device=device or (config.device if config and engine == "local" else None),
+        dtype=dtype or (config.dtype if config and here else None),
+        device=device or (config.device if config and settings.name == "local" else None),
         rows_per_forward=rows_per_forward,
     )
     adapters: dict[str, Adapter | None] = {}
