@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from weft.data.split import Split
 from weft.data.stream import steps_per_epoch
 from weft.methods.boosting import adapted_layers, refuse_layers
+from weft.methods.calibrate import Noise
 from weft.methods.registry import METHODS
 from weft.model.adapter import Layout
+from weft.model.magnitude import Magnitudes
 from weft.training.config import RunConfig
-from weft.training.job import total_steps, trigger_of
+from weft.training.job import rows_of_step, total_steps, trigger_of
 from weft.training.resolve import FORCED_RANK, Resolved
 
 
@@ -30,6 +34,7 @@ def configuration_block(
         "base": f"{config.base} ({config.dtype}, {config.device})",
         "data": _data(config, splits),
         "objective": _objective(config),
+        "engine": _engine(config),
         "method": METHODS[config.method.name].describe(config.method),
         "adapter": _adapter(resolved),
         "boosting": _boosting(config, layout, rows, steps),
@@ -38,10 +43,10 @@ def configuration_block(
         "optimiser": f"{optimiser.name}, lr {', '.join(f'{lr:g}' for lr in optimiser.lrs)}, "
         f"{optimiser.schedule}{warmup}"
         + (f", clipped to norm {optimiser.clip:g}" if optimiser.clip else ""),
-        "length": f"{steps:,} steps of {config.batch_size:,} rows"
+        "length": f"{steps:,} steps of {rows_of_step(config, rows):,} rows"
         + (f" ({config.micro_batch_size} a forward)" if config.micro_batch_size else "")
-        + f" = {_epochs(steps / steps_per_epoch(rows, config.batch_size))} epochs, "
-        f"{steps * forwards:,} forwards",
+        + f" = {_epochs(steps / steps_per_epoch(rows, rows_of_step(config, rows)))} epochs, "
+        + _work(config, steps, forwards, rows_of_step(config, rows)),
         "seed": ", ".join(str(seed) for seed in config.seeds or (config.seed,)),
         "keeps": f"the {config.keep} adapter"
         + (f", evaluated every {config.eval.every} steps" if config.eval.every else ""),
@@ -51,12 +56,47 @@ def configuration_block(
     return {label: text for label, text in block.items() if text}
 
 
+def _work(config: RunConfig, steps: int, forwards: int, rows: int) -> str:
+    """What all steps ask of the base."""
+    if config.objective.name == "reward":
+        return f"{steps * forwards * rows:,} completions"
+    return f"{steps * forwards:,} forwards"
+
+
+def noise_words(sizes: Magnitudes, noises: Iterable[Noise]) -> str:
+    """How large a population's noise is, and the weights that it is measured by."""
+    of_a, of_b = zip(*(pair for noise in noises for pair in noise.by_site.values()), strict=True)
+    return f"{_range(of_a)} on A, {_range(of_b)} on B; mean |W| {_range(sizes.mean_abs.values())}"
+
+
+def _range(values: Iterable[float]) -> str:
+    low, high = f"{min(values := list(values)):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _engine(config: RunConfig) -> str:
+    """Who samples, where that is not this process."""
+    engine = config.engine
+    if engine.name == "local":
+        return ""
+    url = getattr(engine, "url", None)
+    return f"{engine.name} at {url}" if url is not None else engine.name
+
+
 def _objective(config: RunConfig) -> str:
     objective = config.objective
     if objective.name == "nll":
         return "nll of the response's tokens"
     if objective.name == "reward":
-        return "reward of sampled completions"
+        how = (
+            "greedy"
+            if objective.decoding.greedy
+            else (f"temperature {objective.decoding.temperature:g}")
+        )
+        whose = "" if objective.file is None else f" by {objective.function} of {objective.file}"
+        return (
+            f"reward{whose} of completions: {how}, at most {objective.decoding.max_tokens} tokens"
+        )
     if objective.loss == "option":
         return "choice: nll of the right candidate's tokens"
     return "choice: cross-entropy over the candidates"

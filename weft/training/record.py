@@ -16,7 +16,7 @@ from weft.core.errors import InputError
 from weft.model.sites import layers_notice
 from weft.runs.manifest import Manifest
 from weft.runs.provenance import code_state, hardware, versions
-from weft.training.block import configuration_block
+from weft.training.block import configuration_block, noise_words
 from weft.training.job import Job
 
 
@@ -24,12 +24,15 @@ def manifest_of(job: Job, theta_LP: torch.Tensor, name: str) -> Manifest:
     """The manifest of a run that is about to start from `theta_LP`."""
     resolved, splits = job.resolved, job.splits
     config = resolved.config.model_dump(mode="json")
+    block = configuration_block(resolved, job.layout, splits)
+    if job.noise is not None:
+        block["noise"] = noise_words(job.magnitudes, job.noise.values())
     return Manifest(
         name=name,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         config=config,
         origins=resolved.origins,
-        block=configuration_block(resolved, job.layout, splits),
+        block=block,
         fingerprints={
             "config": _sha256(json.dumps(config, sort_keys=True).encode()),
             "code": code_state().sha256,
