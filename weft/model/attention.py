@@ -52,7 +52,7 @@ def packed_attention(
     for piece, q, k, v in zip(
         weft_rows.pieces, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True
     ):
-        mask = _window_mask(piece.length, sliding_window, query.device)
+        mask = window_mask(piece.length, sliding_window, query.device)
         keys, values = _rows(k, piece), _rows(v, piece)
         if cache is not None:
             cache.store(layer, row, keys, values)
@@ -83,7 +83,8 @@ def _stream(x_RHlD: torch.Tensor, piece: Piece) -> torch.Tensor:
     return x.permute(0, 3, 1, 2, 4).flatten(0, 2)
 
 
-def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+def window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Which keys each query of a text sees [l, l]; None where that is all before it."""
     if window is None or length <= window:
         return None
     gap = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)

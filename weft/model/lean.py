@@ -1,12 +1,13 @@
-"""One decoding step of a Llama-like model in as few operations as it takes.
+"""The forward of a Llama-like model in as few operations as it takes.
 
-A step of one token a row is small: most of its time goes into starting operations, not into
-arithmetic. Here layers that read the same input are one product, adapters of such layers are one
-low-rank update, and nothing is computed that a step does not need. The weights are the model's
-own: its layers become views of the joined ones.
+A decoding step is small: much of its time goes into starting operations, not into arithmetic.
+Here layers that read the same input are one product, adapters of such layers are one low-rank
+update, and nothing is computed that a step does not need. The weights are the model's own: its
+layers become views of the joined ones.
 
-Shapes: B rows (M texts of each of N members, members fastest), D hidden size, H query heads,
-G key/value heads, d head size, I inputs and O outputs of a joined layer, r rank.
+Shapes: T positions (M of each of N members, one member after another, so that a member's are one
+matrix), D hidden size, H query heads, G key/value heads, d head size, I inputs and O outputs of a
+joined layer, r rank.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from transformers import (
 
 from weft.core.memory import give_back
 from weft.model.bank import Bank
-from weft.model.cache import KVCache
 from weft.model.lowrank import add_product
 from weft.model.weaving import Weft
 
@@ -75,6 +75,11 @@ class LeanModel:
     head_size: int
     scaling: float
 
+    def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+        """What the first layer reads [T, D]."""
+        body: Any = self.model.base_model
+        return embedding(ids_T, body.embed_tokens.weight)
+
     def rotations(self, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [C, d] of every position; sin is ready for the halves rolled by d / 2."""
         body: Any = self.model.base_model
@@ -110,56 +115,86 @@ def lean_model(model: PreTrainedModel) -> LeanModel | None:
     )
 
 
-class LeanStep:
-    """`step(token_B, cache)`: the last hidden state [B, D] after one more token in every row."""
+Attend = Callable[[int, Layer, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(number of the layer, layer, q [T, H, d], k and v [T, G, d]) to [T, H, d]."""
 
-    def __init__(self, lean: LeanModel, weft: Weft, capacity: int) -> None:
-        self.lean = lean
-        self.members = len(weft.bank.members)
-        bank = weft.bank
+
+@dataclass(frozen=True, eq=False)
+class LeanForward:
+    """Hidden states through the layers, each member's updates included."""
+
+    lean: LeanModel
+    members: int
+    updates: Mapping[Joined, tuple[torch.Tensor, torch.Tensor]]
+
+    @classmethod
+    def of(cls, lean: LeanModel, weft: Weft) -> LeanForward:
+        """With the members of `weft`, which all lie on its one stack, if any."""
+        members, bank = len(weft.bank.members), weft.bank
         if weft.stacks is not None:
-            bank = bank.over(weft.stacks.only([0] * self.members))
-        self.cos_Cd, self.sin_Cd = lean.rotations(capacity)
-        self.updates = {
+            bank = bank.over(weft.stacks.only([0] * members))
+        updates = {
             joined: update
             for layer in lean.layers
             for joined in layer.joined
             if (update := _join_updates(joined, bank)) is not None
         }
+        return cls(lean, members, updates)
 
-    def __call__(self, token_B: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Appends to the cache, and leaves its lengths as they are."""
+    def only(self, members: Sequence[int]) -> LeanForward:
+        """These members, in this order."""
+        at = list(members)
+        return LeanForward(
+            self.lean, len(at), {joined: (a[at], b[at]) for joined, (a, b) in self.updates.items()}
+        )
+
+    @property
+    def first_adapted(self) -> int:
+        """The layer below which all members are the base."""
+        layers = self.lean.layers
+        adapted = (
+            n for n, layer in enumerate(layers) if not self.updates.keys().isdisjoint(layer.joined)
+        )
+        return next(adapted, len(layers))
+
+    def __call__(
+        self,
+        x_TD: torch.Tensor,
+        rotation_T: tuple[torch.Tensor, torch.Tensor],
+        attend: Attend,
+        layers: range,
+        ends: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x after these layers; with `ends`, the last of them goes on with these positions only."""
         lean = self.lean
-        body: Any = lean.model.base_model
-        x_BD = embedding(token_B, body.embed_tokens.weight)
-        cos_B1d = self.cos_Cd[cache.lengths_B][:, None]
-        sin_B1d = self.sin_Cd[cache.lengths_B][:, None]
-        for number, layer in enumerate(lean.layers):
-            y_BO = self._product(layer.qkv, layer.first_norm(x_BD))
-            heads_Bhd = y_BO.unflatten(1, (-1, lean.head_size))
-            qk_Bhd, v_BGd = heads_Bhd.split(
-                (heads_Bhd.shape[1] - lean.kv_heads, lean.kv_heads), dim=1
-            )
-            rolled_Bhd = qk_Bhd.roll(lean.head_size // 2, -1)
-            qk_Bhd = (qk_Bhd * cos_B1d).add_(rolled_Bhd.mul_(sin_B1d))
-            q_BHd, k_BGd = qk_Bhd.split((qk_Bhd.shape[1] - lean.kv_heads, lean.kv_heads), dim=1)
-            a_BHd = cache.attend(number, q_BHd, k_BGd, v_BGd, lean.scaling, layer.window)
-            x_BD = x_BD + self._product(layer.out, a_BHd.flatten(1))
-            y_BO = self._product(layer.gate_up, layer.second_norm(x_BD))
-            gate_BF, up_BF = y_BO.chunk(2, dim=1)
-            x_BD = x_BD + self._product(layer.down, lean.activation(gate_BF) * up_BF)
-        return lean.norm(x_BD)
+        cos_T1d, sin_T1d = rotation_T
+        for number in layers:
+            layer = lean.layers[number]
+            y_TO = self._product(layer.qkv, layer.first_norm(x_TD))
+            heads_Thd = y_TO.unflatten(1, (-1, lean.head_size))
+            queries = heads_Thd.shape[1] - 2 * lean.kv_heads
+            qk_Thd, v_TGd = heads_Thd.split((queries + lean.kv_heads, lean.kv_heads), dim=1)
+            rolled_Thd = qk_Thd.roll(lean.head_size // 2, -1)
+            qk_Thd = (qk_Thd * cos_T1d).add_(rolled_Thd.mul_(sin_T1d))
+            q_THd, k_TGd = qk_Thd.split((queries, lean.kv_heads), dim=1)
+            a_TI = attend(number, layer, q_THd, k_TGd, v_TGd).flatten(1)
+            if ends is not None and number == layers[-1]:
+                a_TI, x_TD = a_TI[ends], x_TD[ends]
+            x_TD = self._product(layer.out, a_TI).add_(x_TD)
+            y_TO = self._product(layer.gate_up, layer.second_norm(x_TD))
+            gate_TF, up_TF = y_TO.chunk(2, dim=1)
+            x_TD = self._product(layer.down, lean.activation(gate_TF).mul_(up_TF)).add_(x_TD)
+        return x_TD
 
-    def _product(self, joined: Joined, x_BI: torch.Tensor) -> torch.Tensor:
-        y_BO = linear(x_BI, joined.weight_OI, joined.bias_O)
+    def _product(self, joined: Joined, x_TI: torch.Tensor) -> torch.Tensor:
+        y_TO = linear(x_TI, joined.weight_OI, joined.bias_O)
         update = self.updates.get(joined)
         if update is not None:
-            a_NIr, b_NrO = update
-            grid = (-1, self.members)
-            x_NMI = x_BI.unflatten(0, grid).transpose(0, 1).float()
-            z_NMr = torch.bmm(x_NMI, a_NIr)
-            add_product(y_BO.unflatten(0, grid).transpose(0, 1), z_NMr, b_NrO)
-        return y_BO
+            a_NrI, b_NrO = update
+            grid = (self.members, -1)
+            z_NMr = torch.bmm(x_TI.unflatten(0, grid).float(), a_NrI.transpose(1, 2))
+            add_product(y_TO.unflatten(0, grid), z_NMr, b_NrO)
+        return y_TO
 
 
 def _layer(layer: Any, names: Mapping[torch.nn.Module, str]) -> Layer:
@@ -193,7 +228,7 @@ def _join(layers: Sequence[torch.nn.Linear], names: Mapping[torch.nn.Module, str
 
 
 def _join_updates(joined: Joined, bank: Bank) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """(A [N, I, r], scale * B [N, r, O]) of all updates at the joined layers, exactly.
+    """(A [N, r, I], scale * B [N, r, O]) of all updates at the joined layers, exactly.
 
     Ranks add up: each layer's B writes to that layer's outputs and is zero elsewhere.
     """
@@ -211,8 +246,7 @@ def _join_updates(joined: Joined, bank: Bank) -> tuple[torch.Tensor, torch.Tenso
         start += size
     if not parts_a:
         return None
-    a_NIr = torch.cat(parts_a, dim=1).transpose(1, 2).contiguous()
-    return a_NIr, torch.cat(parts_b, dim=2).transpose(1, 2).contiguous()
+    return torch.cat(parts_a, dim=1), torch.cat(parts_b, dim=2).transpose(1, 2).contiguous()
 
 
 def _norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -98,15 +98,15 @@ def test_rows_that_are_over_leave_the_batch(make_base, monkeypatch):
     free = engine.generate(bank, many, Decoding(max_tokens=24, ignore_eos=True))
     stops = [free[0][number].ids[3] for number in range(6)]  # member a ends early on six prompts
     heights = []
-    from weft.model.steppers import CachedStepper
+    from weft.model.steppers import LeanStepper
 
-    extend = CachedStepper.extend
+    extend = LeanStepper.extend
 
     def counted(self, token_B, live_B):
         heights.append((len(token_B), sum(live_B)))
         return extend(self, token_B, live_B)
 
-    monkeypatch.setattr(CachedStepper, "extend", counted)
+    monkeypatch.setattr(LeanStepper, "extend", counted)
     decoding = Decoding(max_tokens=24, stop_ids=tuple(stops), ignore_eos=True)
     found = engine.generate(bank, many, decoding)
     for texts, whole in zip(found, free, strict=True):

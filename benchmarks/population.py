@@ -1,0 +1,250 @@
+"""Greedy decoding of a whole population: many adapters on the same prompts.
+
+Everyone gets the same Llama-shaped model with random weights, the same adapters on every linear
+layer, whose B is not zero, the same prompts of equal length (so that nobody pads) and the same
+number of new tokens, without stop tokens. A step is one whole population, prefill included.
+
+The peers are transformers' `generate` on PEFT's model, one adapter after another with all prompts
+in a batch; the same on PEFT's mixed batch, every prompt under every adapter in one call
+(`adapter_names`); and Weft itself with as many rows on the bare base, which is what the adapters
+cost. On a smaller population of the same model all must say the same tokens (`check_same_tokens`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import peft
+import torch
+import transformers
+
+from benchmarks.harness import Contender, Measurement, Run, Trace
+from weft.core.batch import IGNORE, Batch, Example
+from weft.core.errors import CheckFailed
+from weft.core.keys import Key
+from weft.engines.local import LocalEngine
+from weft.model.adapter import Adapter, initial_adapter
+from weft.model.bank import Bank
+from weft.model.base import DTYPES, prepare
+from weft.model.config import AdapterConfig, DType
+from weft.model.decoding import Decoding
+from weft.model.noise import generator, global_generator
+from weft.model.sites import choose_sites, find_sites
+
+ADAPTER = AdapterConfig(rank=8, scale=2.0)
+SEED = 0
+
+Generate = Callable[[list[np.ndarray]], list[list[list[int]]]]
+"""New tokens by member and prompt."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A population, its prompts, and the sizes of the Llama under it."""
+
+    members: int = 30
+    prompts: int = 8
+    prompt_tokens: int = 48
+    new_tokens: int = 64
+    layers: int = 10
+    hidden: int = 512
+    heads: int = 8
+    kv_heads: int = 4
+    ffn: int = 1408
+    vocabulary: int = 8192
+    dtype: DType = "float32"
+
+    @property
+    def rows(self) -> int:
+        """Texts of the whole population."""
+        return self.members * self.prompts
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        return (
+            f"Llama with {self.layers} layers, hidden {self.hidden}, {self.heads} heads, "
+            f"{self.kv_heads} key/value heads, ffn {self.ffn}, vocabulary {self.vocabulary}, tied "
+            f"embeddings: {sum(p.numel() for p in self.model().parameters()) / 1e6:.1f}M random "
+            f"{self.dtype} parameters; LoRA rank {ADAPTER.rank} on all linear layers; greedy, "
+            f"{self.members} members x {self.prompts} prompts of {self.prompt_tokens} tokens, "
+            f"{self.new_tokens} new tokens each"
+        )
+
+    def model(self) -> transformers.LlamaForCausalLM:
+        """The same random weights at every call."""
+        config = transformers.LlamaConfig(
+            num_hidden_layers=self.layers,
+            hidden_size=self.hidden,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            intermediate_size=self.ffn,
+            vocab_size=self.vocabulary,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+        )
+        with global_generator(Key.of(SEED).fold("base")):
+            return transformers.LlamaForCausalLM(config).to(DTYPES[self.dtype])
+
+    def adapters(self) -> dict[str, Adapter]:
+        """The members: a fresh A each, and a B that acts."""
+        layout = choose_sites(find_sites(self.model()), ADAPTER)
+
+        def member(name: str) -> Adapter:
+            adapter = initial_adapter(layout, Key.of(SEED).fold(name))
+            for site, (_, b_Or) in adapter.sites.items():
+                b_Or.normal_(std=0.02, generator=generator(Key.of(SEED).fold("B", name, site)))
+            return adapter
+
+        return {name: member(name) for name in (f"m{n}" for n in range(self.members))}
+
+    def batches(self, count: int) -> list[Batch]:
+        """Random prompts."""
+        draw = Key.of(SEED).fold("prompts").numpy()
+
+        def prompt(number: int) -> Example:
+            ids_T = draw.integers(2, self.vocabulary, self.prompt_tokens)
+            return Example(str(number), ids_T, np.full(self.prompt_tokens, IGNORE))
+
+        return [Batch(tuple(map(prompt, range(self.prompts)))) for _ in range(count)]
+
+
+FULL = Workload()
+SMALL = Workload(
+    members=3, prompts=2, prompt_tokens=6, new_tokens=4, layers=2, hidden=64, ffn=96, vocabulary=128
+)
+"""For `--quick`."""
+
+
+# Weft
+
+
+def build_weft(workload: Workload) -> Generate:
+    """The local engine with the whole population."""
+    return _weft(workload, Bank.of(workload.adapters()))
+
+
+def build_bare(workload: Workload) -> Generate:
+    """The local engine with the bare base on as many rows."""
+    generate = _weft(workload, Bank(("base",), {}))
+    return lambda prompts: generate(prompts * workload.members)
+
+
+def _weft(workload: Workload, bank: Bank) -> Generate:
+    fill = SimpleNamespace(pad_token_id=1, eos_token_id=2)  # nothing is tokenised
+    engine = LocalEngine(prepare("random Llama", workload.model(), fill))
+    decoding = Decoding(max_tokens=workload.new_tokens, ignore_eos=True)
+
+    def generate(prompts: list[np.ndarray]) -> list[list[list[int]]]:
+        said = engine.generate(bank, prompts, decoding)
+        return [[list(text.ids) for text in texts] for texts in said]
+
+    return generate
+
+
+# transformers with PEFT
+
+
+def build_each(workload: Workload) -> Generate:
+    """One adapter after another."""
+    model = peft_model(workload)
+
+    def generate(prompts: list[np.ndarray]) -> list[list[list[int]]]:
+        said = []
+        for name in list(model.peft_config):
+            model.set_adapter(name)
+            said.append(continued(model, prompts, workload))
+        return said
+
+    return generate
+
+
+def build_mixed(workload: Workload) -> Generate:
+    """All adapters in one batch."""
+    model = peft_model(workload)
+    names = list(model.peft_config)
+
+    def generate(prompts: list[np.ndarray]) -> list[list[list[int]]]:
+        of_rows = [name for name in names for _ in prompts]
+        rows = continued(model, prompts * len(names), workload, adapter_names=of_rows)
+        return [rows[i : i + len(prompts)] for i in range(0, len(rows), len(prompts))]
+
+    return generate
+
+
+def peft_model(workload: Workload) -> peft.PeftModel:
+    """PEFT's LoRA with every member, on transformers' model."""
+    config = peft.LoraConfig(
+        r=ADAPTER.rank,
+        lora_alpha=ADAPTER.effective_alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    adapters = workload.adapters()
+    first, *others = adapters
+    model = peft.get_peft_model(workload.model(), config, adapter_name=first)
+    for name in others:
+        model.add_adapter(name, config)
+    for name, adapter in adapters.items():
+        for site, (a_rI, b_Or) in adapter.sites.items():
+            module = model.get_base_model().get_submodule(site)
+            module.lora_A[name].weight.data.copy_(a_rI)
+            module.lora_B[name].weight.data.copy_(b_Or)
+    return model.eval()
+
+
+def continued(
+    model: peft.PeftModel, prompts: list[np.ndarray], workload: Workload, **extra: list[str]
+) -> list[list[int]]:
+    """What transformers' `generate` adds to each prompt."""
+    ids_BT = torch.from_numpy(np.stack(prompts))
+    out_BT = model.generate(
+        input_ids=ids_BT,
+        attention_mask=torch.ones_like(ids_BT),
+        do_sample=False,
+        max_new_tokens=workload.new_tokens,
+        eos_token_id=None,
+        pad_token_id=1,
+        **extra,
+    )
+    return out_BT[:, ids_BT.shape[1] :].tolist()
+
+
+# the contenders, and that they compute the same thing
+
+BUILDS = {
+    "peft_each": ("PEFT, one adapter after another", build_each),
+    "peft_mixed": ("PEFT, mixed batch", build_mixed),
+    "bare": ("Weft, bare base", build_bare),
+    "weft": ("Weft", build_weft),
+}
+
+
+def contenders(workload: Workload) -> list[Contender]:
+    """Everyone who takes part, in running order."""
+
+    def contender(name: str) -> Contender:
+        what, build = BUILDS[name]
+        return Contender(name, what, lambda: timed(build(workload), workload))
+
+    return [contender(name) for name in BUILDS]
+
+
+def timed(generate: Generate, workload: Workload) -> Run:
+    """A run whose steps are whole populations, after a short call to warm up."""
+
+    def run(batches: Sequence[Batch]) -> Trace:
+        seconds, sums = [], []
+        for batch in batches:
+            prompts = [example.ids_T for example in batch.examples]
+            start = time.perf_counter()
+            said = generate(prompts)
+            seconds.append(time.perf_counter() - start)
+            sums.append(float(np.sum(said)))
+        return Trace(tuple(seconds), tuple(sums))
+
+    return run
