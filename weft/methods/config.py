@@ -109,6 +109,9 @@ OPTIMISER_DEFAULTS: dict[str, dict[str, Any]] = {
 direction is as long as the square root of the number of parameters, so no usual clip fits it. The
 rate of `es` is in units of its noise."""
 
+OWN_UNIT = ("es",)
+"""Methods whose learning rates say nothing to others, nor others' to them."""
+
 
 class PlateauConfig(BaseModel):
     """When a round of boosting counts as over: its validation loss no longer falls."""

@@ -6,6 +6,7 @@ N members of a population, E prompts.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,9 +98,16 @@ class Estimate:
             torch.cat([part.direction_LP for part in parts]),
             tuple(loss for part in parts for loss in part.loss_L),
             parts[0].loss_name,
-            {n: tuple(x for part in parts for x in part.stats[n]) for n in parts[0].stats},
+            {
+                name: tuple(x for part in parts for x in part._stat(name))
+                for name in dict.fromkeys(name for part in parts for name in part.stats)
+            },
             tuple(line for part in parts for line in part.evidence),
         )
+
+    def _stat(self, name: str) -> tuple[float, ...]:
+        """A number of each lane; NaN where it is not told."""
+        return tuple(self.stats.get(name, (math.nan,) * len(self.loss_L)))
 
     def part(self, start: int, stop: int) -> Estimate:
         """That of lanes start..stop-1 only."""
@@ -147,6 +155,10 @@ class Graded:
             dict(failures),
             tuple(texts for part in parts for texts in part.texts),
         )
+
+    def _part(self, name: str) -> np.ndarray:
+        """A part of the rewards [N, E]; NaN where it is not told."""
+        return self.parts.get(name, np.full_like(self.reward_NE, np.nan))
 
 
 class Scorer(Protocol):

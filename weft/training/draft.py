@@ -12,7 +12,7 @@ import yaml
 
 from weft.core.errors import InputError
 from weft.engines.config import EngineConfig
-from weft.methods.config import FOREIGN, MethodConfig, OptimiserConfig
+from weft.methods.config import FOREIGN, OWN_UNIT, MethodConfig, OptimiserConfig
 from weft.model.config import ObjectiveConfig
 
 RIVALS = {
@@ -88,7 +88,10 @@ class Draft:
         for key, value in settings:
             for rival in _rivals(key, value):
                 self._clear(rival, key, value, layer)
-            for foreign in self._foreign(key, value, layer):
+            for foreign in (
+                *self._foreign(key, value, layer),
+                *self._other_unit(key, value, layer),
+            ):
                 self._clear(foreign, key, value, layer)
             put(self.values, key, value)
             self._forget(key)
@@ -107,6 +110,20 @@ class Draft:
         readable = set().union(*kinds.values())  # a slip is nobody's, and is reported as one
         found = sorted(f"{section}.{leaf}" for leaf in set(below) & readable - kinds[name])
         return [key for key in found if self.origins.get(key) != layer.origin]
+
+    def _estranged(self, key: str, name: Any, layer: Layer) -> list[str]:
+        """What the layers below say of steps, where the method `name` has rates of its own."""
+        if key != "method.name":
+            return []
+        below = self.values.get("method")
+        before = below.get("name") if isinstance(below, dict) else None
+        if (name in OWN_UNIT) == (before in OWN_UNIT):
+            return []
+        return [
+            key
+            for key, origin in self.origins.items()
+            if key.startswith(("optimiser.", "batch_size")) and origin != layer.origin
+        ]
 
     def _clear(self, rival: str, key: str, value: Any, layer: Layer) -> None:
         """Take out what `key` makes no sense with."""

@@ -111,3 +111,11 @@ def test_a_method_on_the_command_line_clears_that_of_a_file(tmp_path):
     assert found.notices == (
         "method.name=backprop on the command line clears method.eps of mezo.yaml",
     )
+
+
+def test_a_method_whose_rates_have_another_unit_takes_none_of_the_recipe():
+    resolved = resolve("instruct", ["method.name=es", "adapter.dropout=0"])
+    assert resolved.config.optimiser.lr == 0.5
+    assert any("clears optimiser.lr" in notice for notice in resolved.notices)
+    kept = resolve("instruct", ["method.name=es", "adapter.dropout=0", "optimiser.lr=2"])
+    assert kept.config.optimiser.lr == 2
