@@ -90,7 +90,7 @@ class Draft:
                 self._clear(rival, key, value, layer)
             for foreign in (
                 *self._foreign(key, value, layer),
-                *self._other_unit(key, value, layer),
+                *self._estranged(key, value, layer),
             ):
                 self._clear(foreign, key, value, layer)
             put(self.values, key, value)
