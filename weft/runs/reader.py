@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from weft.core.errors import InputError, did_you_mean
 from weft.core.files import Record, read_json, read_jsonl
@@ -34,6 +35,30 @@ def loss_unit(config: Record) -> str:
     return NATS_A_ROW if of_rows else NATS_A_TOKEN
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the losses of a run are to people: a loss, or minus a reward."""
+
+    name: Literal["loss", "reward"]
+    unit: str  # empty for a reward
+
+    @classmethod
+    def of_run(cls, config: Record) -> Measured:
+        """By the run's stored configuration."""
+        if config.get("objective", {}).get("name") == "reward":
+            return cls("reward", "")
+        return cls("loss", loss_unit(config))
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Losses are; rewards are not."""
+        return self.name == "loss"
+
+    def of(self, loss: float) -> float:
+        """As people read it."""
+        return loss if self.lower_is_better else -loss
+
+
 class RunReader:
     """A run, finished or not. It may still be written: every call reads what is there now."""
 
@@ -47,6 +72,11 @@ class RunReader:
     def manifest(self) -> Manifest:
         """What the run is, and how far it came."""
         return Manifest.load(self.layout.manifest)
+
+    @property
+    def measured(self) -> Measured:
+        """What its losses are to people."""
+        return Measured.of_run(self.manifest.config)
 
     @property
     def done(self) -> bool:

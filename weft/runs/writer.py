@@ -20,6 +20,7 @@ from weft.core.files import (
     Record,
     append_jsonl,
     read_json,
+    read_jsonl,
     remove_leftovers,
     sync,
     truncate_jsonl,
@@ -50,6 +51,8 @@ class RunWriter:
         self._clock = clock or Stopwatch()
         self._since = 0
         self._earlier: Breakdown | None = None  # what processes before this one took
+        self._forgotten: dict[tuple[int, str | None], Record] = {}  # evidence of steps to retake
+        self._retaken: list[bool] = []  # whether each is as before
 
     @classmethod
     def create(
@@ -110,9 +113,25 @@ class RunWriter:
         append_jsonl(self.layout.steps, record)
 
     def evidence(self, record: Record) -> None:
-        """Append what replays one zeroth-order step."""
-        assert isinstance(record["step"], int)
+        """Append what replays a step.
+
+        Of steps that are taken again it is recorded whether they are what they were.
+        """
         append_jsonl(self.layout.evidence, record)
+        name = (record["step"], record.get("member"))
+        before = self._forgotten.pop(name, None)
+        if before is None:
+            return
+        self._retaken.append(before == record)
+        if before != record:
+            odd = [key for key in record if before.get(key) != record[key]]
+            self.notice(
+                f"step {name[0]} was taken again after an interruption, and is not what it was: "
+                f"its {' and '.join(odd)} differ"
+            )
+        if not self._forgotten:
+            lines, same = len(self._retaken), sum(self._retaken)
+            self.event("taken again", step=name[0], lines=lines, same=same)
 
     def sample(self, record: Record) -> None:
         """Append one generated text."""
@@ -169,6 +188,11 @@ class RunWriter:
             return record.get("step", 0) <= step
 
         self._since = step
+        self._forgotten = {
+            (line["step"], line.get("member")): line
+            for line in read_jsonl(self.layout.evidence)
+            if not kept(line)
+        }
         for lines in self.layout.lines:
             truncate_jsonl(lines, kept)
         checkpoints.drop_after(self.layout.checkpoints, step)

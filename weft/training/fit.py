@@ -15,7 +15,7 @@ from types import FrameType
 
 import numpy as np
 
-from weft.core.errors import NumericError
+from weft.core.errors import EngineError, NumericError
 from weft.methods.estimate import Estimate, Point
 from weft.training.advance import Ended
 from weft.training.ground import Ground
@@ -86,7 +86,8 @@ def fit(
             shared = Shared.of(together)
         started = time.perf_counter()
         points = [run.job.point(run.state) for run in together]
-        with shared.job.clock("update"):  # but for what is a phase of its own in there
+        # `update` but for what is a phase of its own in there
+        with shared.job.clock("update"), _kept(together):
             estimates = shared.estimate(points)
             lane_seconds = (time.perf_counter() - started) / shared.lanes
             steps = [
@@ -103,6 +104,17 @@ def fit(
         [run.state for run in runs],
         {number: run.error for number, run in enumerate(runs) if run.error is not None},
     )
+
+
+@contextmanager
+def _kept(runs: Sequence[Underway]) -> Iterator[None]:
+    """Where an engine fails for good, each run keeps the step before that."""
+    try:
+        yield
+    except EngineError:
+        for run in runs:
+            run.save()
+        raise
 
 
 def _rearmost(runs: Sequence[Underway]) -> list[Underway]:

@@ -231,6 +231,25 @@ def test_resume_forgets_what_came_after(tmp_path):
     assert events == [("boosted", 1), ("boosted", 2), ("resumed", 2)]
 
 
+@pytest.mark.parametrize("reward", [0.5, 0.25])
+def test_a_step_that_is_taken_again_is_compared_with_what_it_was(tmp_path, reward):
+    with suppress(KeyboardInterrupt), create(tmp_path) as writer:
+        writer.save_checkpoint(1, save)
+        for step in (2, 3):
+            writer.evidence({"step": step, "rewards": [0.5, 1.0]})
+        raise KeyboardInterrupt
+    with RunWriter.reopen(tmp_path) as writer:
+        writer.resume_at(1)
+        writer.evidence({"step": 2, "rewards": [0.5, 1.0]})
+        writer.evidence({"step": 3, "rewards": [reward, 1.0]})
+        writer.evidence({"step": 4, "rewards": [0.0, 0.0]})
+    manifest = RunReader(tmp_path).manifest
+    (event,) = [event for event in manifest.events if event["kind"] == "taken again"]
+    assert (event["lines"], event["same"]) == (2, 1 + (reward == 0.5))
+    said = [notice for notice in manifest.notices if "step 3 was taken again" in notice]
+    assert bool(said) == (reward != 0.5)
+
+
 def test_full_disk_leaves_the_manifest_readable(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
