@@ -69,6 +69,8 @@ def evaluate(
     screen.say()
     tokens = f", {first['supervised_tokens']:,} supervised tokens" if _of_tokens(first) else ""
     screen.say(f"{split}: {first['num_examples']:,} rows{tokens}")
+    for why, count in first.get("failures", {}).items():
+        screen.say(f"not graded: {count:,} ({why})")
     if engine != "local":
         screen.say(f"engine: {engine}")
     for path in written:
@@ -77,7 +79,11 @@ def evaluate(
 
 def _table(records: Mapping[str, Mapping[str, Any]]) -> Any:
     first = next(iter(records.values()))
-    names = ["eval_loss", *["perplexity"] * _of_tokens(first), *first["metrics"]]
+    if first["objective"] == "reward":
+        reward, *parts = first["metrics"]
+        names = [reward, "standard_error", *parts]
+    else:
+        names = ["eval_loss", *["perplexity"] * _of_tokens(first), *first["metrics"]]
     rows = [(ref, *(screen.number(r[name]) for name in names)) for ref, r in records.items()]
     header = [name.removeprefix("eval_").replace("_", " ") for name in names]
     return screen.table(("", *header), rows)

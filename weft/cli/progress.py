@@ -33,7 +33,7 @@ class TrainingProgress:
 
     def __call__(self, progress: Progress) -> None:
         """Show a step."""
-        self._rate.add(progress.tokens, progress.seconds)
+        self._rate.add(_work(progress), progress.seconds)
         if progress.valid_loss is not None:
             self._valid_loss = progress.valid_loss
         if progress.ended and (text := rounds_line(progress.step, progress.ended)):
@@ -60,6 +60,8 @@ class TrainingProgress:
             self._line.stop()
 
     def _words(self, progress: Progress, valid_loss: float | None) -> str:
+        if progress.is_reward:
+            return _of_reward(progress, valid_loss, self._rate.recent)
         valid = "" if valid_loss is None else f"  valid {screen.number(valid_loss)}"
         what = "loss" if progress.loss_name == "loss" else "perturbed loss"
         return f"{what} {screen.number(progress.loss)}{valid}  {self._rate.recent:,.0f} tok/s"
@@ -70,6 +72,28 @@ class TrainingProgress:
             or progress.step in (1, progress.steps)
             or time.monotonic() - self._spoken > QUIET_SECONDS
         )
+
+
+def _work(progress: Progress) -> float:
+    """What a speed is of: completions where they are graded, else tokens read."""
+    return progress.stats["completions"] if progress.is_reward else progress.tokens
+
+
+def _of_reward(progress: Progress, valid_loss: float | None, rate: float) -> str:
+    """The centre's reward, those of its population, and that of the validation rows."""
+    stats = progress.stats
+    words = [
+        f"reward {screen.number(stats['reward'])}",
+        f"members {screen.number(stats['reward_mean'])} ± {screen.number(stats['reward_std'])}",
+        f"best {screen.number(stats['reward_best'])}",
+    ]
+    if valid_loss is not None:
+        words.append(f"valid {screen.number(0.0 - valid_loss)}")
+    if stats["failed"]:
+        words.append(f"{stats['failed']:,.0f} not graded")
+    if stats["flat"]:
+        words.append("no member differs")
+    return "  ".join([*words, f"{rate:,.1f} completions/s"])
 
 
 def rounds_line(step: int, ended: Sequence[Ended]) -> str:

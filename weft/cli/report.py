@@ -57,7 +57,7 @@ def write_page(reader: RunReader) -> Path:
 
 def page(reader: RunReader) -> Report:
     """Everything that the page of a run shows, from its files alone."""
-    from weft.report.figures import LOSSES, TIMES_FIGURE
+    from weft.report.figures import CURVES, TIMES_FIGURE
     from weft.report.html import Report, Table
     from weft.report.times import times_note, times_table
 
@@ -70,7 +70,11 @@ def page(reader: RunReader) -> Report:
         summary=[(label, manifest.block[label]) for label in SUMMARY if label in manifest.block],
         metrics=metrics,
         metrics_note=note,
-        figures=_drawn(layout.figures / LOSSES, "Training and held-out loss over the steps."),
+        figures=[
+            figure
+            for name, caption in CURVES.items()
+            for figure in _drawn(layout.figures / name, caption)
+        ],
         times=times_table(times) if times else None,
         times_figures=_drawn(layout.figures / TIMES_FIGURE, "Where the time of the run went."),
         times_note=times_note(times) if times else "",

@@ -162,22 +162,22 @@ def _refuse_overrides(resume: Path, overrides: list[str]) -> None:
 def results_table(outcome: Outcome) -> RenderableType:
     """Before and after: held-out loss, perplexity and the task's metrics of every adapter.
 
-    A choice between candidates has no perplexity. Where fewer rows were scored while training,
-    both sides are shown on these, and the kept adapter on all.
+    A choice between candidates has no perplexity, and a reward goes before its parts. Where fewer
+    rows were scored while training, both sides are shown on these, and the kept adapter on all.
     """
     from weft.runs.reader import RunReader
 
     reader, rows = RunReader(outcome.root), []
     names: list[str] = []
     for member, result in outcome.results.items():
-        metrics = result["metrics"][1:] or result["metrics"]  # a task's own, where it has some
-        names = ["loss", *["perplexity"] * ("token_accuracy" in result["metrics"]), *metrics]
+        names = _names(result)
         label = "" if len(outcome.results) == 1 else f"{member}, "
         which = f"{label}{result['kept']} (step {result['step']:,})"
         scores = reader.before_and_after(member)
         if scores:
             both = [
                 {n: row.mean for n, row in zip(scores, side, strict=True)}
+                | {"standard_error": side[0].standard_error}
                 for side in zip(*scores.values(), strict=True)
             ]
             count = len(scores["loss"][0].ids)
@@ -189,6 +189,16 @@ def results_table(outcome: Outcome) -> RenderableType:
         rows.append((which, *_cells(result | {"loss": result["eval_loss"]}, names)))
     words = [name.replace("_", " ") for name in names]
     return screen.table(("held-out", *words), rows)
+
+
+def _names(result: Mapping[str, Any]) -> list[str]:
+    """What is shown of an evaluation: a reward and its parts, or a loss and the metrics."""
+    metrics: list[str] = result["metrics"]
+    if result["objective"] == "reward":
+        return [metrics[0], "standard_error", *metrics[1:]]
+    # a task's own metrics, where it has some
+    of_tokens = "token_accuracy" in metrics
+    return ["loss", *["perplexity"] * of_tokens, *(metrics[1:] or metrics)]
 
 
 def _cells(values: Mapping[str, Any], names: Sequence[str]) -> list[str]:

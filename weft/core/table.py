@@ -37,6 +37,14 @@ class ScoreRow:
         """The mean within each example; NaN where nothing was counted."""
         return _ratio(self.sums, self.counts)
 
+    @property
+    def standard_error(self) -> float:
+        """Of the mean of `means`, over the examples that were counted; NaN with fewer than two."""
+        known = self.means[self.counts > 0]
+        if len(known) < 2:
+            return float("nan")
+        return float(known.std(ddof=1) / np.sqrt(len(known)))
+
 
 @dataclass(frozen=True, eq=False)
 class ScoreTable:

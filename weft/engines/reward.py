@@ -78,6 +78,12 @@ class Reward:
             _parts(table) | _measures(bank.members, said, len(goals)),
             dict(failures),
             tuple(texts.get(member, ("",) * len(goals)) for member in bank.members),
+            tuple(
+                tuple(tuple(completion.ids) for completion in said[member])
+                if member in said
+                else ((),) * len(goals)
+                for member in bank.members
+            ),
         )
 
     def _table(

@@ -135,13 +135,14 @@ class Graded:
 
     `reward_NE` is NaN where nothing could be graded, and `failures` says why, with how often.
     `parts` are what a task tells besides the reward, such as whether the format was right.
-    `texts` are the completions, where somebody may want to read them.
+    `texts` are the completions, and `ids` their tokens, where somebody may want to read them.
     """
 
     reward_NE: np.ndarray
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
     failures: Mapping[str, int] = field(default_factory=dict)
     texts: tuple[tuple[str, ...], ...] = ()
+    ids: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     @classmethod
     def together(cls, parts: Sequence[Graded]) -> Graded:
@@ -151,14 +152,26 @@ class Graded:
             failures.update(part.failures)
         return cls(
             np.concatenate([part.reward_NE for part in parts]),
-            {name: np.concatenate([part.parts[name] for part in parts]) for name in parts[0].parts},
+            joined(parts, axis=0),
             dict(failures),
             tuple(texts for part in parts for texts in part.texts),
+            tuple(ids for part in parts for ids in part.ids),
         )
 
     def _part(self, name: str) -> np.ndarray:
         """A part of the rewards [N, E]; NaN where it is not told."""
         return self.parts.get(name, np.full_like(self.reward_NE, np.nan))
+
+
+def joined(graded: Sequence[Graded], axis: int) -> dict[str, np.ndarray]:
+    """The parts of rewards along members (0) or prompts (1); NaN where one does not have a part."""
+    names = dict.fromkeys(name for each in graded for name in each.parts)
+    return {
+        name: np.concatenate(
+            [each.parts.get(name, np.full(each.reward_NE.shape, np.nan)) for each in graded], axis
+        )
+        for name in names
+    }
 
 
 class Scorer(Protocol):

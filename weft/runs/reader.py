@@ -56,7 +56,7 @@ class Measured:
 
     def of(self, loss: float) -> float:
         """As people read it."""
-        return loss if self.lower_is_better else -loss
+        return loss if self.lower_is_better else 0.0 - loss  # no minus zero
 
 
 class RunReader:

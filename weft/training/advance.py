@@ -72,6 +72,7 @@ class Moved:
     lr_L: tuple[float, ...]
     norm_L: tuple[float, ...]  # of the direction, before clipping
     update_norm_L: tuple[float, ...]
+    update_noise_L: tuple[float, ...] = ()  # the update in units of the noise: root mean square
 
 
 def move(course: Course, state: State, direction_LP: torch.Tensor) -> Moved:
@@ -92,9 +93,18 @@ def move(course: Course, state: State, direction_LP: torch.Tensor) -> Moved:
     free_LP = course.free(state.rounds)
     if free_LP is not None:  # weight decay would shrink what is frozen
         theta_LP = torch.where(free_LP.to(theta_LP.device) > 0, theta_LP, state.theta_LP)
-    update_norm_L = tuple((theta_LP - state.theta_LP).norm(dim=1).tolist())
+    update_LP = theta_LP - state.theta_LP
+    update_noise_L = () if course.noise_LP is None else _relative(update_LP, course.noise_LP)
     after = replace(state, step=state.step + 1, theta_LP=theta_LP, moments=moments)
-    return Moved(after, lr_L, norm_L, update_norm_L)
+    return Moved(after, lr_L, norm_L, tuple(update_LP.norm(dim=1).tolist()), update_noise_L)
+
+
+def _relative(update_LP: torch.Tensor, noise_LP: torch.Tensor) -> tuple[float, ...]:
+    """Root mean square of update / noise, over the parameters that have noise."""
+    noisy_LP = noise_LP > 0
+    ratio_LP = torch.where(noisy_LP, update_LP / noise_LP, 0.0)
+    count_L = noisy_LP.sum(dim=1).clamp(min=1)
+    return tuple((ratio_LP.norm(dim=1) / count_L.sqrt()).tolist())
 
 
 @dataclass(frozen=True)

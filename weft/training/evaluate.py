@@ -22,6 +22,7 @@ from weft.data.templates import Judge
 from weft.data.tokens import decode_completion
 from weft.engines.engine import Engine
 from weft.engines.reward import Reward
+from weft.methods.estimate import joined
 from weft.model.bank import Bank
 from weft.model.decoding import Decoding
 from weft.model.objectives import TOKENS, Objective, choosing
@@ -29,8 +30,19 @@ from weft.model.objectives import TOKENS, Objective, choosing
 Watch = Callable[[int, int], None]
 """Called with rows done and rows in all; twice through all rows where responses are generated."""
 
+STANDARD_ERROR = "standard_error"
+"""Of a mean reward, over the rows."""
+
 SPARE_TOKENS = 8
 """How many tokens longer than the longest response a generated one may be."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a member said on every row."""
+
+    texts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +58,8 @@ class Evaluation:
     batch_size: int
     max_length: int
     engine: dict[str, str]  # what computed it
-    texts: tuple[tuple[str, ...], ...] = ()  # graded completions, [N][E]
+    parts: dict[str, ScoreTable] = field(default_factory=dict)  # of what rewards are made
+    said: tuple[Said, ...] = ()  # graded completions of each member
     failures: Mapping[str, int] = field(default_factory=dict)  # why some could not be graded
 
     @classmethod
@@ -61,17 +74,28 @@ class Evaluation:
         failures: Counter[str] = Counter()
         for part in parts:
             failures.update(part.failures)
-        texts = tuple(texts for part in parts for texts in part.texts)
+        said = tuple(each for part in parts for each in part.said)
+        made_of = {
+            name: ScoreTable.stack([part.parts[name] for part in parts]) for name in parts[0].parts
+        }
         return replace(
-            parts[0], table=table, hits=hits, metrics=metrics, texts=texts, failures=dict(failures)
+            parts[0],
+            table=table,
+            hits=hits,
+            metrics=metrics,
+            parts=made_of,
+            said=said,
+            failures=dict(failures),
         )
 
     def record(self, member: str) -> dict[str, Any]:
         """One member's line for `eval.json`.
 
-        A choice between candidates is one prediction a row: it has no perplexity of tokens.
+        A choice between candidates is one prediction a row: it has no perplexity of tokens. A
+        mean reward has a standard error over the rows.
         """
         row = self.table.row(member)
+        is_reward = isinstance(self.objective, Reward)
         index = self.table.members.index(member)
         of_tokens = self.objective.hits == "token_accuracy"
         return {
@@ -81,6 +105,7 @@ class Evaluation:
             "num_batches": math.ceil(len(row.ids) / self.batch_size),
             "num_examples": len(row.ids),
             "supervised_tokens": int(row.counts.sum()),
+            **({STANDARD_ERROR: _known(row.standard_error)} if is_reward else {}),
             **({"failures": dict(self.failures)} if self.failures else {}),
             "split": self.split,
             "batch_size": self.batch_size,
@@ -88,7 +113,7 @@ class Evaluation:
             "engine": self.engine,
             "metric": self.metric,
             "metrics": list(self.metrics),
-            **{name: float(values[index]) for name, values in self.metrics.items()},
+            **{name: _known(values[index]) for name, values in self.metrics.items()},
         }
 
 
@@ -135,6 +160,10 @@ def evaluate(
     )
 
 
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
 def _rewarded(
     engine: Engine,
     bank: Bank,
@@ -154,33 +183,40 @@ def _rewarded(
     failures: Counter[str] = Counter()
     for part in parts:
         failures.update(part.failures)
-    graded_NE = ~np.isnan(reward_NE)
-    for member, any_graded in zip(bank.members, graded_NE.any(axis=1), strict=True):
+    for member, any_graded in zip(bank.members, np.isfinite(reward_NE).any(axis=1), strict=True):
         if not any_graded:
             raise NumericError(
                 f"not one completion of {member} could be graded: {', '.join(failures)}"
             )
-    reward_NE = np.where(graded_NE, reward_NE, 0.0)
     ids = tuple(example.id for example in examples)
-    counts_NE = graded_NE.astype(np.int64)
-    hits = ScoreTable(bank.members, ids, reward_NE, counts_NE)
-    metrics: dict[str, np.ndarray] = {objective.hits: hits.means()}
-    for name in parts[0].parts:
-        part_NE = np.concatenate([part.parts[name] for part in parts], axis=1)
-        metrics[name] = np.nanmean(part_NE, axis=1)
+    hits = _table(bank.members, ids, reward_NE)
+    tables = {name: _table(bank.members, ids, of_NE) for name, of_NE in joined(parts, 1).items()}
     return Evaluation(
-        ScoreTable(bank.members, ids, -reward_NE, counts_NE),
+        _table(bank.members, ids, -reward_NE),
         hits,
-        metrics,
+        {objective.hits: hits.means()} | {name: its.means() for name, its in tables.items()},
         objective.hits,
         objective,
         split.name,
         batch_size,
         split.max_length,
         engine.record(),
-        tuple(sum((part.texts[n] for part in parts), ()) for n in range(len(bank.members))),
+        tables,
+        tuple(
+            Said(
+                tuple(text for part in parts for text in part.texts[n]),
+                tuple(ids for part in parts for ids in part.ids[n]),
+            )
+            for n in range(len(bank.members))
+        ),
         dict(failures),
     )
+
+
+def _table(members: tuple[str, ...], ids: tuple[str, ...], value_NE: np.ndarray) -> ScoreTable:
+    """One value an example; NaN is not counted."""
+    known_NE = ~np.isnan(value_NE)
+    return ScoreTable(members, ids, np.where(known_NE, value_NE, 0.0), known_NE.astype(np.int64))
 
 
 def score_all(

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from types import FrameType
 
@@ -36,6 +36,8 @@ class Progress:
     tokens: int
     seconds: float
     ended: tuple[Ended, ...] = ()  # rounds of boosting
+    stats: Mapping[str, float] = field(default_factory=dict)  # further numbers: means, as the loss
+    is_reward: bool = False  # then losses are minus rewards
 
 
 Watch = Callable[[Progress], None]
@@ -231,4 +233,9 @@ def _progress(taken: Sequence[Taken], steps: int, seconds: float) -> Progress:
         sum(each.tokens for each in taken),
         seconds,
         tuple(ended for each in taken for ended in each.ended),
+        {
+            name: float(np.mean([x for each in taken for x in each.stats[name]]))
+            for name in taken[0].stats
+        },
+        taken[0].is_reward,
     )

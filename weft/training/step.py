@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +48,8 @@ class Taken:
     valid_loss_L: tuple[float, ...] | None
     tokens: int
     ended: tuple[Ended, ...]
+    stats: Mapping[str, tuple[float, ...]]  # further numbers, one a lane
+    is_reward: bool  # then losses are minus rewards
 
 
 class Diverged(Exception):
@@ -82,7 +84,16 @@ def take(part: Part, state: State, point: Point, estimate: Estimate, seconds: fl
                 after = _with_known_starts(job, after)
     with job.clock("records"):
         tokens = _record(part, after.step, point, estimate, moved, seconds)
-    return Taken(after, estimate.loss_L, estimate.loss_name, valid_loss_L, tokens, tuple(ended))
+    return Taken(
+        after,
+        estimate.loss_L,
+        estimate.loss_name,
+        valid_loss_L,
+        tokens,
+        tuple(ended),
+        estimate.stats,
+        isinstance(job.objective, Reward),
+    )
 
 
 def _record(
@@ -98,6 +109,7 @@ def _record(
             "lr": moved.lr_L[index],
             "grad_norm": moved.norm_L[index],
             "update_norm": moved.update_norm_L[index],
+            **({"update_noise": moved.update_noise_L[index]} if moved.update_noise_L else {}),
             "forwards": step * job.forwards,
             "tokens": read[index].tokens,
             "supervised_tokens": int(job.objective.counts(point.batches[index]).sum()),
@@ -135,6 +147,8 @@ def judge(part: Part, state: State) -> tuple[State, tuple[float, ...]]:
     evaluation = _evaluated(job, state)
     writer.table(f"{EVALUATION}{state.step}", evaluation.table)
     writer.table(f"{job.objective.hits}{STEP}{state.step}", evaluation.hits)
+    for name, its in evaluation.parts.items():
+        writer.table(f"{name}{STEP}{state.step}", its)
     loss_L = tuple(evaluation.table.means().tolist())
     plateau = job.config.boost.plateau if job.config.boost is not None else None
     return state.judged(loss_L, plateau.min_delta if plateau is not None else 0.0), loss_L
