@@ -51,7 +51,8 @@ def easy_rows(seed: int = SEED) -> Iterator[Row]:
                 continue
             first = next(i for i, number in enumerate(signed) if number > 0)
             ordered = [signed[first], *signed[:first], *signed[first + 1 :]]
-            expression = "".join(f"{number:+d}" for number in ordered).removeprefix("+")
+            rest = [f"{'+' if number > 0 else '-'} {abs(number)}" for number in ordered[1:]]
+            expression = " ".join([str(ordered[0]), *rest])
             shown = " ".join(map(str, numbers))
             yield {
                 "numbers": numbers,
