@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -118,3 +119,10 @@ def spans(count: int, size: int | None) -> Iterator[tuple[int, int]]:
     step = size or max(count, 1)
     for start in range(0, count, step):
         yield start, min(start + step, count)
+
+
+def even_spans(count: int, most: int) -> list[tuple[int, int]]:
+    """As few ranges of at most `most` as cover `count`, equal to within one."""
+    parts = -(-count // most)
+    cuts = [count * i // max(parts, 1) for i in range(parts + 1)]
+    return list(pairwise(cuts))

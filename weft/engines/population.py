@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from weft.core.batch import Batch, spans
+from weft.core.batch import Batch, even_spans
 from weft.core.keys import Key
 from weft.engines.engine import Engine
 from weft.engines.reward import Reward, graded
@@ -48,24 +48,41 @@ class Crew(Protocol):
         """Every member in order, and the centre in the last row."""
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds beside this process."""
+        ...
+
+
+def at_once(layout: Layout, most: int | None) -> int:
+    """How many adapters are made at once: at most `most`, and what fits into `BANK_BYTES`.
+
+    Whoever cuts a population so, and evenly, computes the same forwards.
+    """
+    fits = max(1, BANK_BYTES // (4 * layout.size))
+    return fits if most is None else min(fits, most)
+
 
 @dataclass(frozen=True, eq=False)
 class Alone:
-    """One engine that grades everything itself."""
+    """One engine that grades everything itself, at most `members` (None: all) at once."""
 
     engine: Engine
     layout: Layout
     objective: Objective | Reward
+    members: int | None = None
 
     def rewards(self, generation: Generation, clock: Stopwatch) -> Graded:
-        """Span by span, so that no more adapters are held than fit into `BANK_BYTES`."""
-        at_once = max(1, BANK_BYTES // (4 * self.layout.size))
+        """Span by span."""
+        most = at_once(self.layout, self.members)
         return Graded.together(
             [
                 self.span(generation, start, stop, clock)
-                for start, stop in spans(generation.members, at_once)
+                for start, stop in even_spans(generation.members, most)
             ]
         )
+
+    def close(self) -> None:
+        """The engine is somebody else's."""
 
     def span(self, generation: Generation, start: int, stop: int, clock: Stopwatch) -> Graded:
         """Members start..stop-1."""

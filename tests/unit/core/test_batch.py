@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from weft.core.batch import IGNORE, Batch, Example, batches_of
+from weft.core.batch import IGNORE, Batch, Example, batches_of, even_spans
 
 
 def example(id: str, labels: list[int]) -> Example:
@@ -32,3 +32,10 @@ def test_batches_cover_every_example_once_in_order():
         ("v:0", "v:1", "v:2", "v:3"),
         ("v:4",),
     ]
+
+
+def test_even_spans_are_as_few_as_cover_the_count_and_of_like_sizes():
+    assert even_spans(31, 8) == [(0, 7), (7, 15), (15, 23), (23, 31)]
+    assert even_spans(8, 8) == [(0, 8)]
+    assert even_spans(3, 8) == [(0, 3)]
+    assert even_spans(0, 8) == []
