@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+KV_MEMORY_MIB = 2048
+"""For keys and values: 500 texts of 200 tokens of a base with 20 kB a token."""
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -17,6 +20,10 @@ class LocalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["local"] = "local"
+    kv_memory_mib: Annotated[
+        int,
+        Field(ge=1, description="memory for keys and values while texts are made, in MiB"),
+    ] = KV_MEMORY_MIB
 
 
 class MlxConfig(BaseModel):

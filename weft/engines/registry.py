@@ -85,7 +85,9 @@ def _local(config: Any, ref: str, settings: Settings) -> Engine:
     from weft.model.base import load_base
 
     base = load_base(ref, settings.dtype or "float32", settings.device or "cpu")
-    return LocalEngine(base, rows_per_forward=settings.rows_per_forward)
+    return LocalEngine(
+        base, rows_per_forward=settings.rows_per_forward, kv_memory_mib=config.kv_memory_mib
+    )
 
 
 def _mlx(config: Any, ref: str, settings: Settings) -> Engine:

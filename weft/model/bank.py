@@ -21,6 +21,13 @@ class Weave:
     b_NOr: torch.Tensor
     scale_N11: torch.Tensor
 
+    def alike(self, one: int, other: int) -> bool:
+        """Whether two members add the same here: by equal factors, or nothing."""
+        b_Or, other_Or = (self.b_NOr[n] * self.scale_N11[n] for n in (one, other))
+        if not torch.equal(b_Or, other_Or):
+            return False
+        return torch.equal(self.a_NrI[one], self.a_NrI[other]) or not b_Or.any()
+
 
 @dataclass(frozen=True, eq=False)
 class Bank:
@@ -71,10 +78,24 @@ class Bank:
     def only(self, members: Sequence[int]) -> Bank:
         """These members, in this order."""
         at = list(members)
+        if at == list(range(len(self.members))):
+            return self
         sites = {
             name: Weave(w.a_NrI[at], w.b_NOr[at], w.scale_N11[at]) for name, w in self.sites.items()
         }
         return Bank(tuple(self.members[i] for i in at), sites)
+
+    def alike(self) -> list[list[int]]:
+        """The members in groups that are the same function by the same numbers."""
+        groups: list[list[int]] = []
+        for member in range(len(self.members)):
+            for group in groups:
+                if all(weave.alike(member, group[0]) for weave in self.sites.values()):
+                    group.append(member)
+                    break
+            else:
+                groups.append([member])
+        return groups
 
     def adapter(self, member: int, sites: Mapping[str, Site]) -> Adapter | None:
         """One member as an adapter of one rank and scale 1; None if it is the base itself.

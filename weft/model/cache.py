@@ -9,6 +9,19 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import PretrainedConfig
+
+
+def token_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """What one position of a text takes: in every layer, and in one of them twice.
+
+    When rows leave, the cache is copied layer by layer.
+    """
+    config = config.get_text_config()
+    heads: int = config.num_attention_heads
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+    return (2 * config.num_hidden_layers + 1) * kv_heads * size * dtype.itemsize
 
 
 class KVCache:

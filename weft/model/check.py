@@ -83,14 +83,16 @@ class CacheCheck:
         prompts: Sequence[np.ndarray],
         decoding: Decoding,
         copies: Sequence[int] | None = None,
-        *,
-        first_member: int = 0,
+        places: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> Stepper:
-        """The same stepper, with every step compared; itself where it has no cache."""
+        """The same stepper, with every step compared; itself where it has no cache.
+
+        `places` are the numbers of member and prompt in the whole call, by prompt and member.
+        """
         if isinstance(stepper, RecomputingStepper):
             return stepper
         choosers = (Chooser(decoding, prompts, copies), Chooser(decoding, prompts, copies))
-        return _CheckedStepper(self, stepper, base, weft, prompts, choosers, first_member)
+        return _CheckedStepper(self, stepper, base, weft, prompts, choosers, places)
 
 
 class _CheckedStepper:
@@ -104,13 +106,13 @@ class _CheckedStepper:
         weft: Weft,
         prompts: Sequence[np.ndarray],
         choosers: tuple[Chooser, Chooser],
-        first_member: int,
+        places: Sequence[Sequence[tuple[int, int]]] | None,
     ) -> None:
         self.check, self.stepper = check, stepper
         self.again = RecomputingStepper(base, weft, prompts)
         self.share = ROUNDING[base.dtype]
         self.choosers = choosers
-        self.first_member, self.first_prompt = first_member, check.first_prompt
+        self.places, self.first_prompt = places, check.first_prompt
         members = range(len(weft.bank.members))
         self.rows = [(member, prompt) for prompt in range(len(prompts)) for member in members]
         self.token = 0
@@ -157,4 +159,6 @@ class _CheckedStepper:
 
     def _place(self, row: int) -> Place:
         member, prompt = self.rows[row]
-        return Place(self.first_member + member, self.first_prompt + prompt, self.token)
+        if self.places is not None:
+            member, prompt = self.places[prompt][member]
+        return Place(member, self.first_prompt + prompt, self.token)

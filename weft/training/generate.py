@@ -290,15 +290,17 @@ def open_generation(
     said = (
         *notices,
         *subject.notices,
-        *_engine_notices(subject.engine),
+        *_engine_notices(subject.engine, prompts, decoding),
         *idle(decoding, names or {}),
     )
     return Session(subject, tuple(prompts), decoding, source.style, said, rows)
 
 
-def _engine_notices(engine: Engine) -> Iterator[str]:
-    if isinstance(engine, LocalEngine) and (notice := engine.base.notice):
-        yield notice if engine.base.packs else f"{notice}; each token takes a whole forward"
+def _engine_notices(engine: Engine, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[str]:
+    if isinstance(engine, LocalEngine):
+        if notice := engine.base.notice:
+            yield notice if engine.base.packs else f"{notice}; each token takes a whole forward"
+        yield from engine.notices([len(p.ids_T) for p in prompts], decoding.max_tokens)
     if not ENGINES[engine.name].here:
         from weft.engines.servers.engine import ServerEngine
 
