@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+
+from weft.core.batch import even_spans
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,7 @@ def tiles(
     rows = max(1, budget // row_bytes(everything))
     if rows >= len(lengths):
         at_once = min(rows // len(lengths), most_members or members)
-        return [tile(start, stop, everything) for start, stop in _even(members, at_once)]
+        return [tile(start, stop, everything) for start, stop in even_spans(members, at_once)]
     by_length = sorted(everything, key=lengths.__getitem__)
-    parts = [by_length[start:stop] for start, stop in _even(len(lengths), rows)]
+    parts = [by_length[start:stop] for start, stop in even_spans(len(lengths), rows)]
     return [tile(n, n + 1, part) for n in range(members) for part in parts]
-
-
-def _even(count: int, most: int) -> list[tuple[int, int]]:
-    """As few ranges of at most `most` as cover `count`, equal to within one."""
-    parts = -(-count // most)
-    cuts = [count * i // parts for i in range(parts + 1)]
-    return list(pairwise(cuts))

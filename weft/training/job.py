@@ -166,8 +166,13 @@ class Job:
         """What evaluates the lanes of a ground."""
         if self.served is not None:
             return self.served
+        local = self.config.engine
+        assert isinstance(local, LocalConfig)
         return LocalEngine(
-            ground.base, self.config.members_per_forward, self.config.micro_batch_size
+            ground.base,
+            self.config.members_per_forward,
+            self.config.micro_batch_size,
+            local.kv_memory_mib,
         )
 
     def close(self) -> None:
