@@ -45,15 +45,22 @@ def train(
 ) -> Outcome:
     """Train what a recipe or a YAML file says, with `key=value` overrides.
 
-    Without `run_dir` a new directory below `runs/` is made. Its figures are drawn, too.
+    Without `run_dir` a new directory below `runs/` is made. Its figures are drawn, too. Several
+    processes of one launch (such as torchrun's) divide the examples of every step; the first of
+    them writes the run, and alone has its results.
     """
+    from weft.core.launch import place
+    from weft.engines.ranks import joined
     from weft.report.figures import draw_figures
     from weft.runs.reader import RunReader
     from weft.training.resolve import resolve
     from weft.training.train import train as start
 
-    outcome = start(resolve(str(config), overrides), None if run_dir is None else Path(run_dir))
-    draw_figures(RunReader(outcome.root))
+    directory = None if run_dir is None else Path(run_dir)
+    with joined(place()) as ranks:
+        outcome = start(resolve(str(config), overrides), directory, ranks=ranks)
+    if ranks.rank == 0:
+        draw_figures(RunReader(outcome.root))
     return outcome
 
 

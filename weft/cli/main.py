@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from weft import __version__
-from weft.cli import screen
+from weft.cli import launch, screen
 from weft.cli.check import check
 from weft.cli.compare import compare
 from weft.cli.demo import demo
@@ -68,6 +68,7 @@ def weft(
     if version:
         print(f"weft {__version__}")
         raise typer.Exit
+    launch.settle(context.invoked_subcommand)
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit
@@ -88,10 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         screen.complain(f"cannot write to standard output: {error.strerror}")
         return 2
     except WeftError as error:
-        screen.complain(error.problem, error.hint)
+        launch.complain(error.problem, error.hint)
         return error.exit_code
     except UsageError as error:
-        screen.complain(*_usage(error))
+        launch.complain(*_usage(error))
         return 2
     return code if isinstance(code, int) else 0
 

@@ -5,6 +5,7 @@ Nothing is wrapped or coloured where nobody looks: in a pipe or a file a table r
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shlex
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 
 WIDE = 10_000
 """Columns of what is not a terminal."""
+
+_hushed = [False]
+
+
+def hush(hushed: bool = True) -> None:
+    """Print nothing from here on, because another process speaks; or print again."""
+    _hushed[0] = hushed
+    _console.cache_clear()
+
+
+def is_hushed() -> bool:
+    """Whether another process speaks."""
+    return _hushed[0]
 
 
 def put(what: Renderable = "", *, columns: int | None = None) -> None:
@@ -133,10 +147,18 @@ def _print(console: Console, what: Renderable, columns: int | None = None) -> No
 def _console(stderr: bool) -> Console:
     from rich.console import Console
 
-    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    file = _Nowhere() if _hushed[0] else None
+    made = Console(file=file, stderr=stderr, highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = WIDE
     return made
+
+
+class _Nowhere(io.StringIO):
+    """A file that forgets what is written to it."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def finite(value: Any) -> Any:

@@ -12,12 +12,14 @@ import typer
 
 from weft.cli import screen
 from weft.cli.checks import certificate_lines, preflight
+from weft.cli.launch import together
 from weft.cli.progress import TrainingProgress
 from weft.core.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from weft.engines.ranks import Ranks
     from weft.runs.reader import RunReader
     from weft.training.ending import Outcome
     from weft.training.fit import Progress
@@ -55,7 +57,11 @@ def train(
     from weft.report.figures import draw_figures
     from weft.runs.reader import RunReader
 
-    outcome = run_training(recipe, settings or [], run_dir, resume)
+    with together() as ranks:
+        outcome = run_training(recipe, settings or [], run_dir, resume, ranks)
+    if ranks is not None and ranks.rank > 0:  # the first one shows what came out
+        stop_if_interrupted(outcome)
+        return
     reader = RunReader(outcome.root)
     draw_figures(reader)
     if not outcome.finished:
@@ -110,8 +116,9 @@ def run_training(
     settings: list[str],
     run_dir: Path | None = None,
     resume: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Outcome:
-    """Train or resume with everything shown on stderr."""
+    """Train or resume with everything shown on stderr; without `ranks`, in this process alone."""
     if resume is not None:
         _refuse_overrides(resume, [word for word in (recipe, *settings) if word and "=" in word])
     if (recipe is None) == (resume is None):
@@ -126,6 +133,7 @@ def run_training(
 
     resolved = None if recipe is None else resolve(recipe, settings)
     with screen.console().status("loading") as status, ExitStack() as display:
+        from weft.engines.ranks import ALONE
         from weft.training import train as training
 
         shown: list[TrainingProgress] = []
@@ -143,9 +151,11 @@ def run_training(
             shown[0](progress)
 
         if resolved is not None:
-            return training.train(resolved, run_dir, announce=announce, watch=watch)
+            return training.train(
+                resolved, run_dir, announce=announce, watch=watch, ranks=ranks or ALONE
+            )
         assert resume is not None
-        return training.resume(resume, announce=announce, watch=watch)
+        return training.resume(resume, announce=announce, watch=watch, ranks=ranks or ALONE)
 
 
 def _refuse_overrides(resume: Path, overrides: list[str]) -> None:

@@ -57,6 +57,10 @@ class LocalScorer:
 
         The sum over all rows is divided once, so splitting a batch changes nothing but rounding.
         """
+        return self.loss_sums(theta_LMP, batches) / self.counts(batches)[:, None]
+
+    def loss_sums(self, theta_LMP: torch.Tensor, batches: Sequence[Batch]) -> np.ndarray:
+        """The same before they are divided by `counts`; a batch without rows adds nothing."""
         lanes, members = theta_LMP.shape[:2]
         names = tuple(map(str, range(lanes * members)))
         with self.clock("loading"):
@@ -79,7 +83,7 @@ class LocalScorer:
                     loss_ME, loss_C = np.split(loss_C, [(high - low) * len(micro[lane].examples)])
                     here = slice(low - lane * members, high - lane * members)
                     loss_LM[lane, here] += loss_ME.reshape(high - low, -1).sum(axis=1)
-        return loss_LM / self._counts(batches)[:, None]
+        return loss_LM
 
     def gradient(
         self, theta_LP: torch.Tensor, batches: Sequence[Batch], keys: Sequence[Key]
@@ -90,6 +94,12 @@ class LocalScorer:
         splitting a batch into several forwards changes nothing but the rounding. (The base's own
         dropout, if it is on, draws its noise anew for each forward.)
         """
+        return self.gradient_sums(theta_LP, batches, keys).over(self.counts(batches))
+
+    def gradient_sums(
+        self, theta_LP: torch.Tensor, batches: Sequence[Batch], keys: Sequence[Key]
+    ) -> Gradient:
+        """The same of sums, not yet divided by `counts`; a batch without rows adds nothing."""
         theta_LP = theta_LP.detach().requires_grad_()
         lanes = len(batches)
         gradient_LP, loss_L = torch.zeros_like(theta_LP), np.zeros(lanes)
@@ -110,10 +120,11 @@ class LocalScorer:
                 sizes = np.cumsum([len(micro[i].examples) for i in live])[:-1]
                 parts = np.split(loss_C.detach().cpu().numpy(), sizes)
                 loss_L[live] += [part.sum() for part in parts]
-        # divided last, in fp32: small shares of a large batch would underflow in a 16-bit base
-        count_L = self._counts(batches)
-        gradient_LP /= gradient_LP.new_tensor(count_L)[:, None]
-        return Gradient(gradient_LP, tuple((loss_L / count_L).tolist()))
+        return Gradient(gradient_LP, tuple(loss_L.tolist()))
+
+    def counts(self, batches: Sequence[Batch]) -> np.ndarray:
+        """By what each lane's loss [L] is divided."""
+        return np.array([self.objective.counts(batch).sum() for batch in batches])
 
     def rewards(self, lane: int, population: Population, batch: Batch, key: Key) -> Graded:
         """A population of a lane, and its centre in the last row, on a batch."""
@@ -125,11 +136,8 @@ class LocalScorer:
     def _micro(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, ...]]:
         """Parts of all lanes' batches, in step; None for a lane that has no rows left."""
         yield from zip_longest(
-            *(batch.micro(self.rows_per_forward or len(batch.examples)) for batch in batches)
+            *(batch.micro(self.rows_per_forward or len(batch.examples) or 1) for batch in batches)
         )
-
-    def _counts(self, batches: Sequence[Batch]) -> np.ndarray:
-        return np.array([self.objective.counts(batch).sum() for batch in batches])
 
     def _stacks(self, lanes: Sequence[int]) -> Bank | None:
         return self.stacks.only(lanes) if self.stacks is not None else None

@@ -128,6 +128,15 @@ class Gradient:
     gradient_LP: torch.Tensor
     loss_L: tuple[float, ...]
 
+    def over(self, count_L: np.ndarray) -> Gradient:
+        """That of the mean, from that of the sum of so many losses.
+
+        Divided last, in fp32: small shares of a large batch would underflow in a 16-bit base.
+        """
+        count_L1 = self.gradient_LP.new_tensor(count_L)[:, None]
+        losses = zip(self.loss_L, count_L.tolist(), strict=True)
+        return Gradient(self.gradient_LP / count_L1, tuple(loss / count for loss, count in losses))
+
 
 @dataclass(frozen=True, eq=False)
 class Graded:

@@ -34,6 +34,7 @@ KINDS: Mapping[str, Kind] = {
     "evaluation": "repeated",  # losses, or completions
     "grading": "repeated",  # of completions
     "forward and backward": "repeated",
+    "communication": "repeated",  # between processes, and the wait for the slowest
     "unloading": "repeated",
     "update": "repeated",  # the direction from what was evaluated, and the optimiser
     "validation": "repeated",

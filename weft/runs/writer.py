@@ -155,6 +155,11 @@ class RunWriter:
         """Write a score table, in place of one of the same name."""
         table.save(self.layout.table(name))
 
+    def start(self, write: Callable[[Path], None]) -> None:
+        """Let `write` keep the adapter that the run was given, unless that is there."""
+        if not self.layout.start.exists():
+            write(self.layout.start)
+
     def result(self, name: str, result: Record) -> None:
         """Write a result file, in place of one of the same name."""
         write_json(self.layout.result(name), result)
@@ -183,21 +188,16 @@ class RunWriter:
 
     def resume_at(self, step: int) -> None:
         """Forget what was recorded after `step`: those steps are taken again. 0 forgets all."""
-
-        def kept(record: Record) -> bool:
-            return record.get("step", 0) <= step
-
         self._since = step
         self._forgotten = {
             (line["step"], line.get("member")): line
             for line in read_jsonl(self.layout.evidence)
-            if not kept(line)
+            if line["step"] > step
         }
         for lines in self.layout.lines:
-            truncate_jsonl(lines, kept)
+            truncate_jsonl(lines, lambda record: record.get("step", 0) <= step)
         checkpoints.drop_after(self.layout.checkpoints, step)
-        self._set(events=tuple(event for event in self.manifest.events if kept(event)))
-        self.event("resumed", step=step)
+        self._forget_events(step)
 
     def finish(self, status: Status) -> None:
         """Record how the run ended; `finished` makes it complete and is the last call."""
@@ -224,6 +224,11 @@ class RunWriter:
                     self.finish("failed" if isinstance(error, Exception) else "interrupted")
         finally:
             self._lock.release()
+
+    def _forget_events(self, step: int) -> None:
+        events = (event for event in self.manifest.events if event.get("step", 0) <= step)
+        self._set(events=tuple(events))
+        self.event("resumed", step=step)
 
     def _write_times(self) -> None:
         times = self._clock.breakdown(self._since)

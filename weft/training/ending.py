@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from weft.core.errors import CheckFailed, NumericError
 from weft.core.files import sha256_file
+from weft.engines.ranks import ALONE
 from weft.formats.peft import TENSORS, write_adapter
 from weft.runs.layout import RunLayout
 from weft.runs.reader import RunReader
@@ -44,6 +45,9 @@ def end(job: Job, state: State, writer: RunWriter, error: NumericError | None = 
     if state.step < job.steps:
         writer.finish("interrupted")
         return Outcome(root, False, state.step, job.steps, {}, {})
+    if job.ranks.rank > 0:  # the first process ends the run for all, alone
+        return Outcome(root, True, state.step, job.steps, {}, {})
+    job = replace(job, ranks=ALONE)
     try:
         with job.clock("writing results"):
             results = _keep(job, state, writer)

@@ -16,6 +16,7 @@ from types import FrameType
 import numpy as np
 
 from weft.core.errors import EngineError, NumericError
+from weft.engines.ranks import ALONE, Ranks
 from weft.methods.estimate import Estimate, Point
 from weft.training.advance import Ended
 from weft.training.ground import Ground
@@ -46,9 +47,14 @@ Watch = Callable[[Progress], None]
 class StopRequest:
     """Set by Ctrl-C: the loop finishes its step, saves, and returns."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
         """Nobody has asked yet."""
         self.asked = False
+        self._ranks = ranks
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked; all ranks ask this after the same step."""
+        return self._ranks.any(self.asked)
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -83,7 +89,7 @@ def fit(
     for run in runs:
         run.begin()
     shared: Shared | None = None
-    while not stop.asked and (together := _rearmost(runs)):
+    while not stop.agreed() and (together := _rearmost(runs)):
         if shared is None or not shared.fits(together):
             shared = Shared.of(together)
         started = time.perf_counter()
@@ -163,6 +169,8 @@ class Underway:
         """Write a checkpoint, unless there is one of this step."""
         if self.state.step > self.saved:
             with self.job.clock("checkpoint"):
+                what = f"the adapter after step {self.state.step}"
+                self.job.ranks.refuse_unlike({what: self.state.digest()})
                 self.part.writer.save_checkpoint(self.state.step, self.state.save)
             self.saved = self.state.step
 

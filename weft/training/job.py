@@ -19,13 +19,15 @@ from weft.data.tokenizer import load_tokenizer
 from weft.engines.config import LocalConfig
 from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
+from weft.engines.parallel import ParallelEngine, ParallelScorer
 from weft.engines.population import Alone
+from weft.engines.ranks import ALONE, Ranks
 from weft.engines.registry import open_engine
 from weft.engines.reward import Reward
 from weft.engines.scorer import LocalScorer
 from weft.methods.boosting import Trigger, chain, trigger
 from weft.methods.calibrate import Noise
-from weft.methods.estimate import Method, Point
+from weft.methods.estimate import Method, Point, Scorer
 from weft.methods.registry import METHODS
 from weft.model.adapter import Adapter, Layout
 from weft.model.base import Base, context_of, load_base
@@ -41,6 +43,11 @@ from weft.training.objective import objective_for
 from weft.training.resolve import Resolved
 from weft.training.state import State
 
+BASE_DROPOUT = (
+    "base_dropout draws noise for each forward: in several processes the adapter is not the one "
+    "that a single process trains"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Job:
@@ -55,6 +62,7 @@ class Job:
     clock: Stopwatch = field(default_factory=Stopwatch)
     given: Adapter | None = None  # to start from
     served: Engine | None = None  # what samples completions, where not this process does
+    ranks: Ranks = ALONE  # the processes that train it
 
     @property
     def config(self) -> RunConfig:
@@ -146,10 +154,10 @@ class Job:
         into_weights = boost is not None and boost.merge == "weights"
         return grounds(self.base, self.layout, stacks, into_weights=into_weights)
 
-    def scorer(self, ground: Ground) -> LocalScorer:
+    def scorer(self, ground: Ground) -> Scorer:
         """What methods need of the engine, for the lanes of a ground."""
         config, objective = self.config, self.objective
-        return LocalScorer(
+        own = LocalScorer(
             ground.base,
             self.layout,
             TOKENS if isinstance(objective, Reward) else objective,  # rewards are the crew's
@@ -161,19 +169,18 @@ class Job:
             crew=Alone(self.engine(ground), self.layout, self.objective),
             clock=self.clock,
         )
+        return own if self.ranks.size == 1 else ParallelScorer(own, self.ranks)
 
     def engine(self, ground: Ground) -> Engine:
         """What evaluates the lanes of a ground."""
         if self.served is not None:
             return self.served
-        local = self.config.engine
+        local, config = self.config.engine, self.config
         assert isinstance(local, LocalConfig)
-        return LocalEngine(
-            ground.base,
-            self.config.members_per_forward,
-            self.config.micro_batch_size,
-            local.kv_memory_mib,
-        )
+        bounds = config.members_per_forward, config.micro_batch_size, local.kv_memory_mib
+        if self.ranks.size == 1:
+            return LocalEngine(ground.base, *bounds)
+        return ParallelEngine(ground.base, *bounds, ranks=self.ranks)
 
     def close(self) -> None:
         """Let go of what runs beside this process: graders, and the engine."""
@@ -211,24 +218,44 @@ def refuse_unjudged(config: RunConfig) -> None:
         )
 
 
-def load_job(resolved: Resolved, clock: Stopwatch | None = None, start: Path | None = None) -> Job:
+def load_job(
+    resolved: Resolved,
+    clock: Stopwatch | None = None,
+    start: Path | None = None,
+    ranks: Ranks = ALONE,
+) -> Job:
     """Load data, then weights; raises `InputError` for whatever is wrong with either.
 
     `clock` learns how long that took, and whatever the run does after it. `start` is where a copy
     of the configuration's `start` is kept, if there is one.
     """
     config, clock = resolved.config, clock or Stopwatch()
+    _refuse_to_share(config, ranks)
     ref = config.start if start is None or not start.exists() else str(start)
     with clock("loading data"):
         splits = load_data(config)
     with clock("loading the base"):
-        base = load_base(config.base, config.dtype, config.device)
+        base = load_base(config.base, config.dtype, ranks.device(config.device))
     _check_vocabulary(base, splits)
     layout = choose_sites(base.sites, config.adapter)
     objective, notices = objective_for(config.objective, splits)
     given = None if ref is None else read_start(ref, layout, base.sites)
     served = _serve(config, clock)
-    return Job(resolved, base, layout, splits, objective, notices, clock, given, served)
+    if ranks.size > 1 and config.base_dropout:
+        notices = (*notices, BASE_DROPOUT)
+    return Job(resolved, base, layout, splits, objective, notices, clock, given, served, ranks)
+
+
+def _refuse_to_share(config: RunConfig, ranks: Ranks) -> None:
+    """Several processes divide the examples of a loss, and nothing else."""
+    if ranks.size == 1:
+        return
+    if config.method.name == "es" or not isinstance(config.engine, LocalConfig):
+        what = "es" if config.method.name == "es" else f"the engine {config.engine.name}"
+        raise InputError(
+            f"{what} runs in one process, and this is one of {ranks.size}",
+            hint="leave out the launcher; the methods backprop and mezo share their steps",
+        )
 
 
 def _serve(config: RunConfig, clock: Stopwatch) -> Engine | None:

@@ -62,7 +62,10 @@ def notices(job: Job) -> Sequence[str]:
 
 
 def _torch_facts(job: Job) -> dict[str, Any]:
-    facts: dict[str, Any] = {"torch_threads": torch.get_num_threads()}
+    facts: dict[str, Any] = {
+        "torch_threads": torch.get_num_threads(),  # of each process
+        "processes": job.ranks.size,
+    }
     if job.base.device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(job.base.device)
     return facts
@@ -83,17 +86,21 @@ def refuse_changed(manifest: Manifest, job: Job) -> None:
 def changes(manifest: Manifest, job: Job) -> list[str]:
     """What is not as it was when the run started, so that the rest may not be bit for bit."""
     facts = {
-        "the code of Weft": (manifest.fingerprints.get("code"), code_state().sha256),
-        "torch": (manifest.versions.get("torch"), versions().get("torch")),
-        "transformers": (manifest.versions.get("transformers"), versions().get("transformers")),
-        "the processor": (manifest.hardware.get("cpu"), hardware()["cpu"]),
-        "the number of threads": (
+        "state of the code of Weft": (manifest.fingerprints.get("code"), code_state().sha256),
+        "version of torch": (manifest.versions.get("torch"), versions().get("torch")),
+        "version of transformers": (
+            manifest.versions.get("transformers"),
+            versions().get("transformers"),
+        ),
+        "processor": (manifest.hardware.get("cpu"), hardware()["cpu"]),
+        "number of threads": (
             manifest.hardware.get("torch_threads"),
             _torch_facts(job)["torch_threads"],
         ),
+        "number of processes": (manifest.hardware.get("processes", 1), job.ranks.size),
     }
     return [
-        f"resumed with another state of {what}: {str(now)[:12]}, was {str(before)[:12]}"
+        f"resumed with another {what}: {str(now)[:12]}, was {str(before)[:12]}"
         for what, (before, now) in facts.items()
         if before != now
     ]

@@ -6,13 +6,14 @@ Shapes: L lanes (adapters that train together), P parameters of one, K commits o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from weft.core.errors import InputError
 from weft.core.files import write_atomic
@@ -64,6 +65,10 @@ class State:
             best.append(here if loss < before.loss else before)
         return replace(self, rounds=tuple(rounds), best=tuple(best))
 
+    def digest(self) -> str:
+        """SHA-256 of theta, to the last bit."""
+        return hashlib.sha256(self.theta_LP.cpu().contiguous().numpy().tobytes()).hexdigest()
+
     def save(self, directory: Path) -> None:
         """Write the state into `directory`."""
         tensors = {
@@ -91,9 +96,18 @@ class State:
         """Read what `save` wrote."""
         path = directory / FILE
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                scalars = json.loads((file.metadata() or {})["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} is not a checkpoint of this Weft: {error}") from None
+        return cls.read(data, device, path)
+
+    @classmethod
+    def read(cls, data: bytes, device: torch.device, path: Path) -> State:
+        """The state in the bytes of `path`, which only errors look at."""
+        try:
+            tensors = {name: tensor.to(device) for name, tensor in load(data).items()}
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            scalars = json.loads(header["__metadata__"]["state"])
             theta_LP = tensors["theta"]
             moments = Moments(tuple(scalars["updates"]), tensors["first"], tensors["second"])
             rounds = tuple(
@@ -116,6 +130,6 @@ class State:
                     tensors["best"], scalars["best"], strict=True
                 )
             )
-        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is not a checkpoint of this Weft: {error}") from None
         return cls(scalars["step"], theta_LP, moments, rounds, best)

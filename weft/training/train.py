@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weft.core.errors import InputError, NumericError
+from weft.engines.ranks import ALONE, Ranks
 from weft.formats.peft import write_adapter
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
 from weft.runs.provenance import code_state
 from weft.runs.reader import RunReader
+from weft.runs.silent import SilentWriter
 from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
 from weft.training.begin import NOISE, noise_record
@@ -22,7 +25,7 @@ from weft.training.fit import StopRequest, Watch, fit
 from weft.training.job import Job, load_job, refuse_unjudged
 from weft.training.record import changes, manifest_of, refuse_changed
 from weft.training.resolve import Resolved, from_record
-from weft.training.state import State
+from weft.training.state import FILE, State
 from weft.training.step import DIVERGED, Part
 
 
@@ -53,25 +56,61 @@ def train(
     *,
     announce: Announce | None = None,
     watch: Watch | None = None,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
-    """Start a run in `run_dir` (default: a new directory below `runs/`)."""
-    root = run_dir or free_directory(Path("runs"), resolved.name)
-    if run_dir is not None:
-        _refuse_occupied(run_dir)
-    job = load_job(resolved, Stopwatch())
+    """Start a run in `run_dir` (default: a new directory below `runs/`).
+
+    The first of several ranks writes it. The others come to the same, but for what is in files:
+    their outcomes have no results.
+    """
+
+    def choose() -> bytes:
+        if run_dir is not None:
+            _refuse_occupied(run_dir)
+        return os.fsencode(run_dir or free_directory(Path("runs"), resolved.name))
+
+    root = Path(os.fsdecode(ranks.of_first(choose)))
+    job = load_job(resolved, Stopwatch(), ranks=ranks)
     with _started(job, root) as opened:
-        return _only(_go([opened], announce, watch))
+        return _only(_go([opened], announce, watch, ranks))
 
 
-def resume(root: Path, *, announce: Announce | None = None, watch: Watch | None = None) -> Outcome:
-    """Go on with a run that did not finish, from its newest checkpoint, bit for bit."""
-    manifest, clock = RunReader(root).manifest, Stopwatch()
+def resume(
+    root: Path,
+    *,
+    announce: Announce | None = None,
+    watch: Watch | None = None,
+    ranks: Ranks = ALONE,
+) -> Outcome:
+    """Go on with a run that did not finish, from its newest checkpoint, bit for bit.
+
+    Of several ranks the first reads the run, and sends it to the others.
+    """
+    told = ranks.of_first(lambda: RunReader(root).manifest.model_dump_json().encode())
+    manifest, clock = Manifest.model_validate_json(told), Stopwatch()
     resolved = from_record(manifest.config, manifest.origins, str(root / "manifest.json"))
-    job = load_job(resolved, clock, RunLayout(root).start)
+    job = load_job(resolved, clock, RunLayout(root).start, ranks)
     refuse_changed(manifest, job)
-    with RunWriter.reopen(root, clock=clock) as writer:
-        opened = _reopened(job, writer, next(writer.sound_checkpoints(), None))
-        return _only(_go([opened], announce, watch))
+    with _writer(job, root, manifest, lambda: RunWriter.reopen(root, clock=clock)) as writer:
+        return _only(_go([_reopened(job, writer, _newest(job, writer))], announce, watch, ranks))
+
+
+def _writer(
+    job: Job, root: Path, manifest: Manifest, open_it: Callable[[], RunWriter]
+) -> RunWriter:
+    """One process writes the run."""
+    return SilentWriter(RunLayout(root), manifest) if job.ranks.rank else open_it()
+
+
+def _newest(job: Job, writer: RunWriter) -> State | None:
+    """The state of the newest sound checkpoint, where there is one."""
+
+    def read() -> bytes:
+        found = next(writer.sound_checkpoints(), None)
+        return b"" if found is None else (found[1] / FILE).read_bytes()
+
+    data = job.ranks.of_first(read)
+    return State.read(data, job.base.device, writer.layout.checkpoints) if data else None
 
 
 @dataclass(frozen=True)
@@ -140,19 +179,21 @@ def _started(job: Job, root: Path) -> Iterator[Opened]:
     with job.clock("hashing the base"):
         manifest = manifest_of(job, theta_LP, root.name)
     text, diff = job.resolved.text, code_state().diff
-    with RunWriter.create(root, manifest, text, diff, clock=job.clock) as writer:
+    job.ranks.refuse_unlike(manifest.fingerprints)
+
+    def create() -> RunWriter:
+        return RunWriter.create(root, manifest, text, diff, clock=job.clock)
+
+    with _writer(job, root, manifest, create) as writer:
         state = State.fresh(theta_LP)
         _keep_beginnings(job, writer)
         _preflight(job, state, writer)
         yield Opened(job, state, writer)
 
 
-def _reopened(job: Job, writer: RunWriter, found: tuple[int, Path] | None) -> Opened:
-    """A run as it was at a checkpoint; None: at its beginning."""
-    if found is None:
-        state = State.fresh(job.initial_theta)
-    else:
-        state = State.load(found[1], job.base.device)
+def _reopened(job: Job, writer: RunWriter, saved: State | None) -> Opened:
+    """A run as it was when that was saved; None: at its beginning."""
+    state = State.fresh(job.initial_theta) if saved is None else saved
     writer.resume_at(state.step)
     if state.step == 0:  # it may have been killed before that was done
         _keep_beginnings(job, writer)
@@ -190,8 +231,9 @@ def _open_all(
             error = NumericError(diverged[root]["problem"])
             over.append(failed(job, max(saved[root]), reopened[root], error))
         elif root in reopened:
-            found = None if common is None else (common, saved[root][common])
-            opened.append(_reopened(job, reopened[root], found))
+            found = None if common is None else saved[root][common]
+            state = None if found is None else State.load(found, job.base.device)
+            opened.append(_reopened(job, reopened[root], state))
         else:
             opened.append(writers.enter_context(_started(job, root)))
     return opened, over
@@ -205,14 +247,13 @@ def _common(saved: Iterable[Collection[int]]) -> int | None:
 
 def _keep_beginnings(job: Job, writer: RunWriter) -> None:
     """The adapter that the run was given, and the noise that it measured: for a replay."""
-    start = writer.layout.start
-    if job.given is not None and not start.exists():
-        write_adapter(
-            job.given,
-            start,
-            base_ref=job.config.base,
-            dropout=job.config.adapter.dropout,
-            sites=job.base.sites,
+    given = job.given
+    if given is not None:
+        dropout, sites = job.config.adapter.dropout, job.base.sites
+        writer.start(
+            lambda place: write_adapter(
+                given, place, base_ref=job.config.base, dropout=dropout, sites=sites
+            )
         )
     if job.noise is not None:
         record = noise_record(job.magnitudes, job.layout, job.noise, job.initial_theta)
@@ -252,10 +293,15 @@ def free_directory(parent: Path, name: str) -> Path:
     return parent / (name if number == 1 else f"{name}-{number}")
 
 
-def _go(opened: Sequence[Opened], announce: Announce | None, watch: Watch | None) -> list[Outcome]:
+def _go(
+    opened: Sequence[Opened],
+    announce: Announce | None,
+    watch: Watch | None,
+    ranks: Ranks = ALONE,
+) -> list[Outcome]:
     if announce:
         announce(opened)
-    stop = StopRequest()
+    stop = StopRequest(ranks)
     with stop.listening():
         parts = [Part(each.job, each.state, each.writer) for each in opened]
         states, errors = fit(parts, stop, watch)

@@ -216,4 +216,4 @@ def test_resuming_elsewhere_is_noticed(resolved, tmp_path):
     path.write_text(json.dumps(manifest))
     resume(tmp_path / "run")
     notices = RunReader(tmp_path / "run").manifest.notices
-    assert any("another state of torch" in notice for notice in notices)
+    assert any("another version of torch" in notice for notice in notices)
