@@ -12,6 +12,7 @@ from anyio.from_thread import start_blocking_portal
 
 from weft.core.errors import EngineError, InputError
 from weft.engines.servers.client import (
+    Broken,
     Client,
     Json,
     Lost,
@@ -21,7 +22,7 @@ from weft.engines.servers.client import (
     json_of,
     said_by,
 )
-from weft.engines.servers.dialect import Ask, Broken
+from weft.engines.servers.dialect import Ask
 from weft.engines.servers.loading import pause
 from weft.model.decoding import Completion
 

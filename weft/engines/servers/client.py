@@ -35,6 +35,13 @@ class Refused(Exception):
         self.status = status
 
 
+class Broken(Exception):
+    """An answer that is none to the question."""
+
+
+FAILURES = (Unreachable, Refused, Broken)
+
+
 class Lost(Exception):
     """The server is gone, or is another one than before: it has none of our adapters."""
 
@@ -54,7 +61,7 @@ class Client:
         return self._ask("POST", path, body, timeout)
 
     def json(self, path: str) -> Json:
-        """A JSON object. Raises `Unreachable` and `Refused`, also for what is none."""
+        """A JSON object. Raises one of `FAILURES`."""
         return json_of(self.get(path))
 
     def healthy(self) -> bool:
@@ -114,6 +121,8 @@ class Client:
             "base_url": url,
             "headers": headers,
             "trust_env": url.host not in LOCAL_HOSTS,
+            # made once: reading the certificates takes longer than many an answer
+            "verify": httpx2.create_ssl_context() if url.scheme == "https" else False,
         }
 
 
@@ -127,13 +136,13 @@ def checked(answer: httpx2.Response) -> httpx2.Response:
 
 
 def json_of(answer: httpx2.Response) -> Json:
-    """The object in an answer; a torn or foreign one is `Refused`."""
+    """The object in an answer. Raises `Broken` for a torn or foreign one."""
     try:
         value = answer.json()
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise Refused(answer.status_code, f"no JSON object, but {answer.text[:200]!r}")
+        raise Broken(f"no JSON object, but {answer.text[:200]!r}")
     return value
 
 

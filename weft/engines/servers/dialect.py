@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from weft.engines.servers.client import Client, Json
+from weft.engines.servers.client import Broken, Client, Json
 from weft.model.decoding import Decoding
 
 
@@ -59,10 +59,6 @@ class Reply:
     """What the server says ended it."""
 
 
-class Broken(Exception):
-    """An answer that is none to the question."""
-
-
 class Dialect(Protocol):
     """How a kind of server is spoken to."""
 
@@ -79,11 +75,11 @@ class Dialect(Protocol):
         ...
 
     def load(self, client: Client, name: str, path: str) -> None:
-        """Load an adapter from its directory. Raises `Unreachable` and `Refused`."""
+        """Load an adapter from its directory. Raises one of `FAILURES`."""
         ...
 
     def unload(self, client: Client, name: str) -> None:
-        """Unload an adapter. Raises `Unreachable` and `Refused`."""
+        """Unload an adapter. Raises one of `FAILURES`."""
         ...
 
     def abort(self, client: Client, asked: Sequence[Ask]) -> None:
@@ -106,7 +102,7 @@ class Dialect(Protocol):
 
 
 def adapters(client: Client) -> dict[str, str]:
-    """The adapters that a server lists, name to path. Raises `Unreachable` and `Refused`."""
+    """The adapters that a server lists, name to path. Raises one of `FAILURES`."""
     return {card["id"]: str(card.get("root")) for card in cards(client) if card.get("parent")}
 
 

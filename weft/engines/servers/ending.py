@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from weft.engines.servers.dialect import Ask, Broken, Reply
+from weft.engines.servers.client import Broken
+from weft.engines.servers.dialect import Ask, Reply
 from weft.model.decode import Growing
 from weft.model.decoding import Completion, Finish
 

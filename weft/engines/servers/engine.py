@@ -26,7 +26,7 @@ from weft.engines.config import ServerConfig
 from weft.engines.engine import Scores
 from weft.engines.servers import canary
 from weft.engines.servers.asking import Asking
-from weft.engines.servers.client import Client, Lost, Refused, Unreachable
+from weft.engines.servers.client import FAILURES, Client, Lost, Refused, Unreachable
 from weft.engines.servers.dialect import Ask, Dialect, Server
 from weft.engines.servers.ending import Ending
 from weft.engines.servers.loading import RESTART, Loader
@@ -335,9 +335,13 @@ def open_server(config: ServerConfig, ref: str, clock: Stopwatch | None = None) 
     own, tokenizer, sites = load_config(ref), load_tokenizer(ref), skeleton(ref)
     clock = clock or Stopwatch()
     client, dialect = Client(config), DIALECTS[config.name]()
-    with clock("server launch"):
-        _reach(client)
-        server = _look(client, dialect)
+    try:
+        with clock("server launch"):
+            _reach(client)
+            server = _look(client, dialect)
+    except BaseException:
+        client.close()
+        raise
     limits = [limit for limit in (longest_text(own), server.context) if limit is not None]
     return ServerEngine(
         client,
@@ -371,7 +375,7 @@ def _reach(client: Client) -> None:
 def _look(client: Client, dialect: Dialect) -> Server:
     try:
         return dialect.look(client)
-    except (Unreachable, Refused) as error:
+    except FAILURES as error:
         raise EngineError(
             f"what answers at {client.config.url} is no {dialect.name} server: {error}",
             hint="`weft` speaks to vllm and sglang: is this another one, or another port?",

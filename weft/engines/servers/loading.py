@@ -19,7 +19,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from weft.core.errors import EngineError, InputError
-from weft.engines.servers.client import Client, Lost, Refused, Unreachable
+from weft.engines.servers.client import FAILURES, Broken, Client, Lost, Refused, Unreachable
 from weft.engines.servers.dialect import Dialect, adapters
 from weft.formats.peft import write_adapter
 from weft.model.adapter import Adapter
@@ -93,7 +93,7 @@ class Loader:
         """Whether the server is there, and lists all of them with their own directories."""
         try:
             listed = adapters(self.client)
-        except (Unreachable, Refused):
+        except FAILURES:
             return False
         return all(listed.get(name) == str(self._root / name) for name in names if name)
 
@@ -131,7 +131,7 @@ class Loader:
         for attempt in range(retries + 1):
             try:
                 return self.dialect.load(self.client, name, str(path))
-            except Unreachable as error:  # it may have been loaded all the same
+            except (Unreachable, Broken) as error:  # it may have been loaded all the same
                 problem = str(error)
             except Refused as error:
                 if self._listed().get(name) == str(path):
@@ -173,7 +173,7 @@ class Loader:
                     if not self.client.healthy():
                         raise Lost(str(error)) from error
                     problem = str(error)
-                except Refused as error:
+                except (Refused, Broken) as error:
                     problem = str(error)
                 if name not in self._listed():
                     break  # an earlier attempt worked, or the server let go of it by itself
@@ -200,11 +200,11 @@ class Loader:
                 if name in listed:
                     self.dialect.unload(self.client, name)
                 shutil.rmtree(path, ignore_errors=True)
-        except (Lost, Refused, Unreachable):
+        except (Lost, *FAILURES):
             return
 
     def _listed(self) -> dict[str, str]:
         try:
             return adapters(self.client)
-        except (Unreachable, Refused) as error:
+        except FAILURES as error:
             raise Lost(str(error)) from error

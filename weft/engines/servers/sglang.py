@@ -6,10 +6,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from weft.core.errors import InputError
-from weft.engines.servers.client import QUICK, Client, Json, Refused, Unreachable, json_of
+from weft.engines.servers.client import (
+    FAILURES,
+    QUICK,
+    Broken,
+    Client,
+    Json,
+    Refused,
+    Unreachable,
+    json_of,
+)
 from weft.engines.servers.dialect import (
     Ask,
-    Broken,
     Reply,
     Server,
     cards,
@@ -101,7 +109,7 @@ class Sglang:
 
     def abort(self, client: Client, asked: Sequence[Ask]) -> None:
         """One by one, by id."""
-        with suppress(Unreachable, Refused):
+        with suppress(*FAILURES):
             for ask in asked:
                 client.post("/abort_request", {"rid": ask.id}, QUICK)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from weft.core.errors import InputError
-from weft.engines.servers.client import Client, Json, Refused, Unreachable
+from weft.engines.servers.client import Broken, Client, Json, Refused, Unreachable
 from weft.engines.servers.dialect import (
     Ask,
-    Broken,
     Reply,
     Server,
     cards,
