@@ -11,7 +11,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from benchmarks import breakdown, decode, mezo_step, report, sft_step
+from benchmarks import breakdown, decode, mezo_step, population, report, sft_step
 from benchmarks.alpaca_lengths import describe, random_batches
 from benchmarks.harness import Contender, Measurement, alternate
 from weft.core.errors import WeftError
@@ -69,6 +69,31 @@ def run_decode(workload: decode.Workload) -> Benchmark:
         )
         decode.check_same_tokens(measurements)
         what = f"{workload.what}; {steps} timed calls in {options.rounds} rounds"
+        tell_result(workload.name, what, load, measurements, options, console)
+
+    return run
+
+
+def run_population(full: population.Workload) -> Benchmark:
+    """Greedy decoding of many adapters, by Weft and by PEFT."""
+
+    def run(options: argparse.Namespace, console: Console) -> None:
+        workload = full.small() if options.quick else full
+        steps = options.rounds * options.steps
+        if workload.dtype == "float32":  # elsewhere rounding tells them apart
+            population.check_same_tokens(workload)
+        load = report.load()
+        limit = population.Limit.of(workload)
+        measurements = alternate(
+            population.contenders(workload),
+            workload.batches(steps),
+            options.rounds,
+            warm_up=0,
+            progress=tell,
+            tokens=workload.new_of,
+        )
+        what = f"{workload.what}; {steps} timed populations in {options.rounds} rounds"
+        what += f"; {limit.said_of(measurements)}"
         tell_result(workload.name, what, load, measurements, options, console)
 
     return run
@@ -140,6 +165,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "sft_step": run_sft_step,
     "sft_step_base_dropout": run_sft_step_base_dropout,
     **{workload.name: run_decode(workload) for workload in decode.WORKLOADS},
+    **{workload.name: run_population(workload) for workload in population.WORKLOADS},
     "mezo_step": run_mezo_step,
     "mezo_directions": run_mezo_directions,
 }

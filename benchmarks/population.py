@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,8 +38,11 @@ from weft.model.sites import choose_sites, find_sites
 ADAPTER = AdapterConfig(rank=8, scale=2.0)
 SEED = 0
 
-Generate = Callable[[list[np.ndarray]], list[list[list[int]]]]
+Said = list[list[list[int]]]
 """New tokens by member and prompt."""
+
+Generate = Callable[[list[np.ndarray], int], Said]
+"""From prompts, and how many tokens to add to each."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Workload:
     ffn: int = 1408
     vocabulary: int = 8192
     dtype: DType = "float32"
+
+    @property
+    def name(self) -> str:
+        """As a benchmark."""
+        return "population" if self.dtype == "float32" else f"population_{self.dtype}"
 
     @property
     def rows(self) -> int:
@@ -112,12 +120,16 @@ class Workload:
 
         return [Batch(tuple(map(prompt, range(self.prompts)))) for _ in range(count)]
 
+    def new_of(self, batch: Batch) -> int:
+        """What is counted: the tokens that are made, not those that are read."""
+        return len(batch.examples) * self.members * self.new_tokens
 
-FULL = Workload()
-SMALL = Workload(
-    members=3, prompts=2, prompt_tokens=6, new_tokens=4, layers=2, hidden=64, ffn=96, vocabulary=128
-)
-"""For `--quick`."""
+    def small(self) -> Workload:
+        """For `--quick`."""
+        return Workload(3, 2, 6, 4, 2, 64, 4, 2, 96, 128, self.dtype)
+
+
+WORKLOADS = (Workload(), Workload(dtype="bfloat16"))
 
 
 # Weft
@@ -131,16 +143,15 @@ def build_weft(workload: Workload) -> Generate:
 def build_bare(workload: Workload) -> Generate:
     """The local engine with the bare base on as many rows."""
     generate = _weft(workload, Bank(("base",), {}))
-    return lambda prompts: generate(prompts * workload.members)
+    return lambda prompts, new: generate(prompts * workload.members, new)
 
 
 def _weft(workload: Workload, bank: Bank) -> Generate:
     fill = SimpleNamespace(pad_token_id=1, eos_token_id=2)  # nothing is tokenised
     engine = LocalEngine(prepare("random Llama", workload.model(), fill))
-    decoding = Decoding(max_tokens=workload.new_tokens, ignore_eos=True)
 
-    def generate(prompts: list[np.ndarray]) -> list[list[list[int]]]:
-        said = engine.generate(bank, prompts, decoding)
+    def generate(prompts: list[np.ndarray], new_tokens: int) -> Said:
+        said = engine.generate(bank, prompts, Decoding(max_tokens=new_tokens, ignore_eos=True))
         return [[list(text.ids) for text in texts] for texts in said]
 
     return generate
@@ -153,11 +164,11 @@ def build_each(workload: Workload) -> Generate:
     """One adapter after another."""
     model = peft_model(workload)
 
-    def generate(prompts: list[np.ndarray]) -> list[list[list[int]]]:
+    def generate(prompts: list[np.ndarray], new_tokens: int) -> Said:
         said = []
         for name in list(model.peft_config):
             model.set_adapter(name)
-            said.append(continued(model, prompts, workload))
+            said.append(continued(model, prompts, new_tokens))
         return said
 
     return generate
@@ -168,9 +179,9 @@ def build_mixed(workload: Workload) -> Generate:
     model = peft_model(workload)
     names = list(model.peft_config)
 
-    def generate(prompts: list[np.ndarray]) -> list[list[list[int]]]:
+    def generate(prompts: list[np.ndarray], new_tokens: int) -> Said:
         of_rows = [name for name in names for _ in prompts]
-        rows = continued(model, prompts * len(names), workload, adapter_names=of_rows)
+        rows = continued(model, prompts * len(names), new_tokens, adapter_names=of_rows)
         return [rows[i : i + len(prompts)] for i in range(0, len(rows), len(prompts))]
 
     return generate
@@ -198,7 +209,7 @@ def peft_model(workload: Workload) -> peft.PeftModel:
 
 
 def continued(
-    model: peft.PeftModel, prompts: list[np.ndarray], workload: Workload, **extra: list[str]
+    model: peft.PeftModel, prompts: list[np.ndarray], new_tokens: int, **extra: list[str]
 ) -> list[list[int]]:
     """What transformers' `generate` adds to each prompt."""
     ids_BT = torch.from_numpy(np.stack(prompts))
@@ -206,7 +217,7 @@ def continued(
         input_ids=ids_BT,
         attention_mask=torch.ones_like(ids_BT),
         do_sample=False,
-        max_new_tokens=workload.new_tokens,
+        max_new_tokens=new_tokens,
         eos_token_id=None,
         pad_token_id=1,
         **extra,
@@ -235,16 +246,93 @@ def contenders(workload: Workload) -> list[Contender]:
 
 
 def timed(generate: Generate, workload: Workload) -> Run:
-    """A run whose steps are whole populations, after a short call to warm up."""
+    """A run whose steps are whole populations, after a short one to warm up."""
 
     def run(batches: Sequence[Batch]) -> Trace:
         seconds, sums = [], []
+        generate(prompts_of(batches[0])[:1], 2)
         for batch in batches:
-            prompts = [example.ids_T for example in batch.examples]
             start = time.perf_counter()
-            said = generate(prompts)
+            said = generate(prompts_of(batch), workload.new_tokens)
             seconds.append(time.perf_counter() - start)
             sums.append(float(np.sum(said)))
         return Trace(tuple(seconds), tuple(sums))
 
     return run
+
+
+def prompts_of(batch: Batch) -> list[np.ndarray]:
+    """Token ids."""
+    return [example.ids_T for example in batch.examples]
+
+
+def check_same_tokens(workload: Workload) -> None:
+    """Every member says the same on a few prompts, whoever continues them."""
+    prompts = prompts_of(workload.batches(1)[0])[:2]
+    new_tokens = min(16, workload.new_tokens)
+    said = {
+        name: build(workload)(prompts, new_tokens)
+        for name, (_, build) in BUILDS.items()
+        if name != "bare"
+    }
+    for name, texts in said.items():
+        if texts != said["weft"]:
+            raise CheckFailed(
+                f"{name} and weft do not say the same",
+                "a comparison of speed is void until they do (or a tie within rounding is shown)",
+            )
+
+
+# what is possible
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What the base's matrix products take, each by itself on the rows that Weft gives it."""
+
+    seconds: float
+    flops: float
+
+    @classmethod
+    def of(cls, workload: Workload) -> Limit:
+        """Measured here and now."""
+        head_size = workload.hidden // workload.heads
+        qkv = (workload.heads + 2 * workload.kv_heads) * head_size
+        layer = [
+            (workload.hidden, qkv),
+            (workload.hidden, workload.hidden),
+            (workload.hidden, 2 * workload.ffn),
+            (workload.ffn, workload.hidden),
+        ]
+        read, steps = workload.members * workload.prompt_tokens, workload.new_tokens - 1
+        calls = [
+            *((read, *shape, workload.layers * workload.prompts) for shape in layer),
+            *((workload.rows, *shape, workload.layers * steps) for shape in layer),
+            (workload.rows, workload.hidden, workload.vocabulary, workload.new_tokens),
+        ]
+        dtype = DTYPES[workload.dtype]
+        return cls(
+            seconds=sum(times * product_seconds(*shape, dtype) for *shape, times in calls),
+            flops=sum(2 * rows * ins * outs * times for rows, ins, outs, times in calls),
+        )
+
+    def said_of(self, measurements: Sequence[Measurement]) -> str:
+        """How near everyone comes to it."""
+        shares = [f"{m.what} {self.seconds / m.step_seconds.median:.0%}" for m in measurements]
+        rate = self.flops / self.seconds / 1e9
+        return (
+            f"the base's {self.flops / 1e9:,.0f} GFLOP of products take {self.seconds:.1f} s "
+            f"alone ({rate:.0f} GFLOP/s), which is of a step: {'; '.join(shares)}"
+        )
+
+
+@torch.inference_mode()
+def product_seconds(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> float:
+    """The best of several readings."""
+    x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
+    readings = []
+    for _ in range(12):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        readings.append(time.perf_counter() - start)
+    return min(readings)

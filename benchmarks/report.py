@@ -138,7 +138,7 @@ def _row(measured: Measurement, subject: Measurement) -> list[str]:
     faster = subject.times_faster_than(measured)
     return [
         *row,
-        _spread(faster, "{:.1f}") + "x",
+        _spread(faster, "{:.1f}" if faster.median >= 2 else "{:.2f}") + "x",
         f"{subject.peak_increase_bytes.median / own:.0%}",
     ]
 

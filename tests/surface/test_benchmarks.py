@@ -1,18 +1,20 @@
-"""The benchmarks of a MeZO step run, and have no table for contenders that differ."""
+"""The benchmarks of a MeZO step and a population run, with no table for contenders that differ."""
 
 import sys
 from dataclasses import replace
 
 import pytest
 
-from benchmarks import mezo_step
+from benchmarks import mezo_step, population
 from benchmarks.__main__ import main
 from benchmarks.harness import alternate
 from weft.core.errors import CheckFailed
 from weft.model.objectives import OptionNLL
 
 
-@pytest.mark.parametrize("name", ["mezo_step", "mezo_directions"])
+@pytest.mark.parametrize(
+    "name", ["mezo_step", "mezo_directions", "population", "population_bfloat16"]
+)
 def test_quick_runs(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", name, "--quick"])
     assert main() == 0
@@ -28,3 +30,11 @@ def test_another_loss_voids_the_comparison():
     measurements = alternate(contenders, mezo_step.random_batches(1, shape), rounds=1)
     with pytest.raises(CheckFailed, match="first losses"):
         mezo_step.check_first_losses(measurements)
+
+
+def test_another_population_voids_the_comparison(monkeypatch):
+    workload = population.WORKLOADS[0].small()
+    fewer = lambda other: population.build_each(replace(other, members=2))  # noqa: E731
+    monkeypatch.setitem(population.BUILDS, "peft_each", ("fewer", fewer))
+    with pytest.raises(CheckFailed, match="peft_each and weft do not say the same"):
+        population.check_same_tokens(workload)
