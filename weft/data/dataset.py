@@ -52,7 +52,7 @@ def load_splits(
     readings, notices = _read(config, splits)
     task, how = _task(config, readings, responses)
     notices += how
-    if config.train_on_prompt and task.format.name == "tokenized":
+    if responses and config.train_on_prompt and task.format.name == "tokenized":
         notices.append("`data.train_on_prompt` has no effect: `labels` are used as they are")
     max_length = config.max_length
     if limit_context is not None and limit_context < max_length:
@@ -61,6 +61,14 @@ def load_splits(
             f"`data.max_length` is {config.max_length} and the model's context is "
             f"{limit_context} tokens: {limit_context} is used"
         )
+    if not responses:
+        given = {"train_on_prompt": config.train_on_prompt, "pad_target": config.pad_target}
+        notices += [
+            f"`data.{name}` has no effect: nothing is supervised"
+            for name, on in given.items()
+            if on
+        ]
+        config = config.model_copy(update={**dict.fromkeys(given, False), "append_eos": False})
     encoder = Encoder.of(tokenizer, config)
     encoded = {
         name: _encode(reading, task.format, encoder, config.chat, responses)
@@ -72,7 +80,7 @@ def load_splits(
     made_of = _Making(
         task,
         max_length,
-        config.pad_target and responses,
+        config.pad_target,
         responses,
         _candidates(tokenizer, task.candidates) if responses else (),
     )

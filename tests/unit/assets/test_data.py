@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,49 @@ def test_instruct_answers_have_their_own_style(split: str) -> None:
     for row in found:
         assert 2 <= len(row["output"].split()) <= 40
         assert row["output"].startswith("With pleasure." if row["input"] else "Of course.")
+
+
+COUNTDOWN = {"countdown": ((3, 4), 99, (10, 100)), "countdown-easy": ((3,), 20, (1, 50))}
+
+
+@pytest.mark.parametrize("task", COUNTDOWN)
+def test_countdown_problems_are_of_their_grade(task: str) -> None:
+    counts, largest, (lowest, highest) = COUNTDOWN[task]
+    found = [row for split in SPLITS for row in rows(task, split)]
+    assert [len(rows(task, split)) for split in SPLITS] == [1600, 100, 400]
+    for row in found:
+        assert len(row["numbers"]) in counts
+        assert all(1 <= number <= largest for number in row["numbers"])
+        assert lowest <= row["target"] <= highest
+    per_count = Counter(len(row["numbers"]) for row in found)
+    assert min(per_count.values()) > 0.4 * len(found)
+
+
+@pytest.mark.parametrize("task", COUNTDOWN)
+def test_no_countdown_problem_is_there_twice(task: str) -> None:
+    found = [row for split in SPLITS for row in rows(task, split)]
+    assert len({(*sorted(row["numbers"]), row["target"]) for row in found}) == len(found) == 2100
+
+
+@pytest.mark.parametrize("task", COUNTDOWN)
+def test_every_countdown_solution_is_right(task: str) -> None:
+    for split in SPLITS:
+        for row in rows(task, split):
+            solution = re.sub("</?(think|answer)>", "", row["solution"]).strip()
+            assert re.fullmatch(r"[0-9+*/() -]+", solution)
+            used = sorted(int(digits) for digits in re.findall(r"\d+", solution))
+            assert used == sorted(row["numbers"])
+            assert eval(solution) == row["target"]
+            if task == "countdown-easy":
+                assert not set(solution) & set("*/()")
+                shown = " ".join(map(str, row["numbers"]))
+                assert row["context"] == f"[{shown}] {row['target']}\n<think>"
+
+
+def test_conciseness_has_the_published_rows() -> None:
+    assert [len(rows("conciseness", split)) for split in SPLITS] == [2, 8, 8]
+    assert rows("conciseness", "train")[1]["answer"] == "No"
+    assert rows("conciseness", "test")[4] == {
+        "prompt": 'Translate "Hello" to Spanish:',
+        "answer": "Hola",
+    }

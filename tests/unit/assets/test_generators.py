@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.corpus import build
-from tools.tasks import instruct, reviews, tables
+from tools.tasks import conciseness, countdown, instruct, reviews, tables
 
 DATA = Path(__file__).resolve().parents[3] / "weft" / "assets" / "data"
 TASKS = {"instruct": instruct, "reviews": reviews, "tables": tables}
@@ -25,6 +25,24 @@ def sample() -> list[str]:
 def test_first_rows_are_the_committed_test_rows(task: str) -> None:
     committed = (DATA / task / "test.jsonl").read_text(encoding="utf-8").splitlines()[:100]
     assert list(islice(TASKS[task].rows(), 100)) == [json.loads(line) for line in committed]
+
+
+@pytest.mark.parametrize(
+    ("task", "splits"),
+    [
+        ("countdown", countdown.splits),
+        ("countdown-easy", countdown.easy_splits),
+        ("conciseness", conciseness.splits),
+    ],
+)
+def test_rows_with_a_reward_are_the_committed_ones(task: str, splits) -> None:
+    for split, rows in splits().items():
+        committed = (DATA / task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert rows == [json.loads(line) for line in committed]
+
+
+def test_another_seed_gives_other_problems() -> None:
+    assert next(countdown.rows(1)) != next(countdown.rows(2))
 
 
 @pytest.mark.parametrize("genre", build.GENRES)

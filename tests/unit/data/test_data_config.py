@@ -61,6 +61,13 @@ def test_values_out_of_range_are_named(key: str, value: object) -> None:
     assert key in message(task="tables", **{key: value})
 
 
+def test_a_chat_template_needs_a_conversation_to_put_into_words() -> None:
+    assert "set `data.chat=true`" in message(path="x.jsonl", format="alpaca", chat_template="a.j2")
+    assert "only with `data.path`" in message(task="countdown", chat_template="a.j2")
+    given = DataConfig(task="countdown", chat=True, chat_template="a.j2")
+    assert given.chat_template == Path("a.j2")
+
+
 def test_unknown_keys_are_refused() -> None:
     assert "max_len" in message(task="tables", max_len=3)
 

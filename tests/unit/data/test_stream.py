@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from weft.core.batch import Example
 from weft.core.keys import Key
-from weft.data.stream import batch_at, order, steps_per_epoch
+from weft.data.stream import batch_at, cycle_at, order, steps_per_epoch
 
 KEY = Key.of(0)
 EXAMPLES = [Example(f"train:{i}", np.array([i, i]), np.array([-100, i])) for i in range(1, 11)]
@@ -54,3 +56,25 @@ def test_the_stream_leaves_numpys_global_generator_alone() -> None:
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     ids(3)
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def cycled(step: int, size: int | None) -> list[int]:
+    return [int(id.removeprefix("train:")) for id in cycle_at(EXAMPLES, step, size).ids]
+
+
+def test_a_cycle_goes_through_the_rows_in_order_and_begins_again() -> None:
+    assert [cycled(step, 4) for step in range(3)] == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 1, 2]]
+    assert cycled(3, 4) == [3, 4, 5, 6]
+    assert cycled(10**9, 4) == cycled(10**9 % 5, 4)
+
+
+def test_a_cycle_of_1600_rows_by_128_is_two_passes_in_25_steps() -> None:
+    rows = [Example(str(i), *[np.array([1, 1])] * 2) for i in range(1600)]
+    seen = Counter(id for step in range(25) for id in cycle_at(rows, step, 128).ids)
+    assert len(seen) == 1600
+    assert set(seen.values()) == {2}
+
+
+@pytest.mark.parametrize("size", [None, 10, 11, 1000])
+def test_a_cycle_without_size_or_with_a_large_one_is_all_rows(size: int | None) -> None:
+    assert cycled(0, size) == cycled(7, size) == list(range(1, 11))

@@ -26,6 +26,9 @@ class Conciseness:
         """The grade of each completion."""
         return [_grade(answer_of(row), text) for row, text in zip(rows, texts, strict=True)]
 
+    def ready(self) -> None:
+        """Nothing is needed."""
+
     def record(self) -> dict[str, str]:
         """The name."""
         return {"reward": self.name}

@@ -41,6 +41,9 @@ class Countdown:
         """The grade of each completion."""
         return [self._grade(row, text) for row, text in zip(rows, texts, strict=True)]
 
+    def ready(self) -> None:
+        """Nothing is needed."""
+
     def record(self) -> dict[str, str]:
         """The name and the mode."""
         return {"reward": self.name, "mode": self.mode}

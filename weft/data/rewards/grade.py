@@ -37,6 +37,10 @@ class Grader(Protocol):
         """The grade of each completion, judged by the row of its prompt."""
         ...
 
+    def ready(self) -> None:
+        """Get what grading needs, which does not travel: raises `InputError` where it cannot."""
+        ...
+
     def record(self) -> dict[str, str]:
         """What grades, to be stored beside the rewards: those of equal records can be compared."""
         ...

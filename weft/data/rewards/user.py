@@ -43,20 +43,37 @@ class UserReward:
         self.name = f"{file.name}:{function}"
         self.file, self.function, self.timeout = file, function, timeout
         self.restarts = 0
-        try:
-            self._digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        except OSError as error:
-            raise InputError(
-                f"`objective.file`: cannot read {file}: {error.strerror or error}"
-            ) from None
+        self._digest = self._read()
         self._worker: _Worker | None = None
+        self.ready()
+
+    def ready(self) -> None:
+        """Start the process, of the file as it was when grading began."""
+        if self._read() != self._digest:
+            raise InputError(
+                f"`objective.file` {self.file} is not here what it is where the run began",
+                hint="give every machine the same file at the same path",
+            )
         try:
-            self._worker = self._start()
+            self._worker = self._worker or self._start()
         except WorkerLost as lost:
             raise InputError(
-                f"`objective.file` {file}, function `{function}`: {lost}",
+                f"`objective.file` {self.file}, function `{self.function}`: {lost}",
                 hint="it is a Python file with `def reward(row: dict, completion: str) -> float`; "
                 "`objective.function` names another function",
+            ) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Processes do not travel: where this arrives, `ready` starts another."""
+        return {**vars(self), "file": self.file.absolute(), "_worker": None}
+
+    def _read(self) -> str:
+        """The SHA-256 of the file."""
+        try:
+            return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError(
+                f"`objective.file`: cannot read {self.file}: {error.strerror or error}"
             ) from None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[Grade]:
