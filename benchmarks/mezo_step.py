@@ -44,7 +44,7 @@ from weft.core.keys import Key
 from weft.engines.scorer import LocalScorer
 from weft.methods.config import MezoConfig, OptimiserConfig
 from weft.methods.estimate import Point
-from weft.methods.optimise import OPTIMISERS, Moments
+from weft.methods.optimise import Moments, update
 from weft.methods.registry import METHODS
 from weft.model.adapter import Adapter, initial_adapter
 from weft.model.base import prepare
@@ -292,7 +292,7 @@ class WeftMezo:
         point = Point(self.theta_LP, None, [batch], [Key.of(SEED).fold("step", self.steps)])
         estimate = METHODS["mezo"].estimate(self.method, point, self.scorer)
         lr_L1 = torch.full((1, 1), LEARNING_RATE)
-        self.theta_LP, self.moments = OPTIMISERS["sgd"](
+        self.theta_LP, self.moments = update(
             self.theta_LP, estimate.direction_LP, lr_L1, self.moments, self.optimiser
         )
         self.steps += 1
