@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -215,3 +216,15 @@ def rows_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
             lines.append(json.dumps({"instruction": asked, "input": "", "output": answer}))
         (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     return str(directory)
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A port of this machine that nobody uses."""
+
+    def find() -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return int(free.getsockname()[1])
+
+    return find
