@@ -103,34 +103,39 @@ def evaluate(
     watch: Watch | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Loss, perplexity and metric of every adapter that `subject` means, by its name.
+    """Loss, perplexity and metric, or the reward, of every adapter that `subject` means, by name.
 
     `subject` is a run, an adapter directory, or `base`. Without `task` or `data` the rows are
     those that the run was trained with, and the loss is that of the run's objective. `engine` is
     `local` or `mlx`. `notice` is told what happened to rows: cut, dropped.
     """
+    from weft.engines.reward import Reward
+    from weft.training.completions import with_kl
     from weft.training.evaluate import evaluate as score
-    from weft.training.objective import objective_to_judge
+    from weft.training.objective import judging
     from weft.training.refs import data_for, load_split, locate, open_subject
 
     place = locate(str(subject))
     wanted = data_for([place], task=task, path=None if data is None else Path(data))
     opened = open_subject([str(subject)], base=base, engine=engine)
-    bank, found = opened.bank, load_split(opened, wanted, split)
-    objective, more = objective_to_judge(place.config, found)
-    if notice is not None:
-        for text in (*opened.notices, *found.notices, *more):
-            notice(text)
-    scored = score(
-        opened.engine,
-        bank,
-        found,
-        batch_size=batch_size,
-        rows=rows,
-        objective=objective,
-        watch=watch,
-    )
-    return {member: scored.record(member) for member in bank.members}
+    goal = place.config.objective if place.config else None
+    found = load_split(opened, wanted, split, goal)
+    with judging(place.config, found) as (objective, more):
+        if notice is not None:
+            for text in (*opened.notices, *found.notices, *more):
+                notice(text)
+        scored = score(
+            opened.engine,
+            opened.bank,
+            found,
+            batch_size=batch_size,
+            rows=rows,
+            objective=objective,
+            watch=watch,
+        )
+    if isinstance(objective, Reward) and engine == "local":
+        scored = with_kl(scored, opened.local, opened.adapters, found)
+    return {member: scored.record(member) for member in opened.bank.members}
 
 
 def compare(

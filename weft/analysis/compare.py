@@ -21,18 +21,20 @@ from weft.core.table import ScoreRow
 if TYPE_CHECKING:
     from weft.data.split import Item
     from weft.model.config import DType
-    from weft.training.evaluate import Watch
+    from weft.training.evaluate import Evaluation, Watch
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with its reference, and what each of the two says, greedily."""
+    """One prompt with its reference, and what each of the two says: greedily, or to be graded."""
 
     id: str
     prompt: str
     reference: str
     a: str
     b: str
+    reward_a: float | None = None
+    reward_b: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,12 @@ class Comparison:
     examples: int
     supervised_tokens: int
     objective: str  # whose loss it is: the run's own
-    loss: Mapping[str, float]
+    loss: Mapping[str, float]  # of a reward: minus its mean
     perplexity: Mapping[str, float] | None  # None where the loss is not one of tokens
     metrics: Mapping[str, Mapping[str, float]]  # metric to member to value
     loss_difference: Interval
     perplexity_difference: Interval | None
-    divergence: Mapping[str, Interval]  # mean a supervised token
+    divergence: Mapping[str, Interval]  # mean a supervised token, or token that `b` said
     largest: Mapping[str, float]  # at any one position
     samples: tuple[Sample, ...]
     notices: tuple[str, ...]  # what was cut, skipped or guessed, and what differs
@@ -86,12 +88,15 @@ def compare(
 
     Both are scored on the same rows of a split, the loss being that of the objective of the run
     behind `a`, or else `b`; divergences are over the supervised tokens. Texts are generated
-    greedily for the first `prompts` rows. Raises `InputError` where a reference means several
-    adapters.
+    greedily for the first `prompts` rows. Of a reward the texts are those that were graded, and
+    divergences are over the tokens that `b` said. Raises `InputError` where a reference means
+    several adapters.
     """
+    from weft.engines.reward import Reward
+    from weft.training.completions import said_examples
     from weft.training.contrast import contrast
     from weft.training.evaluate import evaluate
-    from weft.training.objective import objective_to_judge
+    from weft.training.objective import judging
     from weft.training.refs import data_for, differences, load_split, open_subject, settled_by
 
     subject = open_subject([a, b], base=base, dtype=dtype)
@@ -101,19 +106,43 @@ def compare(
             f"{', '.join(subject.adapters)}",
             hint="name one member of a run, as RUN/members/NAME",
         )
-    rows_of = load_split(subject, data_for(subject.places, task=task, path=data), split)
+    run = next((place.config for place in subject.places if place.config), None)
+    wanted = data_for(subject.places, task=task, path=data)
+    rows_of = load_split(subject, wanted, split, run.objective if run else None)
     bank, engine = subject.bank, subject.local
     name_a, name_b = bank.members
-    run = next((place.config for place in subject.places if place.config), None)
-    objective, more = objective_to_judge(run, rows_of)
-    scores = evaluate(engine, bank, rows_of, batch_size=batch_size, rows=rows, objective=objective)
-    apart = contrast(engine, bank, rows_of, rows=rows, batch_size=batch_size, watch=watch)
+    with judging(run, rows_of) as (objective, more):
+        graded = isinstance(objective, Reward)
+        scores = evaluate(
+            engine,
+            bank,
+            rows_of,
+            batch_size=batch_size,
+            rows=rows,
+            objective=objective,
+            watch=watch if graded else None,
+        )
+    examples = rows_of.examples[:rows]
+    if graded:
+        examples = said_examples(rows_of.items[:rows], scores.said[1])
+        if not examples:
+            raise InputError(
+                f"{name_b} said nothing on {len(scores.table.ids)} rows: there are no tokens to "
+                "compare distributions at",
+                hint=f"`weft eval {b}` shows its reward",
+            )
+    apart = contrast(engine, bank, examples, batch_size=batch_size, watch=watch)
     row_a, row_b = scores.table.row(name_a), scores.table.row(name_b)
     key, of_tokens = Key.of(0).fold("compare"), objective.hits == "token_accuracy"
     loss_difference = _difference(row_a, row_b, key)
     settled = settled_by(base=base, dtype=dtype, task=task, path=data)
     differing = differences(subject.places, settled)
-    items, skipped = _continuable(rows_of.items[:prompts], engine.base.context)
+    skipped: tuple[str, ...] = ()
+    if graded:
+        samples = _graded_samples(scores, rows_of.items[:rows][:prompts])
+    else:
+        items, skipped = _continuable(rows_of.items[:prompts], engine.base.context)
+        samples = _samples(engine, bank, items, max_tokens)
     return Comparison(
         a=name_a,
         b=name_b,
@@ -139,7 +168,7 @@ def compare(
             for name, row in ((n, apart.table.row(n)) for n in apart.table.members)
         },
         largest=apart.largest,
-        samples=_samples(engine, bank, items, max_tokens),
+        samples=samples,
         notices=(*differing, *subject.notices, *rows_of.notices, *more, *skipped),
     )
 
@@ -186,6 +215,22 @@ def _continuable(
         if skipped
     ]
     return tuple(i for i in items if i not in empty and i not in long), tuple(notices)
+
+
+def _graded_samples(scores: Evaluation, items: Sequence[Item]) -> tuple[Sample, ...]:
+    """The completions that were graded, with their rewards."""
+    said_a, said_b = scores.said
+    rewards_NE = np.where(scores.hits.counts > 0, scores.hits.sums, np.nan)
+    reward_NE = [[None if np.isnan(x) else float(x) for x in row_E] for row_E in rewards_NE]
+    return tuple(
+        Sample(item.example.id, item.prompt, item.reference, *texts, *rewards)
+        for item, texts, rewards in zip(
+            items,
+            zip(said_a.texts, said_b.texts, strict=True),
+            zip(*reward_NE, strict=True),
+            strict=False,  # all were graded, and the first are shown
+        )
+    )
 
 
 def _samples(engine: Any, bank: Any, items: Sequence[Item], max_tokens: int) -> tuple[Sample, ...]:

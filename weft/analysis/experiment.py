@@ -167,6 +167,12 @@ class Findings:
     metric: str
 
     @property
+    def of_rewards(self) -> bool | None:
+        """Whether the arms' losses are minus their rewards; None where only some are."""
+        kinds = {arm.record.settings["objective"]["name"] == "reward" for arm in self.arms}
+        return kinds.pop() if len(kinds) == 1 else None
+
+    @property
     def reference(self) -> Arm:
         """The arm that the others are compared with."""
         return next(arm for arm in self.arms if arm.name == self.record.reference)
@@ -249,7 +255,9 @@ def _seed_run(
             points[step] = Point(
                 step, line["forwards"], line.get("loss"), line.get("loss_perturbed")
             )
-    right = {step: table for tables in run.hits().values() for step, table in tables}
+    judged = run.hits()
+    judged = {"reward": judged["reward"]} if "reward" in judged else judged  # without its parts
+    right = {step: table for tables in judged.values() for step, table in tables}
     for step, table in run.evaluations():
         if step in points:
             hits = right[step].row(member).mean if step in right else None
@@ -290,6 +298,17 @@ class Line:
     high: tuple[float, ...]
     commits: tuple[tuple[float, float], ...] = ()  # (x, mean loss there), by interpolation
     diverged: bool = False
+
+
+def rewards_of(line: Line) -> Line:
+    """A line of losses that are minus rewards, as rewards."""
+    return replace(
+        line,
+        mean=tuple(-value for value in line.mean),
+        low=tuple(-value for value in line.high),
+        high=tuple(-value for value in line.low),
+        commits=tuple((x, -value) for x, value in line.commits),
+    )
 
 
 def line(arm: Arm, axis: str) -> Line | None:

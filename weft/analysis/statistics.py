@@ -36,6 +36,11 @@ class Interval:
         """Whether both ends have the same sign: a difference that the sample can tell."""
         return self.low > 0 or self.high < 0
 
+    @property
+    def negated(self) -> Interval:
+        """That of minus the quantity."""
+        return Interval(-self.high, -self.low, -self.estimate)
+
 
 def paired_bootstrap(
     sum_a_E: ArrayLike,

@@ -25,6 +25,9 @@ APART = {
     "agree": "same top token",
 }
 
+REWARD = "reward"
+"""The objective, and the metric, of completions that are graded."""
+
 LOSSES = {
     "choice": "of the choice between candidates, nats a row",
     "choice_mean": "of the choice between candidates, nats a row",
@@ -51,8 +54,8 @@ def compare(
 ) -> None:
     """Compare two of base, adapters and runs.
 
-    Prints losses and divergences on the same rows, and texts side by side. Differences are B
-    minus A, with 95 % intervals from a paired bootstrap over the rows.
+    Prints losses, or rewards, and divergences on the same rows, and texts side by side.
+    Differences are B minus A, with 95 % intervals from a paired bootstrap over the rows.
     """
     from weft import compare as compared
     from weft.core.files import write_json
@@ -86,7 +89,8 @@ def compare(
 
 def show(found: Comparison) -> None:
     """Print a comparison for people."""
-    on = f"{found.examples:,} {found.split} rows, {found.supervised_tokens:,} supervised tokens"
+    tokens = "tokens that B said" if found.objective == REWARD else "supervised tokens"
+    on = f"{found.examples:,} {found.split} rows, {found.supervised_tokens:,} {tokens}"
     heads = {"A": found.a, "B": found.b, "base": found.base, "on": on}
     if found.objective in LOSSES:
         heads["loss"] = LOSSES[found.objective]
@@ -110,7 +114,13 @@ def _scores(found: Comparison) -> screen.Renderable:
 
 
 def scores(found: Comparison) -> list[tuple[str, ...]]:
-    """A line for the loss, its perplexity where it has one, and each metric."""
+    """A line for the loss, its perplexity where it has one, and each metric; or for the reward."""
+    if found.objective == REWARD:
+        change = found.loss_difference.negated
+        return [
+            score(name, values, found, change if name == REWARD else None)
+            for name, values in found.metrics.items()
+        ]
     rows = [score("loss", found.loss, found, found.loss_difference)]
     if found.perplexity is not None:
         rows.append(score("perplexity", found.perplexity, found, found.perplexity_difference))
@@ -149,9 +159,11 @@ def _interval(interval: Interval | None) -> str:
 def _show_sample(found: Comparison, sample: Sample) -> None:
     from rich.table import Table
 
-    screen.put(screen.pairs({"prompt": sample.prompt.strip(), "wanted": sample.reference.strip()}))
+    wanted = {"wanted": sample.reference.strip()} if sample.reference else {}
+    screen.put(screen.pairs({"prompt": sample.prompt.strip(), **wanted}))
     sides = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", expand=True)
-    sides.add_column(f"A: {found.a}", ratio=1, overflow="fold")
-    sides.add_column(f"B: {found.b}", ratio=1, overflow="fold")
+    for side, name, reward in (("A", found.a, sample.reward_a), ("B", found.b, sample.reward_b)):
+        graded = "" if reward is None else f" (reward {screen.number(reward)})"
+        sides.add_column(f"{side}: {name}{graded}", ratio=1, overflow="fold")
     sides.add_row(sample.a.strip(), sample.b.strip())
     screen.put(sides, columns=TEXT_COLUMNS)

@@ -16,6 +16,7 @@ from weft.core.errors import InputError
 
 if TYPE_CHECKING:
     from weft.analysis.experiment import Findings
+    from weft.report.html import Table
     from weft.training.experiment import Plan
     from weft.training.fit import Progress
     from weft.training.train import Opened
@@ -109,11 +110,11 @@ def show(found: Findings) -> None:
         scores_table,
     )
 
-    for made, notes in (
-        (arms_table(found), arms_notes(found)),
-        (scores_table(found), []),
-        (scores_table(found, LOSS), scores_notes(found)),
-    ):
+    losses = [] if found.of_rewards else [scores_table(found, LOSS)]
+    *scores, last = [scores_table(found), *losses]
+    shown: list[tuple[Table, list[str]]] = [(arms_table(found), arms_notes(found))]
+    shown += [(table, []) for table in scores]
+    for made, notes in [*shown, (last, scores_notes(found))]:
         screen.put(screen.table(made.columns, [[str(cell) for cell in row] for row in made.rows]))
         screen.put()
         for sentence in notes:
@@ -219,9 +220,11 @@ def _places(root: Path) -> dict[str, str]:
     from weft.runs.layout import ExperimentLayout
 
     layout = ExperimentLayout(root)
+    rewards = layout.reward_figure
+    figure = rewards if rewards.is_file() else layout.loss_figure
     return {
         "experiment": str(root),
         "report": str(layout.report),
-        "figure": str(layout.loss_figure),
+        "figure": str(figure),
         "tables": f"{layout.results}, {layout.curves}",
     }

@@ -16,6 +16,7 @@ from weft.analysis.experiment import (
     Measure,
     line,
     read_experiment,
+    rewards_of,
 )
 from weft.analysis.experiment_tables import write_findings
 from weft.analysis.statistics import Interval
@@ -38,24 +39,34 @@ def write_experiment(root: Path) -> Findings:
     layout, found, reader = ExperimentLayout(root), read_experiment(root), ExperimentReader(root)
     write_findings(found, layout)
     if not draw(found, layout):
-        layout.loss_figure.unlink(missing_ok=True)
+        curves_figure(found, layout).unlink(missing_ok=True)
     if times := reader.times():
         time_breakdown(times, layout.times_figure)
     write_report(layout.report, page(found, reader))
     return found
 
 
+def curves_figure(found: Findings, layout: ExperimentLayout) -> Path:
+    """Where the arms' losses, or rewards, are drawn."""
+    return layout.reward_figure if found.of_rewards else layout.loss_figure
+
+
 def draw(found: Findings, layout: ExperimentLayout) -> bool:
-    """Draw the arms' validation losses; False when no arm was evaluated while training."""
+    """Draw the arms' validation losses, or rewards.
+
+    False when no arm was evaluated while training, and where some have losses, others rewards.
+    """
     lines = {arm.name: drawn for arm in found.arms if (drawn := line(arm, found.record.x))}
-    if not lines:
+    if not lines or found.of_rewards is None:
         return False
+    if found.of_rewards:
+        lines = {name: rewards_of(drawn) for name, drawn in lines.items()}
     arms_loss(
         lines,
-        layout.loss_figure,
+        curves_figure(found, layout),
         axis=AXES[found.record.x],
         seeds=len(found.record.seeds),
-        unit=loss_unit(found),
+        measured="reward, higher is better" if found.of_rewards else f"loss, {loss_unit(found)}",
     )
     return True
 
@@ -149,7 +160,7 @@ def arms_table(found: Findings) -> Table:
                 f"{its['rank']}",
                 f"{its['scale']:g}",
                 f"{its['lr']:g}",
-                f"{its['batch_size']}",
+                f"{its['batch_size'] or 'all'}",
                 f"{arm.step:,}",
                 f"{arm.forwards:,}",
                 _commits(arm),
@@ -215,7 +226,7 @@ def headline(found: Findings) -> str:
 def page(found: Findings, reader: ExperimentReader) -> ExperimentReport:
     """Everything that the page of an experiment shows."""
     record, layout = found.record, reader.layout
-    figure, times = layout.loss_figure, reader.times()
+    figure, times = curves_figure(found, layout), reader.times()
     common, differing = _configurations({name: arm.config for name, arm in record.arms.items()})
     return ExperimentReport(
         title=f"experiment {record.name}" + (f": {record.description}" * bool(record.description)),
@@ -223,7 +234,7 @@ def page(found: Findings, reader: ExperimentReader) -> ExperimentReport:
         summary=_summary(found),
         notices=remarks(found),
         scores=scores_table(found),
-        losses=scores_table(found, LOSS),
+        losses=None if found.of_rewards else scores_table(found, LOSS),
         scores_notes=scores_notes(found),
         figure=Figure(_caption(found), figure.read_bytes()) if figure.exists() else None,
         times=times_table(times) if times else None,
@@ -254,9 +265,10 @@ def _summary(found: Findings) -> list[tuple[str, str]]:
 
 
 def _caption(found: Findings) -> str:
+    what = "Validation reward" if found.of_rewards else "Validation loss"
     if len(found.record.seeds) == 1:
-        return "Validation loss of the one seed."
-    return "Validation loss: mean over seeds, in a band from the lowest to the highest seed."
+        return f"{what} of the one seed."
+    return f"{what}: mean over seeds, in a band from the lowest to the highest seed."
 
 
 def _configurations(

@@ -28,7 +28,7 @@ class Metric:
     left: float | None
     right: float | None
     difference: Interval | None = None
-    lower_is_better: bool = True
+    lower_is_better: bool | None = True  # None: neither way is better
     style: str = ".3f"  # a format specification; ".1%" shows differences in percentage points
 
     @property
@@ -38,6 +38,8 @@ class Metric:
             return ""
         if not self.difference.excludes_zero:
             return "no clear difference"
+        if self.lower_is_better is None:
+            return "differs"
         return "better" if (self.difference.estimate < 0) == self.lower_is_better else "worse"
 
 
@@ -49,6 +51,7 @@ class Sample:
     left: str
     right: str
     reference: str | None = None
+    notes: tuple[str, str] = ("", "")  # what is said of each
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Report:
     metrics: Sequence[Metric] = ()
     metrics_note: str = ""
     figures: Sequence[Figure] = ()
+    population: Rows = ()
     times: Table | None = None
     times_figures: Sequence[Figure] = ()
     times_note: str = ""
@@ -104,7 +108,7 @@ class ExperimentReport:
     summary: Rows
     notices: Sequence[str]
     scores: Table
-    losses: Table
+    losses: Table | None
     scores_notes: Sequence[str]
     figure: Figure | None
     times: Table | None

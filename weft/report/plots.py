@@ -69,12 +69,17 @@ def loss_curve(curves: Sequence[Curve], path: Path, *, unit: str = "nats a token
 
 
 def arms_loss(
-    lines: Mapping[str, Line], path: Path, *, axis: str, seeds: int, unit: str = "nats per token"
+    lines: Mapping[str, Line],
+    path: Path,
+    *,
+    axis: str,
+    seeds: int,
+    measured: str = "loss, nats per token",
 ) -> None:
-    """Draw the arms of an experiment: mean validation loss over seeds, in a band if several.
+    """Draw the arms of an experiment: the mean over seeds of what is `measured`, by default a loss.
 
-    The band goes from the lowest to the highest seed. Commits are small marks on the line. Arms
-    that diverged do not stretch the losses that are shown.
+    With several seeds it lies in a band, from the lowest to the highest seed. Commits are small
+    marks on the line. Arms that diverged do not stretch the range that is shown.
     """
     figure, axes = canvas(7.2, 4.3)
     labels: list[Label] = []
@@ -103,7 +108,7 @@ def arms_loss(
     low, high = _shown(lines.values())
     axes.set_xlim(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
     axes.set_ylim(low, high)
-    dress(axes, axis, _arms_title(lines, unit, seeds))
+    dress(axes, axis, _arms_title(lines, measured, seeds))
     label_ends(figure, axes, [(min(max(y, low), high), text, colour) for y, text, colour in labels])
     save(figure, path)
 
@@ -122,8 +127,8 @@ def running_mean(losses: ArrayLike, width: int) -> np.ndarray:
     return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
 
 
-def _arms_title(lines: Mapping[str, Line], unit: str, seeds: int) -> str:
-    parts = [f"validation loss, {unit}"]
+def _arms_title(lines: Mapping[str, Line], measured: str, seeds: int) -> str:
+    parts = [f"validation {measured}"]
     if seeds > 1:
         parts.append(f"line: mean of {seeds} seeds, band: lowest to highest")
     else:

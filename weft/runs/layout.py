@@ -177,6 +177,11 @@ class ExperimentLayout:
         return self.figures / "loss.png"
 
     @property
+    def reward_figure(self) -> Path:
+        """The arms' rewards, where that is what they train for."""
+        return self.figures / "reward.png"
+
+    @property
     def times_figure(self) -> Path:
         """Where the time of the training went."""
         return self.figures / "time_breakdown.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,17 @@ EVALUATION = f"valid{STEP}"
 them lie tables of what was right, which start with the metric's name in place of `valid`."""
 
 
+COMPLETIONS, COMPLETIONS_BEFORE = "completions", "completions-before"
+"""Results of a run with a reward: graded completions of the kept adapter, and before training."""
+
+
 def step_loss(record: Record) -> float:
-    """The loss of a step's record: at theta, or where a method knows only points around it."""
-    loss: float = record["loss"] if "loss" in record else record["loss_perturbed"]
-    return loss
+    """The loss of a step's record: at theta, or where a method knows only points around it.
+
+    NaN where it is minus a reward and nothing could be graded.
+    """
+    loss: float | None = record["loss"] if "loss" in record else record["loss_perturbed"]
+    return math.nan if loss is None else loss
 
 
 NATS_A_TOKEN, NATS_A_ROW = "nats a token", "nats a row"

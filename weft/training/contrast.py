@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from weft.core.batch import IGNORE, Batch, batches_of
+from weft.core.batch import IGNORE, Batch, Example, batches_of
 from weft.core.errors import InputError, NumericError
 from weft.core.table import ScoreTable
-from weft.data.split import Split
 from weft.engines.local import LocalEngine
 from weft.model.bank import Bank
 from weft.model.base import Base
@@ -41,20 +40,18 @@ class Contrast:
 def contrast(
     engine: LocalEngine,
     pair: Bank,
-    split: Split,
+    examples: Sequence[Example],
     *,
-    rows: int | None,
     batch_size: int,
     watch: Watch | None = None,
 ) -> Contrast:
-    """Teacher-forced divergences between the two members of `pair` on a split's examples.
+    """Teacher-forced divergences between the two members of `pair` on examples.
 
     Both see the same reference tokens, so position by position the same question is answered.
     A logit that is not finite is a `NumericError` that says whose, on which example and where.
     """
     if len(pair.members) != 2:
         raise InputError(f"two are compared, not {len(pair.members)}: {', '.join(pair.members)}")
-    examples = split.examples[:rows]
     weft = Weft(pair.to(engine.base.device))
     sums_QE = np.zeros((len(QUANTITIES), len(examples)))
     largest = dict.fromkeys(QUANTITIES[:-1], 0.0)

@@ -13,11 +13,14 @@ import torch
 
 from weft.core.errors import CheckFailed, NumericError
 from weft.core.files import sha256_file
+from weft.engines.local import LocalEngine
 from weft.engines.ranks import ALONE
+from weft.engines.reward import Reward
 from weft.formats.peft import TENSORS, write_adapter
 from weft.runs.layout import RunLayout
-from weft.runs.reader import RunReader
+from weft.runs.reader import COMPLETIONS, RunReader
 from weft.runs.writer import RunWriter
+from weft.training.completions import completions, with_kl
 from weft.training.exactness import CERTIFICATE, certify, refuse_inexact
 from weft.training.job import Job
 from weft.training.state import Best, State
@@ -94,8 +97,15 @@ def _keep(job: Job, state: State, writer: RunWriter) -> dict[str, dict[str, Any]
     theta_LP = torch.stack([its.theta_P for its in kept])
     with job.clock("final evaluation"):
         evaluation = validate(job, stacks, theta_LP, task_metric=True)
+        if isinstance(job.objective, Reward):
+            adapters = dict(zip(job.names, map(job.adapter, stacks, theta_LP), strict=True))
+            split = job.splits["valid"]
+            evaluation = with_kl(evaluation, LocalEngine(job.base), adapters, split)
+            writer.result(COMPLETIONS, completions(evaluation, split))
     writer.table("valid", evaluation.table)
     writer.table(job.objective.hits, evaluation.hits)
+    for name, its in evaluation.parts.items():
+        writer.table(name, its)
     results = {}
     for index, lane in enumerate(job.lanes):
         found = {"kept": job.config.keep, "step": kept[index].step}

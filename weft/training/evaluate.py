@@ -16,14 +16,16 @@ import numpy as np
 from weft.core.batch import Example, batches_of
 from weft.core.errors import NumericError
 from weft.core.table import ScoreTable
+from weft.data.rewards import REWARDS, grader_for
 from weft.data.split import Item, Split
 from weft.data.task import Task
 from weft.data.templates import Judge
 from weft.data.tokens import decode_completion
 from weft.engines.engine import Engine
 from weft.engines.reward import Reward
-from weft.methods.estimate import joined
+from weft.methods.estimate import Graded, joined
 from weft.model.bank import Bank
+from weft.model.config import RewardConfig
 from weft.model.decoding import Decoding
 from weft.model.objectives import TOKENS, Objective, choosing
 
@@ -95,7 +97,14 @@ class Evaluation:
         mean reward has a standard error over the rows.
         """
         row = self.table.row(member)
-        is_reward = isinstance(self.objective, Reward)
+        rewards: dict[str, Any] = {}
+        if isinstance(self.objective, Reward):
+            rewards = {
+                STANDARD_ERROR: _known(row.standard_error),
+                "graded": int(row.counts.sum()),
+                "failures": dict(self.failures),
+                "grader": self.objective.grader.record(),
+            }
         index = self.table.members.index(member)
         of_tokens = self.objective.hits == "token_accuracy"
         return {
@@ -105,8 +114,7 @@ class Evaluation:
             "num_batches": math.ceil(len(row.ids) / self.batch_size),
             "num_examples": len(row.ids),
             "supervised_tokens": int(row.counts.sum()),
-            **({STANDARD_ERROR: _known(row.standard_error)} if is_reward else {}),
-            **({"failures": dict(self.failures)} if self.failures else {}),
+            **rewards,
             "split": self.split,
             "batch_size": self.batch_size,
             "max_length": self.max_length,
@@ -174,11 +182,7 @@ def _rewarded(
     watch: Watch | None,
 ) -> Evaluation:
     """Every member's completions, graded."""
-    parts = []
-    for number, batch in enumerate(batches_of(examples, batch_size)):
-        parts.append(objective.grade(engine, bank, batch))
-        if watch:
-            watch(min((number + 1) * batch_size, len(examples)), len(examples))
+    parts = _grades(engine, bank, examples, batch_size, objective, watch)
     reward_NE = np.concatenate([part.reward_NE for part in parts], axis=1)
     failures: Counter[str] = Counter()
     for part in parts:
@@ -211,6 +215,23 @@ def _rewarded(
         ),
         dict(failures),
     )
+
+
+def _grades(
+    engine: Engine,
+    bank: Bank,
+    examples: Sequence[Example],
+    batch_size: int,
+    objective: Reward,
+    watch: Watch | None,
+) -> list[Graded]:
+    """Batch by batch."""
+    parts = []
+    for number, batch in enumerate(batches_of(examples, batch_size)):
+        parts.append(objective.grade(engine, bank, batch))
+        if watch:
+            watch(min((number + 1) * batch_size, len(examples)), len(examples))
+    return parts
 
 
 def _table(members: tuple[str, ...], ids: tuple[str, ...], value_NE: np.ndarray) -> ScoreTable:
@@ -255,7 +276,39 @@ def task_metrics(
         return {"choice": hits_NE.mean(axis=1)}
     if task.judges:
         return judged(engine, bank, items, task.judges, batch_size, watch)
+    if task.format.name in REWARDS:
+        return _rewards(engine, bank, items, task, batch_size, watch)
     return {}
+
+
+def _rewards(
+    engine: Engine,
+    bank: Bank,
+    items: Sequence[Item],
+    task: Task,
+    batch_size: int,
+    watch: Watch | None,
+) -> dict[str, np.ndarray]:
+    """What greedy completions, a few tokens longer than the longest response, are rewarded."""
+    grader = grader_for(RewardConfig(), task)
+    objective = Reward(grader, Decoding(max_tokens=_longest(items) + SPARE_TOKENS))
+    try:
+        parts = _grades(
+            engine, bank, [item.example for item in items], batch_size, objective, watch
+        )
+    finally:
+        grader.close()
+    tables = {objective.hits: np.concatenate([part.reward_NE for part in parts], axis=1)}
+    ids = tuple(item.example.id for item in items)
+    return {
+        name: _table(bank.members, ids, value_NE).means()
+        for name, value_NE in (tables | joined(parts, 1)).items()
+    }
+
+
+def _longest(items: Sequence[Item]) -> int:
+    """Tokens of the longest response."""
+    return max(len(item.example.ids_T) - item.prompt_length for item in items)
 
 
 def judged(
@@ -271,8 +324,7 @@ def judged(
     A row is continued once, whatever the number of judges, by at most a few tokens more than the
     longest response has.
     """
-    longest = max(len(item.example.ids_T) - item.prompt_length for item in items)
-    decoding = Decoding(max_tokens=longest + SPARE_TOKENS)
+    decoding = Decoding(max_tokens=_longest(items) + SPARE_TOKENS)
     accepted = {name: np.zeros(len(bank.members)) for name in judges}
     for start in range(0, len(items), batch_size):
         part = items[start : start + batch_size]

@@ -15,6 +15,7 @@ from weft.core.files import write_atomic, write_json
 from weft.data.dataset import available_splits
 from weft.data.split import Split
 from weft.engines.local import LocalEngine
+from weft.engines.reward import Reward
 from weft.methods.registry import METHODS
 from weft.model.bank import Bank
 from weft.model.base import skeleton
@@ -30,13 +31,14 @@ from weft.runs.experiment import (
 from weft.runs.layout import ExperimentLayout
 from weft.runs.writer import refuse_occupied, take_lock
 from weft.training.block import configuration_block
+from weft.training.completions import with_kl
 from weft.training.config import RunConfig
 from weft.training.draft import pairs
 from weft.training.evaluate import evaluate
 from weft.training.experiment_config import Design, remarks
 from weft.training.fit import Watch
 from weft.training.job import load_data
-from weft.training.objective import objective_for
+from weft.training.objective import judging
 from weft.training.refs import load_split, open_subject
 from weft.training.resolve import Resolved, from_record
 from weft.training.train import Announce, Entry, can_share, free_directory, train_together
@@ -202,7 +204,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
         "rank": config.adapter.rank,
         "alpha": config.adapter.effective_alpha,
         "scale": config.adapter.effective_scale,
-        "batch_size": config.batch_size,
+        # None: all there are
+        "batch_size": getattr(config.method, "samples_per_generation", config.batch_size),
         "objective": config.objective.model_dump(mode="json"),
     }
 
@@ -290,18 +293,20 @@ def scores(
     """
     subject = open_subject([ref], base=config.base, dtype=config.dtype, device=config.device)
     name = "test" if "test" in available_splits(config.data) else "valid"
-    split = load_split(subject, config.data, name)
-    objective, _ = objective_for(config.objective, {name: split})
+    split = load_split(subject, config.data, name, config.objective)
     adapters = list(subject.adapters.values())
     named = subject.adapters if len(members) > 1 else dict(zip(members, adapters, strict=True))
-    found = evaluate(
-        LocalEngine(subject.local.base, config.members_per_forward, config.micro_batch_size),
-        Bank.of({member: named[member] for member in members}),
-        split,
-        batch_size=config.eval.batch_size,
-        objective=objective,
-        watch=watch,
-    )
+    with judging(config, split) as (objective, _):
+        found = evaluate(
+            LocalEngine(subject.local.base, config.members_per_forward, config.micro_batch_size),
+            Bank.of({member: named[member] for member in members}),
+            split,
+            batch_size=config.eval.batch_size,
+            objective=objective,
+            watch=watch,
+        )
+    if isinstance(objective, Reward):
+        found = with_kl(found, subject.local, named, split)
     return {
         "split": name,
         "rows": len(split.items),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from weft.core.errors import InputError
 from weft.data.rewards import grader_for
@@ -52,6 +53,19 @@ def objective_for(
         f"objective: the candidates are compared by the mean log-probability of their tokens, "
         f"because {long[0].text!r} is {len(long[0].ids)} tokens: {long[0].shown}",
     )
+
+
+@contextmanager
+def judging(
+    run: RunConfig | None, split: Split
+) -> Iterator[tuple[Objective | Reward, tuple[str, ...]]]:
+    """`objective_to_judge`, with a grader that is let go of at the end."""
+    objective, notices = objective_to_judge(run, split)
+    try:
+        yield objective, notices
+    finally:
+        if isinstance(objective, Reward):
+            objective.grader.close()
 
 
 def objective_to_judge(

@@ -36,7 +36,7 @@ from weft.formats.registry import detect_format, nearby, read_any
 from weft.model.adapter import Adapter, Site
 from weft.model.bank import Bank
 from weft.model.base import load_config
-from weft.model.config import DType
+from weft.model.config import DType, ObjectiveConfig
 from weft.runs.layout import RunLayout
 from weft.runs.reader import RunReader
 from weft.training.config import RunConfig
@@ -317,10 +317,13 @@ def _own_format(run: DataConfig) -> str | None:
     return detect(rows)[0].name if rows else None
 
 
-def load_split(subject: Subject, data: DataConfig, name: str) -> Split:
-    """One split, tokenised for the subject's base."""
-    engine = subject.engine
-    return load_splits(data, engine.tokenizer, (name,), engine.context)[name]
+def load_split(
+    subject: Subject, data: DataConfig, name: str, objective: ObjectiveConfig | None = None
+) -> Split:
+    """One split, tokenised for the subject's base; a reward needs no responses."""
+    engine, responses = subject.engine, objective is None or objective.name != "reward"
+    splits = load_splits(data, engine.tokenizer, (name,), engine.context, responses=responses)
+    return splits[name]
 
 
 def _locate_run(ref: str, path: Path) -> Place:

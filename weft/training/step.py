@@ -18,9 +18,10 @@ from weft.core.errors import NumericError
 from weft.core.files import Record
 from weft.engines.reward import Reward
 from weft.methods.estimate import Estimate, Point
-from weft.runs.reader import EVALUATION, STEP
+from weft.runs.reader import COMPLETIONS_BEFORE, EVALUATION, STEP
 from weft.runs.writer import RunWriter
 from weft.training.advance import Ended, Moved, end_rounds, move
+from weft.training.completions import completions
 from weft.training.evaluate import Evaluation, evaluate
 from weft.training.job import Job
 from weft.training.state import State
@@ -149,6 +150,8 @@ def judge(part: Part, state: State) -> tuple[State, tuple[float, ...]]:
     writer.table(f"{job.objective.hits}{STEP}{state.step}", evaluation.hits)
     for name, its in evaluation.parts.items():
         writer.table(f"{name}{STEP}{state.step}", its)
+    if state.step == 0 and isinstance(job.objective, Reward):
+        writer.result(COMPLETIONS_BEFORE, completions(evaluation, job.splits["valid"]))
     loss_L = tuple(evaluation.table.means().tolist())
     plateau = job.config.boost.plateau if job.config.boost is not None else None
     return state.judged(loss_L, plateau.min_delta if plateau is not None else 0.0), loss_L

@@ -56,8 +56,9 @@ def test_an_arm_is_a_run_for_every_other_command(cli, source, tmp_path):
 def test_the_page_can_be_made_again(cli, source, made_experiment):
     root = made_experiment({"mezo": [0.7, 0.8], "boosted": [0.8, 0.8]})
     said = cli("report", root)
-    assert said.out.split() == [f"{root}/figures/loss.png", f"{root}/report.html"]
-    assert all((root / name).is_file() for name in ("figures/loss.png", "report.html"))
+    names = ("figures/loss.png", "figures/time_breakdown.png", "report.html")
+    assert said.out.split() == [f"{root}/{name}" for name in names]
+    assert all((root / name).is_file() for name in names)
 
 
 def test_an_experiment_is_not_trained_as_a_run(cli, source):

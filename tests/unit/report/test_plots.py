@@ -85,7 +85,7 @@ def test_arms_are_drawn_whatever_became_of_them(lines, seeds, size_of, tmp_path)
     ],
 )
 def test_the_title_names_the_band_and_the_marks(lines, seeds, said, unsaid):
-    title = plots._arms_title(ARMS[lines], "nats a token", seeds)
+    title = plots._arms_title(ARMS[lines], "loss, nats a token", seeds)
     assert title.startswith("validation loss, nats a token")
     assert all(words in title for words in said)
     assert not any(words in title for words in unsaid)

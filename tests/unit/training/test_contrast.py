@@ -48,7 +48,7 @@ def test_chunks_change_nothing(make_base, split, monkeypatch, architecture):
         expected.append([getattr(found, name).double().sum().item() for name in QUANTITIES])
     for numbers in (1, 3 * 2 * base.head[0].shape[0], 10**9):
         monkeypatch.setattr(losses, "CHUNK_NUMBERS", numbers)
-        found = contrast(LocalEngine(base), bank, split, rows=None, batch_size=3)
+        found = contrast(LocalEngine(base), bank, split.examples, batch_size=3)
         np.testing.assert_allclose(found.table.sums.T, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -61,7 +61,7 @@ def test_a_logit_that_is_not_finite_is_placed_in_its_example(
     monkeypatch.setattr("weft.training.contrast.packed_hidden", poisoned(base, split))
     supervised = np.nonzero(split.examples[2].labels_T[1:] != IGNORE)[0] + 1
     with pytest.raises(NumericError) as caught:
-        contrast(LocalEngine(base), pair(base), split, rows=None, batch_size=8)
+        contrast(LocalEngine(base), pair(base), split.examples, batch_size=8)
     wanted = f"adapter: a logit is nan on row:2, where its token {supervised[3]} is predicted"
     assert wanted in caught.value.problem
 

@@ -233,8 +233,8 @@ def test_contrast_of_an_adapter_with_itself_is_zero(resolved, tmp_path, rows_dir
     root = str(tmp_path / "run")
     subject = open_subject([root, root, "base"])
     split = load_split(subject, subject.places[0].config.data, "valid")
-    same = contrast(subject.local, subject.bank.part(0, 2), split, rows=None, batch_size=4)
-    other = contrast(subject.local, subject.bank.part(1, 3), split, rows=None, batch_size=4)
+    same = contrast(subject.local, subject.bank.part(0, 2), split.examples, batch_size=4)
+    other = contrast(subject.local, subject.bank.part(1, 3), split.examples, batch_size=4)
     means = dict(zip(QUANTITIES, same.table.means(), strict=True))
     assert means["kl_ab"] == means["kl_ba"] == means["l2"] == 0
     assert means["agree"] == 1
