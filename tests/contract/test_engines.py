@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.servers import Contract
 from weft.core.batch import IGNORE, Batch, Choice, Example
 from weft.core.errors import InputError
-from weft.engines.registry import ENGINES, open_engine
+from weft.engines.local import LocalEngine
+from weft.engines.registry import ENGINES, engine_config, open_engine
 from weft.model.adapter import Adapter
 from weft.model.bank import Bank
+from weft.model.base import load_base
 from weft.model.config import AdapterConfig
 from weft.model.decoding import Decoding
 from weft.model.objectives import MEANS, ONE_TOKEN, OPTION, TOKENS
@@ -19,11 +22,25 @@ MEMBERS = ("all sites", "last layer", "nothing")
 SAMPLED = Decoding(temperature=0.8, top_p=0.95, max_tokens=10, seed=3)
 
 
+scoring = pytest.mark.parametrize(
+    "engine", sorted(name for name, kind in ENGINES.items() if kind.scores), indirect=True
+)
+"""For what engines of losses promise; the others say that they compute none."""
+
+
 @pytest.fixture(scope="module", params=sorted(ENGINES))
 def engine(request, small_base):
-    if request.param in NEEDS:
-        pytest.importorskip(NEEDS[request.param], reason="its extra is not installed")
-    return open_engine(request.param, small_base)
+    """Servers are ours: they keep the contract of the real ones, and compute in this process."""
+    name = request.param
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason="its extra is not installed")
+    if ENGINES[name].here:
+        yield open_engine(name, small_base)
+        return
+    with Contract(LocalEngine(load_base(small_base)), name) as server:
+        opened = open_engine(engine_config(name, url=server.url), small_base)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +79,7 @@ def test_it_says_what_it_is(engine):
     assert {"device", "dtype"} < record.keys() and all(record.values())
 
 
+@scoring
 def test_members_score_as_they_do_alone_and_one_that_changes_nothing_as_the_base(engine, adapters):
     batch = batch_of(*prompts())
     together = engine.score(Bank.of(adapters), batch)
@@ -74,6 +92,7 @@ def test_members_score_as_they_do_alone_and_one_that_changes_nothing_as_the_base
     assert (np.abs(together.loss_NE[:2] / base.loss_NE - 1) > 1e-3).all(), "adapters do something"
 
 
+@scoring
 def test_a_member_whose_b_is_zero_is_the_base(engine, adapters):
     batch, started = batch_of(*prompts()), adapters["all sites"]
     started = Adapter(started.layout, started.flat.clone())
@@ -83,6 +102,7 @@ def test_a_member_whose_b_is_zero_is_the_base(engine, adapters):
     np.testing.assert_array_equal(found.loss_NE[0], found.loss_NE[1])
 
 
+@scoring
 def test_a_row_scores_as_it_does_alone_and_counts_what_is_supervised(engine, adapters):
     rows, bank = prompts(9, 1, 4, 30), Bank.of(adapters)  # of one token nothing is predicted
     together = engine.score(bank, batch_of(*rows))
@@ -108,6 +128,7 @@ def choices_of(candidates, *prompts):
     return Batch(tuple(rows))
 
 
+@scoring
 @pytest.mark.parametrize(
     ("objective", "candidates"), OBJECTIVES, ids=lambda x: getattr(x, "name", "")
 )
@@ -225,6 +246,8 @@ def test_a_base_that_cannot_be_loaded_is_an_error(name, tmp_path, small_base):
         open_engine(name, "weft/huge")
     with pytest.raises(InputError, match="no such directory"):
         open_engine(name, str(tmp_path / "nowhere"))
+    if not ENGINES[name].here:
+        return  # the weights are the server's
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / file).write_bytes((type(tmp_path)(small_base) / file).read_bytes())
     with pytest.raises(InputError, match="cannot load"):

@@ -275,9 +275,33 @@ def test_defaults_in_the_help_are_those_of_decoding(cli):
 
 
 def test_every_engine_is_named_in_the_help():
+    import typing
+
     from weft.engines.registry import ENGINES
 
-    assert "|".join(ENGINES) == "local|mlx"
+    (info,) = typing.get_type_hints(generate, include_extras=True)["engine"].__metadata__
+    assert info.metavar == "|".join(ENGINES)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_server_generates_what_the_local_engine_does(engine, cli, small_base, run):
+    from tests.support.servers import Contract
+    from weft.engines.local import LocalEngine
+    from weft.model.base import load_base
+
+    asked = ("generate", run, "base", "--prompt", "the cat", "--max-tokens", 6, "--json")
+    local = [json.loads(line) for line in cli(*asked).out.splitlines()]
+    with Contract(LocalEngine(load_base(small_base)), engine) as server:
+        said = cli(*asked, "--engine", engine, "--url", server.url)
+    found = [json.loads(line) for line in said.out.splitlines()]
+    assert [line["ids"] for line in found] == [line["ids"] for line in local]
+    assert found[0]["engine"]["url"] == server.url and not server.adapters
+
+
+def test_a_server_that_is_not_there_is_said_and_nothing_is_written(cli, run):
+    said = cli("generate", run, "--prompt", "x", "--engine", "vllm", "--url", "http://127.0.0.1:9")
+    assert (said.code, said.out) == (1, "")
+    assert "there is no vllm server at http://127.0.0.1:9" in said.err and "--url" in said.err
 
 
 def test_empty_standard_input_is_no_prompt(cli, small_base, typed):
@@ -305,7 +329,7 @@ MISTAKES = [
     ("{run} --prompt x --chat", "the tokenizer has none"),
     ("{run} --prompt x --dtype int8", "--dtype is 'int8'"),
     ("{run} --prompt x --device gpu", "device: 'gpu' is none of cpu, cuda"),
-    ("{run} --prompt x --engine vllm", "no engine 'vllm'"),
+    ("{run} --prompt x --engine tgi", "no engine 'tgi'"),
     ("{run} --prompt x --engine mlx --check-cache", "--check-cache is for the local engine"),
     ("{run} --prompt x --task tables", "--task says which data --row is of"),
     ("{run} --prompt x --split test", "--split says which data --row is of"),
