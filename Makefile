@@ -10,7 +10,7 @@ VLLM_STAMP := .venv-vllm/.stamp
 .PHONY: help setup demo test test-engines check format bench proofs clean
 
 help:  ## list these targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## make .venv with Weft and its tools; quick when nothing changed
 
