@@ -100,7 +100,7 @@ class UserReward:
             if self._worker is None:
                 self._worker = self._start()
             answer = self._worker.ask({"row": row, "completion": text}, self.timeout)
-        except (WorkerLost, OSError) as lost:
+        except (WorkerLost, InputError, OSError) as lost:
             self.restarts += 1
             self.close()
             return Grade.failed(str(lost))
@@ -109,6 +109,8 @@ class UserReward:
         return Grade.failed(str(answer["failure"]))
 
     def _start(self) -> _Worker:
+        if self._read() != self._digest:
+            raise WorkerLost("its file has changed since grading began")
         return _Worker(self.file, self.function, self.timeout)
 
 

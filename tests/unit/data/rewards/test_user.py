@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,7 +160,17 @@ def test_a_file_that_vanishes_fails_the_grades_only(make: Make, tmp_path: Path) 
     (tmp_path / "mine0.py").unlink()
     first, second = grade([{}] * 2, ["x"] * 2)
     assert math.isnan(first.reward)
-    assert "FileNotFoundError" in str(second.failure)
+    assert "cannot read" in str(second.failure)
+
+
+def test_a_file_that_changes_does_not_change_the_reward_in_silence(
+    make: Make, tmp_path: Path
+) -> None:
+    grade = make("import os\nif completion == 'bad': os._exit(1)\nreturn 1")
+    (tmp_path / "mine0.py").write_text("def reward(row, completion): return 2\n")
+    same, _, other = grade([{}] * 3, ["x", "bad", "x"])
+    assert same.reward == 1
+    assert other.failure == "its file has changed since grading began"
 
 
 def test_the_record_tells_one_function_from_another(make: Make) -> None:
@@ -226,3 +238,12 @@ def test_a_task_without_a_reward_needs_a_function(make: Make) -> None:
     grade.close()
     settings.file = None
     assert grader_for(settings, task_of_format(FORMATS["countdown"])).name == "countdown"
+
+
+def test_the_example_of_the_documentation(make: Make) -> None:
+    page = (Path(__file__).parents[4] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    row = {"prompt": "Name some birds:", "words": 3}
+    assert json.dumps(row) in page
+    grades = make(text=text)([row] * 3, ["crow owl jay", "owl owl owl", ""])
+    assert [grade.reward for grade in grades] == [0, -2, -3]
