@@ -99,6 +99,9 @@ class SglangConfig(ServerConfig):
     url: Annotated[Url, Field(description="of the server")] = "http://127.0.0.1:30000"
 
 
+OverConfig = Annotated[LocalConfig | VllmConfig | SglangConfig, Field(discriminator="name")]
+"""The engine of a worker."""
+
 Address = Annotated[
     str,
     Field(
@@ -128,11 +131,8 @@ class RayConfig(BaseModel):
         ),
     ] = None
     over: Annotated[
-        LocalConfig | VllmConfig | SglangConfig,
-        Field(
-            discriminator="name",
-            description="the engine of each worker: local, which loads the base, vllm or sglang",
-        ),
+        OverConfig,
+        Field(description="the engine of each worker: local, which loads the base, vllm or sglang"),
     ] = LocalConfig()
     urls: Annotated[
         tuple[Url, ...] | None,
@@ -167,7 +167,7 @@ class RayConfig(BaseModel):
         return self
 
     @property
-    def engines(self) -> tuple[LocalConfig | VllmConfig | SglangConfig, ...]:
+    def engines(self) -> tuple[OverConfig, ...]:
         """That of each worker."""
         if self.urls is not None:
             return tuple(self.over.model_copy(update={"url": url}) for url in self.urls)

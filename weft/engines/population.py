@@ -16,6 +16,7 @@ from weft.methods.estimate import Graded
 from weft.methods.population import Population
 from weft.model.adapter import Layout
 from weft.model.bank import Bank
+from weft.model.config import DType
 from weft.model.objectives import Objective
 from weft.runs.timing import Stopwatch
 
@@ -39,6 +40,19 @@ class Generation:
     def members(self) -> int:
         """How many there are, the centre included: it is the last."""
         return self.population.size + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What whoever grades has to know of a run: plain values."""
+
+    base: str
+    dtype: DType
+    device: str
+    layout: Layout
+    objective: Objective | Reward
+    members: int | None = None  # at most so many at once
+    rows_per_forward: int | None = None
 
 
 class Crew(Protocol):

@@ -16,16 +16,21 @@ from weft.runs.timing import Stopwatch
 
 if TYPE_CHECKING:
     from weft.engines.engine import Engine
+    from weft.engines.population import Crew, Work
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How an engine is to compute, and whose time it is; None is its own choice."""
+    """How an engine is to compute, whose time it is, and who is told of mended failures.
+
+    None is its own choice.
+    """
 
     dtype: DType | None = None
     device: str | None = None
     rows_per_forward: int | None = None
     clock: Stopwatch | None = None
+    notice: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def open_engine(
     device: str | None = None,
     rows_per_forward: int | None = None,
     clock: Stopwatch | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> Engine:
     """An engine over the base `ref`: a bundled name, a directory, or a hub id.
 
@@ -76,7 +82,7 @@ def open_engine(
     """
     if isinstance(config, str):
         config = engine_config(config)
-    settings = Settings(dtype, device, rows_per_forward, clock)
+    settings = Settings(dtype, device, rows_per_forward, clock, notice)
     return ENGINES[config.name].open(config, ref, settings)
 
 
@@ -113,7 +119,21 @@ def _mlx(config: Any, ref: str, settings: Settings) -> Engine:
 def _server(config: Any, ref: str, settings: Settings) -> Engine:
     from weft.engines.servers.engine import open_server
 
-    return open_server(config, ref, settings.clock)
+    engine = open_server(config, ref, settings.clock)
+    engine.notice = settings.notice or engine.notice
+    return engine
+
+
+def _ray(config: Any, work: Work, engine: Engine, notice: Callable[[str], None]) -> Crew:
+    try:
+        import_module("ray")
+    except ImportError as error:
+        raise InputError(
+            f"the ray engine needs the package ray: {error}", hint="pip install 'weft[ray]'"
+        ) from error
+    from weft.engines.crew.crew import open_crew
+
+    return open_crew(config, work, engine, notice)
 
 
 ENGINES: dict[str, EngineKind] = {
@@ -122,3 +142,7 @@ ENGINES: dict[str, EngineKind] = {
     "vllm": EngineKind("a vLLM server", _server, scores=False, here=False),
     "sglang": EngineKind("an SGLang server", _server, scores=False, here=False),
 }
+
+CREWS: dict[str, Callable[[Any, Work, Engine, Callable[[str], None]], Crew]] = {"ray": _ray}
+"""Who shares out populations, by the name of a run's `engine`: from its configuration, the work,
+what the run itself evaluates with, and who is told what went wrong and was mended."""

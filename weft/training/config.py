@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from weft.data.config import DataConfig
-from weft.engines.config import EngineConfig, LocalConfig
+from weft.engines.config import EngineConfig, LocalConfig, own_engine
 from weft.methods.config import (
     OPTIMISER_DEFAULTS,
     BackpropConfig,
@@ -193,9 +193,15 @@ class RunConfig(BaseModel):
                 f"`objective.name` is reward, and `{self.method.name}` needs a loss: use "
                 "`method.name: es`"
             )
-        if not is_reward and self.engine.name != "local":
+        samples = own_engine(self.engine).name
+        if self.engine.name == "ray" and self.method.name != "es":
             problems.append(
-                f"`engine.name` {self.engine.name} samples completions, and `objective.name` "
+                f"`engine.name` ray shares out the populations of `es`, and `{self.method.name}` "
+                "has none: leave `engine` out"
+            )
+        elif not is_reward and samples != "local":
+            problems.append(
+                f"`engine.name` {samples} samples completions, and `objective.name` "
                 f"{self.objective.name} is a loss, which this process computes: leave `engine` out"
             )
         if self.engine.name != "local" and self.boost and self.boost.merge == "weights":

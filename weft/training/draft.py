@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 
 from weft.core.errors import InputError
-from weft.engines.config import EngineConfig
+from weft.engines.config import EngineConfig, OverConfig
 from weft.methods.config import FOREIGN, OWN_UNIT, MethodConfig, OptimiserConfig
 from weft.model.config import ObjectiveConfig
 
@@ -45,6 +45,7 @@ UNIONS = {
         ("method", MethodConfig),
         ("objective", ObjectiveConfig),
         ("engine", EngineConfig),
+        ("over", OverConfig),
     )
 }
 """Sections of several kinds, and the keys of each."""

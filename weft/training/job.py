@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,13 +17,13 @@ from weft.data.dataset import available_splits, load_splits
 from weft.data.split import Split
 from weft.data.stream import steps_per_epoch
 from weft.data.tokenizer import load_tokenizer
-from weft.engines.config import LocalConfig
+from weft.engines.config import LocalConfig, own_engine
 from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
 from weft.engines.parallel import ParallelEngine, ParallelScorer
-from weft.engines.population import Alone
+from weft.engines.population import Alone, Crew, Work
 from weft.engines.ranks import ALONE, Ranks
-from weft.engines.registry import open_engine
+from weft.engines.registry import CREWS, open_engine
 from weft.engines.reward import Reward
 from weft.engines.scorer import LocalScorer
 from weft.methods.boosting import Trigger, chain, trigger
@@ -39,6 +40,7 @@ from weft.training.advance import Course
 from weft.training.begin import read_start, starts
 from weft.training.config import Lane, RunConfig
 from weft.training.ground import Ground, grounds
+from weft.training.news import News
 from weft.training.objective import objective_for
 from weft.training.resolve import Resolved
 from weft.training.state import State
@@ -62,6 +64,8 @@ class Job:
     clock: Stopwatch = field(default_factory=Stopwatch)
     given: Adapter | None = None  # to start from
     served: Engine | None = None  # what samples completions, where not this process does
+    crew: Crew | None = None  # who grades populations, where several do
+    news: News = field(default_factory=News)
     ranks: Ranks = ALONE  # the processes that train it
 
     @property
@@ -166,7 +170,8 @@ class Job:
             base_dropout=config.base_dropout,
             members_per_forward=config.members_per_forward,
             rows_per_forward=config.micro_batch_size,
-            crew=Alone(self.engine(ground), self.layout, self.objective),
+            crew=self.crew
+            or Alone(self.engine(ground), self.layout, self.objective, config.members_per_forward),
             clock=self.clock,
         )
         return own if self.ranks.size == 1 else ParallelScorer(own, self.ranks)
@@ -175,7 +180,7 @@ class Job:
         """What evaluates the lanes of a ground."""
         if self.served is not None:
             return self.served
-        local, config = self.config.engine, self.config
+        local, config = own_engine(self.config.engine), self.config
         assert isinstance(local, LocalConfig)
         bounds = config.members_per_forward, config.micro_batch_size, local.kv_memory_mib
         if self.ranks.size == 1:
@@ -183,11 +188,13 @@ class Job:
         return ParallelEngine(ground.base, *bounds, ranks=self.ranks)
 
     def close(self) -> None:
-        """Let go of what runs beside this process: graders, and the engine."""
-        if isinstance(self.objective, Reward):
-            self.objective.grader.close()
-        if self.served is not None:
-            self.served.close()
+        """Let go of what runs beside this process: graders, workers, and the engine."""
+        with ExitStack() as stack:
+            if isinstance(self.objective, Reward):
+                stack.callback(self.objective.grader.close)
+            for other in (self.served, self.crew):
+                if other is not None:
+                    stack.callback(other.close)
 
     def adapter(self, stack_KP: torch.Tensor, theta_P: torch.Tensor) -> Adapter:
         """What one lane has learnt as one adapter: its commits, and its current round."""
@@ -240,10 +247,15 @@ def load_job(
     layout = choose_sites(base.sites, config.adapter)
     objective, notices = objective_for(config.objective, splits)
     given = None if ref is None else read_start(ref, layout, base.sites)
-    served = _serve(config, clock)
     if ranks.size > 1 and config.base_dropout:
         notices = (*notices, BASE_DROPOUT)
-    return Job(resolved, base, layout, splits, objective, notices, clock, given, served, ranks)
+    job = Job(resolved, base, layout, splits, objective, notices, clock, given, ranks=ranks)
+    try:
+        job = replace(job, served=_serve(job))
+        return replace(job, crew=_crew(job))
+    except BaseException:
+        job.close()
+        raise
 
 
 def _refuse_to_share(config: RunConfig, ranks: Ranks) -> None:
@@ -258,12 +270,34 @@ def _refuse_to_share(config: RunConfig, ranks: Ranks) -> None:
         )
 
 
-def _serve(config: RunConfig, clock: Stopwatch) -> Engine | None:
+def _serve(job: Job) -> Engine | None:
     """The engine that samples completions elsewhere, if that is asked for."""
-    if isinstance(config.engine, LocalConfig):
+    config, engine = job.config, own_engine(job.config.engine)
+    if isinstance(engine, LocalConfig):
         return None
-    with clock("server launch"):
-        return open_engine(config.engine, config.base, dtype=config.dtype, clock=clock)
+    with job.clock("server launch"):
+        return open_engine(
+            engine, config.base, dtype=config.dtype, clock=job.clock, notice=job.news
+        )
+
+
+def _crew(job: Job) -> Crew | None:
+    """The workers, if that is asked for."""
+    config = job.config
+    if config.engine.name not in CREWS:
+        return None
+    work = Work(
+        config.base,
+        config.dtype,
+        config.device,
+        job.layout,
+        job.objective,
+        config.members_per_forward,
+        config.micro_batch_size,
+    )
+    (ground,) = job.grounds([])
+    with job.clock("server launch"):
+        return CREWS[config.engine.name](config.engine, work, job.engine(ground), job.news)
 
 
 def _check_vocabulary(base: Base, splits: dict[str, Split]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def train(
 
     root = Path(os.fsdecode(ranks.of_first(choose)))
     job = load_job(resolved, Stopwatch(), ranks=ranks)
-    with _started(job, root) as opened:
+    with closing(job), _started(job, root) as opened:
         return _only(_go([opened], announce, watch, ranks))
 
 
@@ -90,9 +90,11 @@ def resume(
     manifest, clock = Manifest.model_validate_json(told), Stopwatch()
     resolved = from_record(manifest.config, manifest.origins, str(root / "manifest.json"))
     job = load_job(resolved, clock, RunLayout(root).start, ranks)
-    refuse_changed(manifest, job)
-    with _writer(job, root, manifest, lambda: RunWriter.reopen(root, clock=clock)) as writer:
-        return _only(_go([_reopened(job, writer, _newest(job, writer))], announce, watch, ranks))
+    with closing(job):
+        refuse_changed(manifest, job)
+        with _writer(job, root, manifest, lambda: RunWriter.reopen(root, clock=clock)) as writer:
+            opened = _reopened(job, writer, _newest(job, writer))
+            return _only(_go([opened], announce, watch, ranks))
 
 
 def _writer(
@@ -140,7 +142,7 @@ def train_together(
         clock = Stopwatch(runs=len(open_entries))
         first = load_job(open_entries[0].resolved, clock)
         jobs = [first, *(replace(first, resolved=e.resolved) for e in open_entries[1:])]
-        with ExitStack() as writers:
+        with closing(first), ExitStack() as writers:
             opened, over = _open_all(jobs, [entry.root for entry in open_entries], writers)
             outcomes = {o.root: o for o in [*over, *_go(opened, announce, watch)]}
     return [outcomes.get(entry.root) or finished(entry.root) for entry in entries]
@@ -185,6 +187,7 @@ def _started(job: Job, root: Path) -> Iterator[Opened]:
         return RunWriter.create(root, manifest, text, diff, clock=job.clock)
 
     with _writer(job, root, manifest, create) as writer:
+        job.news.to(writer.notice)
         state = State.fresh(theta_LP)
         _keep_beginnings(job, writer)
         _preflight(job, state, writer)
@@ -193,6 +196,7 @@ def _started(job: Job, root: Path) -> Iterator[Opened]:
 
 def _reopened(job: Job, writer: RunWriter, saved: State | None) -> Opened:
     """A run as it was when that was saved; None: at its beginning."""
+    job.news.to(writer.notice)
     state = State.fresh(job.initial_theta) if saved is None else saved
     writer.resume_at(state.step)
     if state.step == 0:  # it may have been killed before that was done
