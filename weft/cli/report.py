@@ -159,7 +159,7 @@ def _compared(found: dict[str, Any]) -> tuple[list[Metric], str]:
             metrics.append(Metric(label, values[a], values[b], lower_is_better=False, style=".1%"))
         elif name == "reward":
             change = _interval(found["loss_difference"]).negated
-            metrics.append(Metric("held-out reward", values[a], values[b], change, False))
+            metrics.insert(0, Metric("held-out reward", values[a], values[b], change, False))
         else:
             metrics.append(Metric(label, values[a], values[b], lower_is_better=None))
     apart = found["divergence"]["kl_ab"]["estimate"]
