@@ -96,6 +96,11 @@ def available_splits(config: DataConfig) -> tuple[str, ...]:
     return tuple(name for name in SPLITS if name in (*sources, *held))
 
 
+def can_chat(row_format: Format) -> bool:
+    """Whether rows of a format are plain prompts, which a chat template can put into words."""
+    return not row_format.candidates and row_format.name not in NO_PROMPT
+
+
 def held_out(key: Key, n: int, fraction: float) -> frozenset[int]:
     """Which of `n` rows are held out: at least one, and never all."""
     count = min(max(1, round(n * fraction)), max(n - 1, 0))
@@ -162,7 +167,7 @@ def _task(
 ) -> tuple[Task, list[str]]:
     """The task, and a notice where its format was guessed."""
     task, how = _guessed_task(config, readings, responses)
-    if config.chat and (task.candidates or task.format.name in NO_PROMPT):
+    if config.chat and not can_chat(task.format):
         raise InputError(
             f"`data.chat` puts plain prompts into a chat template, and rows of format "
             f"{task.format.name} are not such prompts",

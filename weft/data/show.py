@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 MARK = "*"
 SUPERVISED = f"{MARK} supervised: the model is trained to predict this token from those before it"
 
+GRADED = "prompts: what the model says after them is graded"
+
 
 def show(
     split: Split, tokenizer: PreTrainedTokenizerBase, k: int, *, choosing: bool = False
@@ -23,7 +25,8 @@ def show(
     `choosing`: the objective is the choice between candidates, which reads no other token of a
     response.
     """
-    lines = [_chosen(split) if choosing else SUPERVISED]
+    supervised = SUPERVISED if split.counts["supervised_tokens"] else GRADED
+    lines = [_chosen(split) if choosing else supervised]
     for item in split.items[:k]:
         lines += ["", *_lines(split, item, tokenizer, choosing)]
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from weft.core.errors import InputError, NumericError
 from weft.core.files import read_json
 from weft.data.config import DataConfig
-from weft.data.dataset import load_splits
+from weft.data.dataset import can_chat, load_splits
 from weft.data.readers import is_saved_dataset, read_rows
 from weft.data.sources import find_sources
 from weft.data.split import Split
@@ -29,6 +29,7 @@ from weft.engines.config import EngineConfig
 from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
 from weft.engines.registry import ENGINES, engine_config, open_engine
+from weft.formats.bundled import bundled_adapter
 from weft.formats.certificate import certificate_of, certified_scale, load_certificate
 from weft.formats.folder import CONFIG, contents
 from weft.formats.loaded import LoadedAdapter, UndecidedScale
@@ -57,7 +58,7 @@ CUT = ("max_length", "append_eos", "train_on_prompt", "pad_target")
 _BELOW_A_RUN = 4
 """How deep the tensors of an adapter lie in a run: RUN/members/NAME/adapter/FILE."""
 
-READ = ("format", "verbalizers", "chat_template")
+READ = ("format", "verbalizers", "chat", "chat_template")
 """How rows of one's own are read."""
 
 
@@ -100,7 +101,7 @@ def locate(ref: str) -> Place:
 
     Raises `InputError` for what is none of these, and for a run that has no adapter yet.
     """
-    path = Path(ref)
+    path = bundled_adapter(ref) or Path(ref)
     if ref == "base":
         return Place(ref, None, {})
     if ref in BUNDLED:
@@ -242,7 +243,7 @@ def data_for(
     if run and path and not task:
         kept |= _read_like(run, path)
     if run and task and task == run.task:
-        kept["verbalizers"] = run.verbalizers
+        kept |= run.model_dump(include={"verbalizers", "chat", "chat_template"})
     single = path is not None and (path.is_file() or is_saved_dataset(path))
     whole = path if single else None
     try:
@@ -292,18 +293,21 @@ def _shared(config: RunConfig) -> dict[str, Any]:
 
 def _read_like(run: DataConfig, path: Path) -> dict[str, Any]:
     """The run's format, words and chat template, as far as the rows at `path` can be read so."""
-    if run.format == "auto" and run.chat_template is None and run.verbalizers is None:
+    if run.format == "auto" and not (run.chat or run.chat_template or run.verbalizers):
         return {}
     source = next(iter(find_sources(DataConfig(path=path)).values()))
     rows = read_rows(source).rows
     if not rows:
         return {}
     fits = run.format != "auto" and FORMATS[run.format].told_by(rows) is not None
-    name = run.format if fits else detect(rows)[0].name
+    name = run.format if fits else detect(rows, responses=False)[0].name
     kept: dict[str, Any] = {"format": run.format} if fits else {}
     if run.verbalizers and name == _own_format(run):
         kept["verbalizers"] = run.verbalizers
-    return kept | ({"chat_template": run.chat_template} if name == "messages" else {})
+    if run.chat and can_chat(FORMATS[name]):
+        kept["chat"] = True
+    conversing = name == "messages" or "chat" in kept
+    return kept | ({"chat_template": run.chat_template} if conversing else {})
 
 
 def _own_format(run: DataConfig) -> str | None:
@@ -314,7 +318,7 @@ def _own_format(run: DataConfig) -> str | None:
         return run.format
     assert run.path is not None
     rows = read_rows(next(iter(find_sources(run).values()))).rows if run.path.exists() else []
-    return detect(rows)[0].name if rows else None
+    return detect(rows, responses=False)[0].name if rows else None
 
 
 def load_split(

@@ -15,6 +15,7 @@ from weft.core.errors import InputError
 from weft.data.config import DataConfig
 from weft.data.dataset import load_splits
 from weft.data.rows import RowProblem
+from weft.data.show import show
 from weft.data.split import Split
 from weft.data.templates import FORMATS, Rendered
 
@@ -155,6 +156,12 @@ def test_a_row_without_a_prompt_is_bad(write_rows: Write, gpt2: Tokenizer) -> No
             prompts(write_rows(row), gpt2)
     with pytest.raises(InputError, match="`messages` needs a turn to answer"):
         prompts(write_rows({"messages": [{"role": "assistant", "content": "A"}]}), gpt2)
+
+
+def test_shown_prompts_are_said_to_be_graded(write_rows: Write, gpt2: Tokenizer) -> None:
+    said = show(prompts(write_rows({"prompt": "Q"}), gpt2), gpt2, 1)
+    assert said.splitlines()[0] == "prompts: what the model says after them is graded"
+    assert "train:1: 1 tokens, 0 supervised" in said
 
 
 def test_a_prompt_that_leaves_no_room_is_dropped_and_said(

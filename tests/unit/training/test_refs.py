@@ -67,6 +67,19 @@ def test_a_chat_template_goes_with_messages_only(rows):
     assert data_for([run], path=rows(BOTH)).chat_template is None
 
 
+def test_prompts_are_put_into_a_chat_as_the_runs_were_where_they_can_be(rows):
+    template = "data.chat_template=mine.jinja"
+    run = place("run", "data.path=train.jsonl", "data.chat=true", template)
+    for row in ({"prompt": "a", "completion": "b"}, {"prompt": "a"}):
+        found = data_for([run], path=rows(row))
+        assert (found.chat, str(found.chat_template)) == (True, "mine.jinja")
+    plain = data_for([run], path=rows({"text": "the cat"}))
+    assert (plain.chat, plain.chat_template) == (False, None)
+    run = place("run", "data.task=countdown", "data.chat=true")
+    assert data_for([run], task="countdown").chat
+    assert not data_for([run], task="conciseness").chat
+
+
 def test_a_runs_own_words_go_with_rows_of_its_format_only(rows):
     film = {"sentence": "a film", "label": 1}
     pair = {"premise": "a", "hypothesis": "b", "label": "entailment"}
