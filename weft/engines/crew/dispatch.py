@@ -99,7 +99,7 @@ class Round:
                 hint=KEPT,
             )
         if order not in self.todo:
-            self.todo.append(order)
+            self.todo.appendleft(order)
 
 
 @dataclass(eq=False)
