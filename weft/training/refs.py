@@ -236,7 +236,7 @@ def data_for(
         if run is None:
             raise InputError(
                 f"nothing says on which data to score {', '.join(p.ref for p in places)}",
-                hint="give --task instruct (or tables, reviews), or --data FILE",
+                hint=f"give --task (one of {', '.join(TASKS)}), or --data FILE",
             )
         return run
     kept = run.model_dump(include=set(CUT)) if run else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -171,6 +172,18 @@ def test_a_file_that_changes_does_not_change_the_reward_in_silence(
     same, _, other = grade([{}] * 3, ["x", "bad", "x"])
     assert same.reward == 1
     assert other.failure == "its file has changed since grading began"
+
+
+def test_it_travels_without_its_process_and_starts_one_where_it_arrives(
+    make: Make, tmp_path: Path
+) -> None:
+    arrived = pickle.loads(pickle.dumps(make("import os\nreturn os.getppid()")))
+    arrived.ready()
+    assert arrived([{}], ["x"])[0].reward == os.getpid()
+    arrived.close()
+    arrived.file.write_text("def reward(row, completion): return 2\n")
+    with pytest.raises(InputError, match="is not here what it is where the run began"):
+        arrived.ready()
 
 
 def test_the_record_tells_one_function_from_another(make: Make) -> None:
