@@ -253,7 +253,7 @@ class _InPrompts:
             )
             parts.append(out_RHld.unflatten(0, (-1, count)).transpose(2, 3).flatten(1, 2))
             at, row = here.stop, row + count
-        return torch.cat(parts, dim=1).flatten(0, 1)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).flatten(0, 1)
 
 
 class RecomputingStepper:
