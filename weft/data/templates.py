@@ -85,10 +85,14 @@ class Format:
         """The fields, for people."""
         return " or ".join(names_of(each) for each in (self.fields, self.other_fields) if each)
 
+    def has_fields(self, row: Row) -> bool:
+        """Whether a row has the fields of this format."""
+        named = (each for each in (self.fields, self.other_fields) if each)
+        return any(set(each) <= row.value.keys() for each in named)
+
     def told_by(self, rows: Sequence[Row]) -> Row | None:
         """The row that shows rows to be of this format, if there is one."""
-        names = rows[0].value.keys()
-        if not any(set(each) <= names for each in (self.fields, self.other_fields) if each):
+        if not self.has_fields(rows[0]):
             return None
         if self.recognises is None:
             return rows[0]
@@ -327,6 +331,11 @@ def detect(rows: Sequence[Row], *, responses: bool = True) -> tuple[Format, Row]
             f"{row.file}:{row.line}: the fields {found} are those of several tasks, and no label "
             "tells which",
             hint=f"set `data.format` to {' or '.join(possible)}",
+        )
+    if unguessed := [f.name for f in FORMATS.values() if f.has_fields(row)]:
+        raise InputError(
+            f"{row.file}:{row.line}: rows of many kinds have the fields {found}",
+            hint=f"if these are of format {' or '.join(unguessed)}, say so: `data.format`",
         )
     accepted = "; ".join(f"{f.name}: {f.accepted}" for f in FORMATS.values())
     raise InputError(

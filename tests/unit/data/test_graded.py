@@ -103,6 +103,15 @@ def test_countdown_rows_are_known_by_their_fields(write_rows: Write, gpt2: Token
     assert prompts(write_rows({"nums": [1, 2], "target": 3}), gpt2).prompts[0].startswith("Using")
 
 
+def test_conciseness_is_never_guessed(write_rows: Write, gpt2: Tokenizer) -> None:
+    path = write_rows({"prompt": "Q", "answer": "A"})
+    with pytest.raises(InputError, match="rows of many kinds have the fields prompt, answer") as e:
+        load_splits(DataConfig(path=path, valid_fraction=0), gpt2, ("train",))
+    assert "format conciseness, say so: `data.format`" in str(e.value.hint)
+    assert prompts(path, gpt2).task.format.name == "prompt_completion"
+    assert prompts(path, gpt2, format="conciseness").task.metric == "reward"
+
+
 def test_an_example_is_its_prompt_and_nothing_is_supervised(
     write_rows: Write, chat: Tokenizer
 ) -> None:

@@ -144,7 +144,7 @@ class _Worker:
         while rest:
             _, ready, _ = select.select([], [self._into], [], _left(deadline))
             if not ready:
-                raise WorkerLost(f"took longer than {seconds:g} seconds")
+                raise WorkerLost(f"took longer than {seconds:g} s")
             try:
                 rest = rest[os.write(self._into, rest[:CHUNK]) :]
             except BrokenPipeError:
@@ -166,7 +166,7 @@ class _Worker:
         while not heard.endswith(b"\n"):
             ready, _, _ = select.select([self._out], [], [], _left(deadline))
             if not ready:
-                raise WorkerLost(f"took longer than {seconds:g} seconds")
+                raise WorkerLost(f"took longer than {seconds:g} s")
             part = os.read(self._out, CHUNK)
             if not part:
                 raise WorkerLost(self._how_it_ended())

@@ -99,11 +99,11 @@ def test_what_goes_wrong_is_a_failed_grade_and_the_next_is_graded(
     ],
 )
 def test_a_hang_ends_after_its_time_and_the_next_is_graded(make: Make, hang: str) -> None:
-    grade = make(f"if completion == 'bad':\n    {hang}\nreturn 1", timeout=0.5)
+    grade = make(f"if completion == 'bad':\n    {hang}\nreturn 1", timeout=1)
     start = time.monotonic()
     bad, after = grade([{}] * 2, ["bad", "good"])
-    assert time.monotonic() - start < 5
-    assert bad.failure == "took longer than 0.5 seconds"
+    assert time.monotonic() - start < 10
+    assert bad.failure == "took longer than 1 s"
     assert after.reward == 1
     assert grade.restarts == 1
 
