@@ -17,7 +17,7 @@ from weft.runs.experiment import ExperimentReader
 from weft.runs.layout import ExperimentLayout
 from weft.runs.reader import RunReader
 from weft.runs.writer import take_lock
-from weft.training import train as training
+from weft.training import ending
 from weft.training.experiment import Watchers, blocks, plan, resume, start
 from weft.training.experiment_config import read_design
 from weft.training.job import load_job
@@ -235,8 +235,8 @@ def test_an_arm_whose_kept_adapter_scores_no_number_does_not_end_it(source, tmp_
             raise NumericError("seed-3 has loss nan")
         return really(job, *arguments, **options)
 
-    really = training.validate
-    monkeypatch.setattr(training, "validate", validate)
+    really = ending.validate
+    monkeypatch.setattr(ending, "validate", validate)
     settings = ["run.eval.every=0", "run.keep=last", "seeds=[3]", "budget.forwards=2"]
     arms = "arms={wild: {optimiser.lr: 0.5}, mezo: {}}"
     root = start(plan(read_design(source, [*settings, arms])), tmp_path / "wild")
