@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from weft.core.errors import InputError
+from weft.engines.reward import Reward
 from weft.model.sites import layers_notice
 from weft.runs.manifest import Manifest
 from weft.runs.provenance import code_state, hardware, versions
@@ -39,6 +40,7 @@ def manifest_of(job: Job, theta_LP: torch.Tensor, name: str) -> Manifest:
             "base": job.base.fingerprint(),
             **{f"rows.{name}": split.rows_fingerprint for name, split in splits.items()},
             **{f"tokens.{name}": split.fingerprint for name, split in splits.items()},
+            **_reward(job),
             "initial_adapter": _sha256(theta_LP.cpu().contiguous().numpy().tobytes()),
         },
         versions=versions(),
@@ -49,6 +51,13 @@ def manifest_of(job: Job, theta_LP: torch.Tensor, name: str) -> Manifest:
         },
         notices=tuple(dict.fromkeys(notices(job))),
     )
+
+
+def _reward(job: Job) -> dict[str, str]:
+    """Who grades, where somebody does."""
+    if not isinstance(job.objective, Reward):
+        return {}
+    return {"reward": _sha256(json.dumps(job.objective.grader.record(), sort_keys=True).encode())}
 
 
 def notices(job: Job) -> Sequence[str]:
@@ -86,6 +95,7 @@ def refuse_changed(manifest: Manifest, job: Job) -> None:
 def changes(manifest: Manifest, job: Job) -> list[str]:
     """What is not as it was when the run started, so that the rest may not be bit for bit."""
     facts = {
+        "reward": (manifest.fingerprints.get("reward"), _reward(job).get("reward")),
         "state of the code of Weft": (manifest.fingerprints.get("code"), code_state().sha256),
         "version of torch": (manifest.versions.get("torch"), versions().get("torch")),
         "version of transformers": (
