@@ -12,6 +12,7 @@ from weft.cli.checks import checks
 
 if TYPE_CHECKING:
     from weft.core.keys import Key
+    from weft.core.table import ScoreTable
     from weft.report.html import Figure, Metric, Report, Sample
     from weft.runs.reader import RunReader
 
@@ -172,8 +173,6 @@ def _compared(found: dict[str, Any]) -> tuple[list[Metric], str]:
 
 
 def _before_and_after(reader: RunReader) -> tuple[list[Metric], str]:
-    import numpy as np
-
     from weft.analysis.compare import perplexity, perplexity_difference
     from weft.analysis.statistics import paired_bootstrap
     from weft.core.keys import Key
@@ -183,7 +182,7 @@ def _before_and_after(reader: RunReader) -> tuple[list[Metric], str]:
 
     measured = reader.measured
     before, after = reader.table("valid-step-0"), reader.table("valid")
-    best = after.members[int(np.argmin(after.means()))]
+    best = _best(after)
     a, b = pair(before.row(best), after.row(best))
     key = Key.of(0).fold("report")
     change = paired_bootstrap(a.sums, a.counts, b.sums, b.counts, key)
@@ -200,6 +199,11 @@ def _before_and_after(reader: RunReader) -> tuple[list[Metric], str]:
     judged = _judgements(reader, "eval" if len(after.members) == 1 else f"eval-{best}")
     metrics += [metric for metric in judged if metric.label not in known]
     return metrics, f"{rows}; the loss is in {measured.unit}.{which}"
+
+
+def _best(after: ScoreTable) -> str:
+    """The member of the lowest loss, or of the highest reward."""
+    return min(zip(after.means().tolist(), after.members, strict=True))[1]
 
 
 def _rewards(reader: RunReader, member: str, key: Key) -> list[Metric]:
@@ -279,7 +283,7 @@ def _graded(reader: RunReader) -> list[Sample]:
     if not {COMPLETIONS, COMPLETIONS_BEFORE} <= set(reader.result_names()):
         return []
     before, after = reader.results(COMPLETIONS_BEFORE), reader.results(COMPLETIONS)
-    member = next(iter(after))
+    member = _best(reader.table("valid"))
     pairs = zip(before[member], after[member], strict=False)  # fewer rows may be scored at first
     return [
         Sample(a["prompt"], a["completion"], b["completion"], notes=(_grade(a), _grade(b)))

@@ -82,7 +82,8 @@ def _torch_facts(job: Job) -> dict[str, Any]:
 
 def refuse_changed(manifest: Manifest, job: Job) -> None:
     """A resumed run must go on with the same weights and the same tokens."""
-    now = {"base": job.base.fingerprint()}
+    with job.clock("hashing the base"):
+        now = {"base": job.base.fingerprint()}
     now |= {f"tokens.{name}": split.fingerprint for name, split in job.splits.items()}
     changed = [stage for stage, digest in now.items() if manifest.fingerprints[stage] != digest]
     if changed:

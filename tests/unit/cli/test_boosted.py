@@ -9,7 +9,8 @@ import pytest
 
 from weft.cli.checks import SHOWN, checks
 from weft.cli.progress import rounds_line
-from weft.cli.report import curves, page
+from weft.cli.report import page
+from weft.report.figures import curves
 from weft.runs.reader import RunReader
 from weft.training.advance import Ended
 
