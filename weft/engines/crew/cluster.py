@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,8 @@ from weft.engines.crew.worker import Posting, Worker
 
 STORE_BYTES = 256 << 20
 """Memory of a cluster on this machine for what workers share; Ray's own default is a third."""
+REACHING = 10.0
+"""Seconds to reach a cluster."""
 CLOSING = 10.0
 """Seconds in which workers may end in good order."""
 
@@ -43,8 +46,9 @@ class RayExecutor:
                     "_node_ip_address": "127.0.0.1",
                 }
             try:
+                _reach(config.address)
                 ray.init(address=config.address, **settings)
-            except (ConnectionError, RuntimeError, ValueError, ImportError, OSError) as error:
+            except (RuntimeError, ValueError, ImportError, OSError) as error:
                 raise EngineError(
                     f"engine.address: there is no Ray cluster at {config.address}: {error}",
                     hint="start one with `ray start --head`, or leave engine.address out for one "
@@ -111,6 +115,13 @@ class RayExecutor:
         actor = self._actors.pop(worker, None)
         if actor is not None:
             self._ray.kill(actor)
+
+
+def _reach(address: str) -> None:
+    """Somebody listens there: Ray itself would try for minutes, and then end the process."""
+    if ":" in address:
+        host, port = address.removeprefix("ray://").rsplit(":", 1)
+        socket.create_connection((host, int(port)), timeout=REACHING).close()
 
 
 def _said(error: Exception) -> str:
