@@ -191,3 +191,21 @@ def test_an_experiment_of_rewards_has_no_losses(cli, config, tmp_path):
             assert float(row["valid_accuracy"]) == -float(row["valid_loss"])
     source = (root / "report.html").read_text()
     assert "Validation reward" in source and "Validation loss" not in source
+
+
+def test_rows_with_a_reward_are_graded_also_where_a_loss_is_asked_for(cli, small_base):
+    said = cli("eval", small_base, "--task", "conciseness", "--rows", 2)
+    assert said.code == 0, said.err
+    header = said.out.splitlines()[0].split()
+    assert header[:2] == ["loss", "perplexity"] and {"reward", "normalised"} <= set(header)
+
+
+def test_a_population_that_follows_a_loss_shows_losses(cli, settings, tmp_path):
+    es = ["method.name=es", "method.population=4", "method.samples_per_generation=4"]
+    kept = [each for each in settings if not each.startswith("batch_size")]
+    own = ["optimiser.name=sgd", "optimiser.lr=0.5", "adapter.dropout=0", "steps=2"]
+    said = cli("train", "instruct", *kept, *es, *own, "batch_size=4", "--run-dir", "mine")
+    assert said.code == 0, said.err
+    assert "  loss 5." in said.err and "tok/s" in said.err and "reward" not in said.out
+    assert (tmp_path / "mine" / "figures" / "loss.png").is_file()
+    assert page(RunReader(tmp_path / "mine")).headline.startswith("Held-out loss ")
