@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from weft.core.errors import InputError
+from weft.engines.config import LocalConfig
+from weft.engines.local import LocalEngine
 from weft.engines.reward import Reward
 from weft.model.sites import layers_notice
 from weft.runs.manifest import Manifest
@@ -66,8 +68,20 @@ def notices(job: Job) -> Sequence[str]:
     if job.trigger is not None and job.trigger.ignored is not None:
         found.append(job.trigger.ignored)
     found += [notice for split in job.splits.values() for notice in split.notices]
+    found += memory_notices(job)
     layers = layers_notice(job.base.sites, job.config.adapter)
     return found + [notice for notice in (layers, job.base.notice) if notice]
+
+
+def memory_notices(job: Job) -> list[str]:
+    """What the local engine has to say of its memory before it makes texts to be graded."""
+    objective, engine = job.objective, job.config.engine
+    if not isinstance(objective, Reward) or not isinstance(engine, LocalConfig):
+        return []
+    goals = [item.example.goal for split in job.splits.values() for item in split.items]
+    lengths = [len(goal.prompt_T) for goal in goals if goal is not None]
+    local = LocalEngine(job.base, kv_memory_mib=engine.kv_memory_mib)
+    return local.notices(lengths, objective.decoding.max_tokens)
 
 
 def _torch_facts(job: Job) -> dict[str, Any]:

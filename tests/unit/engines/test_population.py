@@ -1,10 +1,15 @@
 """A population's texts: in tiles of any size, of members that are alike, told as they come."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from weft.core.batch import Goal
+from weft.engines.config import LocalConfig
 from weft.engines.local import LocalEngine
+from weft.engines.reward import Reward
 from weft.model.adapter import Adapter
 from weft.model.bank import Bank
 from weft.model.cache import KVCache, token_bytes
@@ -155,3 +160,18 @@ def test_a_budget_below_one_text_is_said(make_base):
     (notice,) = LocalEngine(base, kv_memory_mib=row_bytes(base) - 1).notices(lengths, 10)
     assert "texts are made one at a time" in notice
     assert LocalEngine(base, kv_memory_mib=row_bytes(base)).notices(lengths, 10) == []
+
+
+def test_a_run_is_told_before_it_starts(make_base):
+    from weft.training.record import memory_notices
+
+    base = make_base("llama")
+    item = SimpleNamespace(example=SimpleNamespace(goal=Goal(PROMPTS[0], {})))
+    job = SimpleNamespace(
+        base=base,
+        objective=Reward(grader=None, decoding=GREEDY),
+        config=SimpleNamespace(engine=LocalConfig(kv_memory_mib=1)),
+        splits={"train": SimpleNamespace(items=[item])},
+    )
+    (notice,) = memory_notices(job)
+    assert notice.startswith("kv_memory_mib is 1")

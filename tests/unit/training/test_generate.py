@@ -13,6 +13,7 @@ from weft.core.batch import Batch
 from weft.core.errors import InputError, NumericError
 from weft.core.keys import Key
 from weft.data.prompts import asked
+from weft.engines.config import LocalConfig
 from weft.formats.peft import write_adapter
 from weft.model.adapter import Adapter, initial_adapter
 from weft.model.base import skeleton
@@ -209,6 +210,14 @@ def test_a_row_has_its_reference_and_the_verdict_of_its_task(task, line, metric)
     if task == "instruct":
         scores = session.subject.engine.score(session.subject.bank, Batch((item.example,)))
         assert said.verdict[metric] == pytest.approx(scores.correct_NE[0, 0] / scores.count_E[0])
+
+
+def test_a_memory_below_one_text_is_a_notice():
+    source, little = Source(asked(["Once"])), LocalConfig(kv_memory_mib=1)
+    session = open_generation(["weft/tiny"], source, {"max_tokens": 400}, engine=little)
+    (notice,) = session.notices
+    assert notice.startswith("kv_memory_mib is 1, and the longest text can take 3 MiB")
+    assert open_generation(["weft/tiny"], source, {"max_tokens": 40}, engine=little).notices == ()
 
 
 def test_the_expected_response_is_judged_right():
