@@ -1,6 +1,7 @@
 """What goes to a worker and what comes back, without anything between them but copies."""
 
 import pickle
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.servers import Contract
 from weft.core.batch import Batch, Example, Goal
 from weft.core.keys import Key
+from weft.data.rewards.conciseness import Conciseness
 from weft.data.rewards.user import UserReward
-from weft.engines.config import LocalConfig
+from weft.engines.config import LocalConfig, RayConfig, VllmConfig, own_engine
 from weft.engines.crew.crew import SharedOut
 from weft.engines.crew.dispatch import Dispatch
 from weft.engines.crew.worker import Fault, Moving, Order, Posting, Standing, Worker, identity
 from weft.engines.local import LocalEngine
 from weft.engines.population import Alone, Generation, Work
+from weft.engines.registry import open_engine
 from weft.engines.reward import Reward
 from weft.methods.population import Population
 from weft.model.bank import Bank
@@ -211,3 +215,35 @@ def test_a_reward_file_that_is_another_elsewhere_is_refused(base, layout, reward
     found = Worker().open(posting)
     assert isinstance(found, Fault) and found.final
     assert "is not here what it is where the run began" in found.problem
+
+
+def test_each_worker_may_have_a_server_and_the_rewards_are_those_of_here(base, layout, tmp_path):
+    """Greedy: a server draws with noise of its own."""
+    grader = Conciseness()
+    reward = Reward(grader, Decoding(max_tokens=8))
+    engine = LocalEngine(base)
+    ours = Alone(engine, layout, reward, 3).rewards(answered(generation(layout)), Stopwatch())
+    with Contract(engine, "vllm") as one, Contract(engine, "vllm") as other:
+        config = RayConfig(over=VllmConfig(), urls=(one.url, other.url))
+        work = Work(base.ref, "float32", "cpu", layout, reward, 3)
+        executor = Copying([Posting(own, work, 1) for own in config.engines])
+        with closing(open_engine(own_engine(config), base.ref)) as first:
+            expected = identity(first, reward)
+        dispatch = Dispatch(executor, 2, expected, 1e9, 1e9, 0, lambda _: None)
+        dispatch.open()
+        crew = SharedOut(executor, dispatch, layout, 3)
+        theirs = crew.rewards(answered(generation(layout)), Stopwatch())
+        crew.close()
+        assert one.completions and other.completions
+        assert one.adapters == other.adapters == []
+    assert len(np.unique(ours.reward_NE)) > 3
+    np.testing.assert_array_equal(theirs.reward_NE, ours.reward_NE)
+
+
+def answered(asked):
+    """The same with rows that conciseness grades."""
+    rows = tuple(
+        replace(each, goal=Goal(each.ids_T, {"answer": "x" * n}))
+        for n, each in enumerate(asked.batch.examples)
+    )
+    return replace(asked, batch=Batch(rows))
