@@ -47,6 +47,6 @@ def _grade(answer: str, text: str) -> Grade:
     parts = {
         "normalised": (reward + SCALE) / SCALE,
         "exact_match": float(text.strip() == answer.strip()),
-        "length": float(len(text)),
+        "characters": float(len(text)),
     }
     return Grade(float(reward), parts)

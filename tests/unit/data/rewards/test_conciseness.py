@@ -27,7 +27,7 @@ def test_the_reward_is_minus_the_difference_in_characters(answer, text, reward) 
     (grade,) = Conciseness()([{"prompt": "?", "answer": answer}], [text])
     assert grade.reward == reward
     assert grade.parts["normalised"] == (reward + 2000) / 2000
-    assert grade.parts["length"] == len(text)
+    assert grade.parts["characters"] == len(text)
 
 
 @pytest.mark.parametrize(("text", "exact"), [("No", 1), (" No\n", 1), ("no", 0), ("No.", 0)])
