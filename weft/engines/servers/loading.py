@@ -32,6 +32,11 @@ RESTART = (
     "restart the server, and go on with `weft train --resume RUN`: all that was recorded is kept"
 )
 
+ROOM = (
+    "the server must be started with room for the adapter's rank and modules (--max-lora-rank; "
+    "SGLang: --lora-target-modules), and see the directory"
+)
+
 
 def pause(attempt: int) -> float:
     """Seconds to wait after a failed attempt, counted from 0."""
@@ -138,9 +143,7 @@ class Loader:
                     return  # by an attempt whose answer was lost
                 raise InputError(
                     f"the server at {url} refuses an adapter: {error}",
-                    hint="it must be started with room for the adapter's rank and modules "
-                    "(--max-lora-rank; SGLang: --lora-target-modules), and see the directory "
-                    f"{path.parent} (`engine.adapters_dir`)",
+                    hint=f"{ROOM} {path.parent} (`engine.adapters_dir`)",
                 ) from error
             if self._listed().get(name) == str(path):
                 return
@@ -148,7 +151,8 @@ class Loader:
                 time.sleep(pause(attempt))
         raise EngineError(
             f"the server at {url} does not load an adapter, asked {retries + 1} times: {problem}",
-            hint="its log says why; `engine.load_timeout` is how long a load may take",
+            hint=f"its log says why. {ROOM} {path.parent} (`engine.adapters_dir`); "
+            "`engine.load_timeout` is how long a load may take",
         )
 
     def _require(self, named: Mapping[str, Path]) -> None:
