@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from weft.data.split import Split
 from weft.data.stream import steps_per_epoch
+from weft.engines.config import RayConfig
 from weft.methods.boosting import adapted_layers, refuse_layers
 from weft.methods.calibrate import Noise
 from weft.methods.registry import METHODS
@@ -79,6 +80,10 @@ def _engine(config: RunConfig) -> str:
     engine = config.engine
     if engine.name == "local":
         return ""
+    if isinstance(engine, RayConfig):
+        own = engine.engines
+        where = "on this machine" if engine.address == "local" else f"at {engine.address}"
+        return f"ray {where}: {len(own)} x {own[0].name}, {engine.cores} threads each"
     url = getattr(engine, "url", None)
     return f"{engine.name} at {url}" if url is not None else engine.name
 

@@ -1,8 +1,11 @@
 """The configuration block says what a run really uses."""
 
+from dataclasses import replace
+
 import pytest
 
 from weft.training.block import configuration_block
+from weft.training.config import RunConfig
 from weft.training.job import load_job
 
 
@@ -71,3 +74,26 @@ def test_a_run_without_boosting_says_nothing_of_it(block):
     assert "boosting" not in said
     assert said["method"] == "backprop: a forward and a backward a step"
     assert said["length"].endswith("24 forwards")
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"name": "local"}, None),
+        ({"name": "vllm", "url": "http://a:8000"}, "vllm at http://a:8000"),
+        (
+            {"name": "ray", "workers": 3, "threads": 2},
+            "ray on this machine: 3 x local, 2 threads each",
+        ),
+        (
+            {"name": "ray", "address": "a:1", "over": {"name": "vllm"}, "urls": ["http://a:2"]},
+            "ray at a:1: 1 x vllm, 1 threads each",
+        ),
+    ],
+)
+def test_it_says_who_samples_where_that_is_not_the_run_itself(resolved, engine, said):
+    job = load_job(resolved("adapter.dropout=0"))
+    rewarded = {"method": {"name": "es"}, "objective": {"name": "reward"}, "optimiser": {}}
+    config = RunConfig.model_validate({**job.config.model_dump(), **rewarded, "engine": engine})
+    elsewhere = replace(job.resolved, config=config)
+    assert configuration_block(elsewhere, job.layout, job.splits).get("engine") == said

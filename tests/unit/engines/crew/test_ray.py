@@ -6,11 +6,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from weft.core.errors import EngineError, InputError
 from weft.engines.config import RayConfig
 from weft.engines.registry import CREWS
 from weft.runs.reader import RunReader
+from weft.training.config import RunConfig
 from weft.training.resolve import resolve
 from weft.training.train import train
 
@@ -99,3 +101,26 @@ def test_a_cluster_that_is_not_there_is_an_error(evolving, tmp_path):
     with pytest.raises(EngineError, match="there is no Ray cluster"):
         train(evolving(*settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def config(**settings):
+    return RunConfig.model_validate({"data": {"task": "conciseness"}, "steps": 1, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": {"name": "mezo"}}, "ray shares out the populations of `es`"),
+        (
+            {"method": {"name": "es"}, "engine": {"name": "ray", "over": {"name": "vllm"}}},
+            "`engine.name` vllm samples completions, and `objective.name` nll is a loss",
+        ),
+    ],
+)
+def test_what_workers_cannot_do_is_said_before_anything_is_loaded(settings, said):
+    with pytest.raises(ValidationError, match=said):
+        config(**{"engine": {"name": "ray"}, **settings})
+
+
+def test_losses_can_be_shared_out_where_workers_compute_themselves():
+    assert config(method={"name": "es"}, engine={"name": "ray"}).engine == RayConfig()
