@@ -10,7 +10,9 @@ Shapes: N members, n of them at a time, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,9 @@ import torch
 
 from weft.core.keys import Key
 from weft.model.noise import normal
+
+MOST_AHEAD = 16
+"""Draws that are in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +53,9 @@ class Population:
         Summed in fp32 in the order of the draws, so the result is the same wherever it is made.
         """
         total_P = torch.zeros_like(self.centre_P)
-        for draw, weight in self._weights(weight_N):
-            if weight:
-                total_P.add_(self._eps(draw), alpha=weight)
+        weights = {draw: weight for draw, weight in self._weights(weight_N) if weight}
+        for weight, eps_P in zip(weights.values(), _ahead(self._eps, weights), strict=True):
+            total_P.add_(eps_P, alpha=weight)
         return torch.where(self.noise_P > 0, total_P / self.size, 0.0)
 
     def _weights(self, weight_N: np.ndarray) -> Iterator[tuple[int, float]]:
@@ -70,3 +75,16 @@ class Population:
     def _eps(self, draw: int) -> torch.Tensor:
         """One key for all parameters: no two tensors share their noise."""
         return normal(len(self.centre_P), self.key.fold("draw", draw)).to(self.centre_P.device)
+
+
+def _ahead(make: Callable[[int], torch.Tensor], of: Iterable[int]) -> Iterator[torch.Tensor]:
+    """What `make` gives of each, in order, while threads are at the next ones: draws take long."""
+    threads = min(torch.get_num_threads(), MOST_AHEAD)
+    made: deque[Future[torch.Tensor]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for each in of:
+            made.append(pool.submit(make, each))
+            if len(made) > threads:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()

@@ -55,3 +55,16 @@ def test_combine_is_the_mean_of_weighted_noise():
         found = its.combine(weight_N)
         torch.testing.assert_close(found[1:].double(), wanted, atol=1e-5, rtol=1e-3)
         assert found[0] == 0  # what has no noise does not move
+
+
+def test_combine_is_the_same_bits_with_any_number_of_threads():
+    weight_N, threads = np.linspace(-1, 1, 40) ** 3, torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(population(size=40).combine(weight_N))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
