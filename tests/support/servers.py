@@ -85,6 +85,7 @@ class Contract:
         self.http.daemon_threads = True
         self.http.handle_error = lambda *_: None  # whoever has hung up
         self.alive = True
+        self.down = threading.Event()
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
@@ -102,6 +103,7 @@ class Contract:
 
         def again() -> None:
             self.stop()
+            self.down.set()
             if self.back_after is not None and not self.idle.wait(self.back_after):
                 if self.strikes("comes back with another base"):
                     self.path = "another/base"
@@ -163,6 +165,8 @@ class Contract:
             dies = self.completions == self.faults["dies at completion"]
         if dies:
             self.die()
+            self.down.wait(5)
+            raise Dropped
         if self.strikes("completion fails"):
             raise ServerFault
         if self.strikes("completion hangs"):

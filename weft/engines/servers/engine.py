@@ -237,6 +237,7 @@ class ServerEngine:
                 break
             except Lost as lost:
                 if len(done) == whole:  # it went when all was said
+                    self._proven.clear()
                     break
                 first |= done
                 why = str(lost)
@@ -324,7 +325,6 @@ class ServerEngine:
                 hint=RESTART,
             )
         self._proven.clear()
-        self._loader.sweep()
 
 
 def open_server(config: ServerConfig, ref: str, clock: Stopwatch | None = None) -> ServerEngine:

@@ -65,6 +65,8 @@ class Loader:
 
         Raises `Lost`, `InputError` for an adapter that the server refuses, and `EngineError`.
         """
+        if self._left:
+            self._sweep()
         with clock("creating adapters"):
             paths = self._write(members)
         named = {name: path for name, path in paths if name is not None and path is not None}
@@ -81,10 +83,14 @@ class Loader:
             with clock("unloading"):
                 self._unload_quietly(named)
             raise
-        with clock("unloading"):
-            self._unload(named)
+        try:
+            with clock("unloading"):
+                self._unload(named)
+        except Lost:
+            self._left |= named
+            raise
 
-    def sweep(self) -> None:
+    def _sweep(self) -> None:
         """Take off a server that came back what it still has of us."""
         left, self._left = self._left, {}
         self._unload_quietly(left)
