@@ -52,3 +52,16 @@ def test_every_member_needs_a_stack():
     bank = Bank.of(dict(zip("abc", MEMBERS, strict=True)))
     with pytest.raises(AssertionError):
         bank.over(Bank.of({"0": STACKS[0]}))
+
+
+def test_a_member_alone_is_an_adapter_of_one_rank_and_scale_one():
+    bank = Bank.of(dict(zip("abc", MEMBERS, strict=True)))
+    sites = {site.name: site for site in SITES}
+    for number, member in enumerate(MEMBERS):
+        alone = bank.adapter(number, sites)
+        assert (alone is None) == (member is None)
+        if alone is not None:
+            assert set(alone.sites) == set(member.sites), "places that it does not change are out"
+            assert {(slot.rank, slot.scale) for slot in alone.layout.slots} == {(2, 1.0)}
+            for site in "xyz":
+                torch.testing.assert_close(dense([alone], site), dense([member], site))
