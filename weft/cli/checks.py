@@ -50,6 +50,8 @@ def preflight(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     facts = next((event for event in events if event["kind"] == "preflight"), None)
     if facts is None:
         return {}
+    if facts.get("saddle"):
+        return {"preflight": "the centre is zero, a saddle: the first updates are noise"}
     if not facts["slope"]:
         return {"preflight": f"no loss changes at eps {facts['eps']:g}"}
     changes = (facts["change_at_half"], facts["change_at_double"])

@@ -51,6 +51,12 @@ def calibrate(
 
     Raises `InputError` where no size of noise changes the function.
     """
+    dead = [name for name, (a_rI, _) in layout.factors(start_P).items() if not a_rI.any()]
+    if only_b and dead:
+        raise InputError(
+            f"{dead[0]}: A is zero and only B moves, so the adapter can never do anything",
+            hint="start from an adapter whose A is not zero, or leave out adapter.factors=b",
+        )
     return Noise(SPACES[config.space](config, layout, mean_abs, start_P, only_b))
 
 
@@ -71,7 +77,7 @@ def _weight_space(
         rms_a, rms_b = _rms(a_rI), _rms(b_Or)
         wanted = config.fraction * mean_abs[name] / (slot.scale * math.sqrt(slot.rank))
         if only_b:
-            found[name] = 0.0, _b_alone(wanted, rms_a, name)
+            found[name] = 0.0, wanted / rms_a
         elif rms_a == 0:
             found[name] = _both_alike(wanted, rms_b)
         else:
@@ -80,15 +86,6 @@ def _weight_space(
                 a = wanted / math.sqrt(2) / rms_b
             found[name] = a, math.sqrt((wanted**2 - (rms_b * a) ** 2) / (rms_a**2 + a**2))
     return found
-
-
-def _b_alone(wanted: float, rms_a: float, name: str) -> float:
-    if rms_a == 0:
-        raise InputError(
-            f"{name}: A is zero and only B moves, so the adapter can never do anything",
-            hint="leave out adapter.factors=b, or adapter.init=zero",
-        )
-    return wanted / rms_a
 
 
 def _both_alike(wanted: float, rms_b: float) -> Sizes:

@@ -175,6 +175,16 @@ class RunConfig(BaseModel):
                     f"`adapter.init: zero` is where `{self.method.name}` sees no direction: at "
                     "A = B = 0 the gradient is 0; leave it out"
                 )
+            elif self.method.antithetic:
+                problems.append(
+                    "`adapter.init: zero` is where both members of a pair are the same, since the "
+                    "function of (A, B) is that of (-A, -B): set `method.antithetic: false`"
+                )
+            if self.adapter.factors == "b":
+                problems.append(
+                    "`adapter.init: zero` goes with `adapter.factors: both`: B alone does nothing "
+                    "where A is zero"
+                )
             if self.start is not None or self.boost is not None:
                 problems.append("`adapter.init: zero` goes with neither `start` nor `boost`")
         if self.start is not None and self.boost is not None:

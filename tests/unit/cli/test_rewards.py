@@ -79,6 +79,14 @@ def test_training_shows_rewards_and_what_could_not_be_graded(cli, config):
     assert before.startswith("before ") and kept.startswith("best (step ")
 
 
+def test_a_population_around_zero_is_said_to_be_on_a_saddle(cli, config):
+    zero = ["adapter.init=zero", "method.antithetic=false", "steps=1", "eval.every=0", "keep=last"]
+    said = cli("train", config, *zero, "--run-dir", "mine")
+    assert said.code == 0, said.err
+    assert "preflight" in said.err and "the centre is zero, a saddle" in said.err
+    assert "note: es: the centre is zero" in said.err
+
+
 def test_python_draws_what_the_command_draws(rewarded):
     names = sorted(path.name for path in (rewarded / "figures").iterdir())
     assert names == ["reward.png", "time_breakdown.png"]

@@ -87,6 +87,9 @@ def test_the_recorded_spread_is_the_measured_one():
         assert found[name] == pytest.approx(wanted, rel=0.05)
 
 
-def test_b_alone_over_a_zero_a_is_refused():
+@pytest.mark.parametrize(
+    "noise", [NoiseConfig(), NoiseConfig(space="factor"), NoiseConfig(space="fixed", sigma=0.1)]
+)
+def test_b_alone_over_a_zero_a_is_refused(noise):
     with pytest.raises(InputError, match="can never do anything"):
-        calibrate(NoiseConfig(), LAYOUT, SIZES, STARTS["zero"], only_b=True)
+        calibrate(noise, LAYOUT, SIZES, STARTS["zero"], only_b=True)

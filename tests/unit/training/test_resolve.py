@@ -140,6 +140,32 @@ def test_what_a_method_or_boosting_cannot_do_is_said_in_words(overrides, problem
     assert problem in caught.value.problem
 
 
+ES = ("method.name=es", "adapter.dropout=0", "batch_size=4", "optimiser.name=sgd")
+ZERO = (*ES, "adapter.init=zero")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        ((*ES, "method.population=5"), "`population` is 5: give an even number"),
+        ((*ES, "method.noise.space=fixed"), "`space: fixed` and `sigma` go together"),
+        ((*ES, "method.noise.sigma=0.1"), "`space: fixed` and `sigma` go together"),
+        (ZERO, "where both members of a pair are the same"),
+        ((*ZERO, "method.antithetic=false", "adapter.factors=b"), "B alone does nothing where A"),
+        ((*ES, "batch_size=3"), "`es` does not read it: use `method.samples_per_generation`"),
+        ((*ES, "engine.name=vllm"), "is a loss, which this process computes"),
+        ((*ES, "objective={name: reward, decoding: {seed: 1}}"), "the run's own `seed` draws"),
+        ((*ES, "method.name=mezo", "objective.name=reward"), "`mezo` needs a loss"),
+        ((*MEZO, "engine.name=ray"), "shares out the populations of `es`, and `mezo` has none"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_es_and_rewards_cannot_do_is_said_in_words(overrides, problem):
+    with pytest.raises(InputError) as caught:
+        resolve("instruct", overrides)
+    assert problem in caught.value.problem
+
+
 def test_boosting_forces_rank_one_and_says_what_that_does_to_the_scale():
     found = resolve("instruct", ["boost.steps_per_iteration=9", "adapter.rank=4"])
     assert (found.config.adapter.rank, found.config.adapter.effective_scale) == (1, 16)
