@@ -127,9 +127,6 @@ def _record(
     return sum(batch.tokens for batch in read)
 
 
-def _number(value: Any) -> Any:
-    """As JSON has it: nothing where there is no number."""
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _end_rounds(
