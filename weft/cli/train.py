@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from math import exp
 from pathlib import Path
@@ -39,6 +40,10 @@ def train(
         list[str] | None,
         typer.Argument(metavar="key=value", help="Override settings, such as steps=100."),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="ADAPTER", help="Start from it, as start=ADAPTER does."),
+    ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to write [default: below runs/].")
     ] = None,
@@ -52,13 +57,15 @@ def train(
     weft train instruct
     weft train instruct steps=100 adapter.rank=4 seeds=[0,1,2]
     weft train my.yaml --run-dir runs/mine
+    weft train countdown --from weft/countdown-easy
     weft train --resume runs/mine
     """  # noqa: D301
     from weft.report.figures import draw_figures
     from weft.runs.reader import RunReader
 
     with together() as ranks:
-        outcome = run_training(recipe, settings or [], run_dir, resume, ranks)
+        given = _with_start(settings or [], start)
+        outcome = run_training(recipe, given, run_dir, resume, ranks)
     if ranks is not None and ranks.rank > 0:  # the first one shows what came out
         stop_if_interrupted(outcome)
         return
@@ -140,10 +147,14 @@ def run_training(
 
         def announce(opened: Sequence[Opened]) -> None:
             status.stop()
-            ((job, manifest),) = ((run.job, run.manifest) for run in opened)
+            (run,) = opened
+            job, manifest = run.job, run.manifest
             screen.say(screen.pairs(manifest.block | preflight(manifest.events)))
             screen.say()
             screen.notices(manifest.notices)
+            told = set(manifest.notices)
+            display.callback(lambda: screen.notices(_news(run.manifest.notices, told)))
+            job.news.to(lambda text: screen.notices(_news([text], told)))
             step = max((e["step"] for e in manifest.events if e["kind"] == "resumed"), default=0)
             shown.append(display.enter_context(TrainingProgress(step, job.steps)))
 
@@ -156,6 +167,25 @@ def run_training(
             )
         assert resume is not None
         return training.resume(resume, announce=announce, watch=watch, ranks=ranks or ALONE)
+
+
+def _news(notices: Iterable[str], told: set[str]) -> list[str]:
+    """Those that have not been told yet; they have been then."""
+    new = [notice for notice in notices if notice not in told]
+    told.update(new)
+    return new
+
+
+def _with_start(settings: Sequence[str], start: str | None) -> list[str]:
+    """The settings, with that of `--from`."""
+    if start is None:
+        return [*settings]
+    rival = next((setting for setting in settings if setting.startswith("start=")), None)
+    if rival is not None:
+        raise InputError(
+            f"--from {start} and {rival} both say where to start", hint="give one of the two"
+        )
+    return [*settings, f"start={json.dumps(start)}"]
 
 
 def _refuse_overrides(resume: Path, overrides: list[str]) -> None:

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from weft.cli.progress import TrainingProgress
+from weft.cli.train import _news
 from weft.runs.reader import RunReader
 
 
@@ -91,3 +92,9 @@ def test_a_changed_base_cannot_be_resumed(cli, settings, small_base, tmp_path, m
     said = cli("train", "--resume", "mine")
     assert said.code == 2
     assert "cannot be resumed: base differ" in said.err
+
+
+def test_what_is_noticed_while_training_is_told_once():
+    told = {"a"}
+    assert _news(["a", "b"], told) == ["b"]
+    assert _news(["a", "b", "c"], told) == ["c"]
