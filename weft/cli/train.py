@@ -244,7 +244,8 @@ def _names(result: Mapping[str, Any]) -> list[str]:
 def _cells(values: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Numbers as they are shown; a dash for what was not measured."""
     loss = values["loss"]
-    known = {"perplexity": exp(loss) if loss < LARGEST_LOSS else None} | dict(values)
+    is_loss = loss is not None and loss < LARGEST_LOSS
+    known = {"perplexity": exp(loss) if is_loss else None} | dict(values)
     return [screen.number(known.get(name)) for name in names]
 
 

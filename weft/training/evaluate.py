@@ -22,7 +22,7 @@ from weft.data.task import Task
 from weft.data.templates import Judge
 from weft.data.tokens import decode_completion
 from weft.engines.engine import Engine
-from weft.engines.reward import Reward
+from weft.engines.reward import LENGTH, Reward
 from weft.methods.estimate import Graded, joined
 from weft.model.bank import Bank
 from weft.model.config import RewardConfig
@@ -90,6 +90,16 @@ class Evaluation:
             failures=dict(failures),
         )
 
+    @property
+    def notices(self) -> list[str]:
+        """Of whom nothing is known, and why."""
+        return [
+            f"{self.split}: not one completion of {member} could be graded: "
+            f"{', '.join(self.failures)}"
+            for member, count_E in zip(self.table.members, self.table.counts, strict=True)
+            if not count_E.any()
+        ]
+
     def record(self, member: str) -> dict[str, Any]:
         """One member's line for `eval.json`.
 
@@ -108,7 +118,7 @@ class Evaluation:
         index = self.table.members.index(member)
         of_tokens = self.objective.hits == "token_accuracy"
         return {
-            "eval_loss": row.mean,
+            "eval_loss": row.mean if row.counts.any() else None,  # nothing could be graded
             "objective": self.objective.name,
             "perplexity": math.exp(row.mean) if of_tokens and row.mean < 700 else None,
             "num_batches": math.ceil(len(row.ids) / self.batch_size),
@@ -140,7 +150,8 @@ def evaluate(
 
     The loss is the sum of the objective's losses over the sum of its counts: by default, of all
     supervised tokens. A loss that is not finite is a `NumericError` that names the member and the
-    examples. Of a reward the loss is minus the mean over the completions that could be graded.
+    examples. Of a reward the loss is minus the mean over the completions that could be graded; NaN
+    where none could.
     """
     examples = split.examples[:rows]
     if isinstance(objective, Reward):
@@ -187,11 +198,7 @@ def _rewarded(
     failures: Counter[str] = Counter()
     for part in parts:
         failures.update(part.failures)
-    for member, any_graded in zip(bank.members, np.isfinite(reward_NE).any(axis=1), strict=True):
-        if not any_graded:
-            raise NumericError(
-                f"not one completion of {member} could be graded: {', '.join(failures)}"
-            )
+    _refuse_silent(bank.members, joined(parts, 1)[LENGTH])
     ids = tuple(example.id for example in examples)
     hits = _table(bank.members, ids, reward_NE)
     tables = {name: _table(bank.members, ids, of_NE) for name, of_NE in joined(parts, 1).items()}
@@ -215,6 +222,13 @@ def _rewarded(
         ),
         dict(failures),
     )
+
+
+def _refuse_silent(members: Sequence[str], length_NE: np.ndarray) -> None:
+    """Whoever says nothing at all computes no numbers; what a grader cannot do is another thing."""
+    for member, length_E in zip(members, length_NE, strict=True):
+        if np.isnan(length_E).all():
+            raise NumericError(f"{member} has logits that are not finite on every prompt")
 
 
 def _grades(

@@ -149,6 +149,8 @@ def judge(part: Part, state: State) -> tuple[State, tuple[float, ...]]:
         writer.table(f"{name}{STEP}{state.step}", its)
     if state.step == 0 and isinstance(job.objective, Reward):
         writer.result(COMPLETIONS_BEFORE, completions(evaluation, job.splits["valid"]))
+    for notice in evaluation.notices:
+        writer.notice(notice)
     loss_L = tuple(evaluation.table.means().tolist())
     plateau = job.config.boost.plateau if job.config.boost is not None else None
     return state.judged(loss_L, plateau.min_delta if plateau is not None else 0.0), loss_L

@@ -87,6 +87,20 @@ def test_a_population_around_zero_is_said_to_be_on_a_saddle(cli, config):
     assert "note: es: the centre is zero" in said.err
 
 
+def test_a_reward_that_never_works_ends_no_run(cli, config, tmp_path):
+    file = tmp_path / "never.py"
+    file.write_text("def reward(row, completion):\n    raise ValueError('never')\n")
+    said = cli("train", config, f"objective.file={file}", "steps=2", "--run-dir", "mine")
+    assert said.code == 0, said.err
+    assert "20 not graded  no member differs" in said.err
+    assert "valid: not one completion of adapter could be graded: ValueError: never" in said.err
+    found = RunReader(tmp_path / "mine").results("eval")
+    assert found["failures"] == {"ValueError: never": 12} and found["eval_loss"] is None
+    for verb in (["eval", "mine"], ["report", "mine"], ["inspect", "mine", "--replay"]):
+        assert cli(*verb).code == 0
+    assert cli("compare", "base", "mine").code == 0
+
+
 def test_python_draws_what_the_command_draws(rewarded):
     names = sorted(path.name for path in (rewarded / "figures").iterdir())
     assert names == ["reward.png", "time_breakdown.png"]
