@@ -127,8 +127,6 @@ def _record(
     return sum(batch.tokens for batch in read)
 
 
-
-
 def _end_rounds(
     part: Part, state: State, lanes: Sequence[int], *, at_best: bool
 ) -> tuple[State, list[Ended]]:
