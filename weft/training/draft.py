@@ -27,6 +27,8 @@ RIVALS = {
     "boost.plateau": ("boost.steps_per_iteration", "boost.merge_frequency"),
     "boost.steps_per_iteration": ("boost.plateau",),
     "boost.merge_frequency": ("boost.plateau",),
+    "method.noise.sigma": ("method.noise.fraction",),
+    "method.noise.fraction": ("method.noise.sigma",),
     "budget.forwards": ("budget.steps",),
     "budget.steps": ("budget.forwards",),
 }

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from weft.core.errors import InputError, did_you_mean
 from weft.data.dataset import available_splits
+from weft.methods.config import OWN_UNIT
 from weft.runs.experiment import BASE
 from weft.training.config import RunConfig
 from weft.training.draft import COMMAND_LINE, Draft, Layer, dump, pairs, parse, read_yaml
@@ -228,8 +229,11 @@ def remarks(arm: RunConfig, reference: RunConfig) -> tuple[str, ...]:
 
 
 def speed(config: RunConfig) -> float | None:
-    """How far a step of SGD moves the update itself for one slope; None for other optimisers."""
-    if config.optimiser.name != "sgd":
+    """How far a step of SGD moves the update itself for one slope.
+
+    None for other optimisers, and for a method whose rate is in units of its own.
+    """
+    if config.optimiser.name != "sgd" or config.method.name in OWN_UNIT:
         return None
     return config.optimiser.lrs[0] * config.adapter.effective_scale**2
 

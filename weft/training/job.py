@@ -245,8 +245,8 @@ def load_job(
         base = load_base(config.base, config.dtype, ranks.device(config.device))
     _check_vocabulary(base, splits)
     layout = choose_sites(base.sites, config.adapter)
-    objective, notices = objective_for(config.objective, splits)
     given = None if ref is None else read_start(ref, layout, base.sites)
+    objective, notices = objective_for(config.objective, splits)  # may hold a process from here on
     if ranks.size > 1 and config.base_dropout:
         notices = (*notices, BASE_DROPOUT)
     job = Job(resolved, base, layout, splits, objective, notices, clock, given, ranks=ranks)
