@@ -97,6 +97,13 @@ def test_a_setting_of_the_same_layer_is_not_cleared_but_refused():
     assert made.values == {"method": {"eps": 1e-2, "name": "backprop"}}  # an error when checked
 
 
+def test_noise_of_a_fixed_size_clears_that_of_a_fraction():
+    made = draft(method={"name": "es", "noise": {"fraction": 0.2}})
+    made.lay([("method.noise.space", "fixed"), ("method.noise.sigma", 1e-3)], ARM)
+    assert made.values["method"]["noise"] == {"space": "fixed", "sigma": 1e-3}
+    assert "clears method.noise.fraction of my.yaml" in made.notices[0]
+
+
 def test_a_slip_stays_to_be_reported():
     made = draft(method={"name": "mezo", "epps": 1e-3})
     made.lay([("method.name", "backprop")], ARM)
