@@ -283,7 +283,7 @@ def _seed_run(
 
 def _score(scores: Mapping[str, Any], member: str) -> Score | None:
     record = scores.get("members", {}).get(member)
-    if record is None:
+    if record is None or record["eval_loss"] is None:  # nothing of it could be graded
         return None
     return Score(record[scores["metric"]], record["eval_loss"])
 
