@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from weft.analysis.experiment import LOSS, Arm, Difference, Findings, Score, Spread
 from weft.analysis.statistics import Interval
 from weft.core.files import Record, write_atomic, write_json
-from weft.runs.experiment import BASE
 from weft.runs.layout import ExperimentLayout
 
 
@@ -26,7 +25,7 @@ def results_rows(found: Findings) -> list[Record]:
     common = {"split": found.split, "rows": found.rows, "metric": found.metric}
     rows: list[Record] = []
     if found.base:
-        rows.append(_result(BASE, common, found.base))
+        rows.append(_result(found.record.before, common, found.base))
     for arm in found.arms:
         for run in arm.seeds:
             rows.append(

@@ -23,7 +23,7 @@ from weft.analysis.statistics import Interval
 from weft.report.html import ExperimentReport, Figure, Table, write_report
 from weft.report.plots import arms_loss
 from weft.report.times import time_breakdown, times_table
-from weft.runs.experiment import BASE, ExperimentReader, listed
+from weft.runs.experiment import ExperimentReader, listed
 from weft.runs.layout import ExperimentLayout
 
 NONE = "-"
@@ -99,7 +99,7 @@ def scores_table(found: Findings, measure: Measure = METRIC) -> Table:
     rows: list[tuple[str, ...]] = []
     if found.base:
         base = found.base
-        rows.append((BASE, _number(measure.of(base)), *[NONE] * 5))
+        rows.append((found.record.before, _number(measure.of(base)), *[NONE] * 5))
     for arm in found.arms:
         spread, apart = arm.over_seeds(measure), found.difference(arm, measure)
         if spread is None:
@@ -209,7 +209,7 @@ def headline(found: Findings) -> str:
         return "No arm has been scored"
     value, best = max(scored, key=lambda each: each[0])
     what = found.metric.replace("_", " ")
-    beside = [f"{BASE} {_number(found.base.metric)}"] if found.base else []
+    beside = [f"{found.record.before} {_number(found.base.metric)}"] if found.base else []
     apart = found.difference(best)
     if apart is not None:
         at = sum(score.metric for score in found.reference.scores.values()) / len(

@@ -17,6 +17,7 @@ from weft.runs.reader import RunReader
 from weft.runs.timing import Breakdown
 
 BASE = "base"
+START = "start"
 """The name of the untouched base among the scores; no arm has it."""
 
 DIVERGED = "diverged"
@@ -74,6 +75,11 @@ class ExperimentRecord(BaseModel):
     arms: dict[str, ArmRecord]
     groups: tuple[tuple[str, ...], ...]
     """Arms that share their forwards."""
+
+    @property
+    def before(self) -> str:
+        """What is scored beside the arms: the adapter that the reference starts from, or `base`."""
+        return START if self.arms[self.reference].config.get("start") else BASE
 
     def notes(self) -> list[str]:
         """Remarks and notices; what several arms have in common stands once."""

@@ -265,7 +265,9 @@ def _train(reader: ExperimentReader, arms: dict[str, Resolved], watchers: Watche
 
 
 def _score(reader: ExperimentReader, arms: dict[str, Resolved], watchers: Watchers) -> None:
-    """Score the kept adapters of the arms, and the untouched base that the reference is on."""
+    """Score the kept adapters of the arms, and what the reference starts from: an adapter, or the
+    untouched base.
+    """
     layout, record = reader.layout, reader.record
     due = {
         name: arm.slug
@@ -274,7 +276,10 @@ def _score(reader: ExperimentReader, arms: dict[str, Resolved], watchers: Watche
     }
     jobs = [(name, layout.score(slug), str(layout.arm(slug).root)) for name, slug in due.items()]
     if not layout.score(BASE).is_file():
-        jobs.insert(0, (BASE, layout.score(BASE), BASE))
+        reference = record.arms[record.reference]
+        given = arms[record.reference].config.start is not None
+        start = str(layout.arm(reference.slug).start) if given else BASE
+        jobs.insert(0, (BASE, layout.score(BASE), start))
     for name, path, ref in jobs:
         config = arms[record.reference if name == BASE else name].config
         members = (BASE,) if name == BASE else tuple(record.arms[name].members)

@@ -150,7 +150,7 @@ def test_it_starts_from_a_given_adapter_and_keeps_a_copy_of_it(configured, whole
 
 def test_a_start_of_another_shape_is_refused(configured, whole, tmp_path):
     other = configured(f"start={whole / 'adapter'}", "adapter.rank=3")
-    with pytest.raises(InputError, match="rank 2 and scale 2 .* rank 3 and scale 2"):
+    with pytest.raises(InputError, match=r"rank 2 and scale 2 .* rank 3 and scale 2"):
         train(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
