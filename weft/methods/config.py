@@ -61,7 +61,7 @@ class NoiseConfig(BaseModel):
     def _only_its_own(self) -> NoiseConfig:
         if (self.space == "fixed") != (self.sigma is not None):
             raise ValueError("`space: fixed` and `sigma` go together: give both, or neither")
-        if self.space == "fixed" and "fraction" in self.model_fields_set:
+        if self.space == "fixed" and self.fraction != type(self).model_fields["fraction"].default:
             raise ValueError("`space: fixed` does not use `fraction`: leave it out")
         return self
 

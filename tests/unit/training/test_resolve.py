@@ -166,6 +166,14 @@ def test_what_es_and_rewards_cannot_do_is_said_in_words(overrides, problem):
     assert problem in caught.value.problem
 
 
+def test_a_run_with_fixed_noise_is_read_back():
+    written = resolve("instruct", (*ES, "method.noise={space: fixed, sigma: 0.1}"))
+    record = written.config.model_dump(mode="json")
+    assert from_record(record, {}, "the manifest").config == written.config
+    with pytest.raises(InputError, match="does not use `fraction`"):
+        resolve("instruct", (*ES, "method.noise={space: fixed, sigma: 0.1, fraction: 0.2}"))
+
+
 def test_boosting_forces_rank_one_and_says_what_that_does_to_the_scale():
     found = resolve("instruct", ["boost.steps_per_iteration=9", "adapter.rank=4"])
     assert (found.config.adapter.rank, found.config.adapter.effective_scale) == (1, 16)
