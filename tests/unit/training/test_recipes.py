@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import yaml
 
 from weft.core.errors import InputError
+from weft.formats.peft import read_adapter
+from weft.model.base import skeleton
 from weft.model.config import AdapterConfig
+from weft.model.sites import choose_sites
 from weft.training.experiment import plan
 from weft.training.experiment_config import read_design
+from weft.training.refs import locate
 from weft.training.resolve import experiment_paths, recipe_paths, resolve
 from weft.training.train import train
 
@@ -26,11 +31,12 @@ def test_every_experiment_is_sound_and_says_what_it_is(tmp_path):
     rows = tmp_path / "rows.tsv"
     rows.write_text("sentence\tlabel\nit is good\t1\nit is bad\t0\n")
     own = ["run.base=weft/tiny", f"run.data.path={rows}", f"run.data.test_path={rows}"]
-    for name, given in {"reviews-methods": [], "sst2-methods": own}.items():
-        design = read_design(name, given)
-        assert design.config.description and len(design.config.seeds) == 5
+    seeds = {"sst2-methods": 5, "reviews-methods": 5, "countdown-methods": 3}
+    for name in experiment_paths():
+        design = read_design(name, own if name == "sst2-methods" else [])
+        assert design.config.description
+        assert len(design.config.seeds) == seeds.get(name, 4)
         assert plan(design).record.name == name
-    assert sorted(experiment_paths()) == ["reviews-methods", "sst2-methods"]
 
 
 def test_rank_20_of_the_published_setting_moves_as_fast_as_rank_1():
@@ -56,6 +62,89 @@ def test_mistral_is_trained_as_in_the_public_mlx_example():
     assert (config.base, config.dtype) == ("mistralai/Mistral-7B-v0.1", "bfloat16")
     assert (config.batch_size, config.steps, config.optimiser.lr) == (4, 1000, 1e-5)
     assert (config.optimiser.schedule, config.optimiser.weight_decay) == ("constant", 0)
+
+
+@pytest.mark.parametrize("name", ["countdown-methods", "conciseness-methods"])
+def test_all_ways_of_es_sample_as_many_completions(name):
+    arms = read_design(name).arms(dict.fromkeys(read_design(name).drafts, 1))
+    methods = [resolved.config.method for resolved in arms.values()]
+    assert len({(each.population, each.samples_per_generation) for each in methods}) == 1
+    settings = [resolved.config.objective.decoding for resolved in arms.values()]
+    assert all(each == settings[0] for each in settings)
+
+
+PUBLISHED = [
+    *["adapter.init=zero", "method.antithetic=false", "method.shaping=zscore"],
+    *["method.noise.space=factor", "method.noise.init_scale=4", "optimiser.lr=0.01"],
+]
+"""What makes `countdown-qwen` and `conciseness-qwen` the recipe that they follow."""
+
+QWEN = {
+    "countdown-qwen": (1, 901_120, 128, 1000, 1024),
+    "conciseness-qwen": (8, 7_208_960, 2, 30, 100),
+}
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """A base with the shapes of Qwen2.5-7B and no weights."""
+    from transformers import Qwen2Config
+
+    directory = tmp_path_factory.mktemp("qwen")
+    shapes = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+    heads = {"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064}
+    Qwen2Config(**shapes, **heads).save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.mark.parametrize(("name", "facts"), QWEN.items())
+def test_the_published_recipe_of_es_can_be_said_exactly(name, facts, qwen):
+    config = resolve(name, PUBLISHED).config
+    method, noise = config.method, config.method.noise
+    assert (method.population, method.antithetic, method.shaping) == (30, False, "zscore")
+    assert (noise.space, noise.fraction) == ("factor", 0.1)
+    assert (noise.init_scale, noise.perturb_scale) == (4, 1)
+    optimiser = config.optimiser
+    assert (optimiser.name, optimiser.lr, optimiser.schedule) == ("sgd", 0.01, "constant")
+    assert (optimiser.momentum, optimiser.weight_decay, optimiser.clip) == (0, 0, None)
+    layout = choose_sites(skeleton(qwen), config.adapter)
+    decoding = config.objective.decoding
+    assert decoding.greedy and config.data.chat and config.adapter.effective_scale == 2
+    found = (config.adapter.rank, layout.size, method.samples_per_generation, config.steps)
+    assert (*found, decoding.max_tokens) == facts
+    assert {slot.site.layer for slot in layout.slots} == set(range(10))
+
+
+@pytest.mark.parametrize("name", QWEN)
+@pytest.mark.parametrize("settings", [[], PUBLISHED], ids=["weft", "published"])
+def test_the_recipes_for_qwen_run_on_a_small_one(
+    name, settings, small_base, make_model, tmp_path, capsys
+):
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    shapes = {"vocab_size": 320, "max_position_embeddings": 1024, "num_hidden_layers": 11}
+    make_model("qwen2", **shapes).save_pretrained(base)
+    tokenizer = json.loads((base / "tokenizer_config.json").read_text())
+    tokenizer["chat_template"] = "{% for m in messages %}User: {{ m['content'] }}\n{% endfor %}"
+    (base / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    short = ["objective.decoding.max_tokens=2", "method.population=2", "eval.rows=2"]
+    few = ["steps=1", "dtype=float32", "device=cpu", "eval.every=1", "data.rows=2"]
+    resolved = resolve(name, [f"base={base}", *short, *few, *settings])
+    assert train(resolved, tmp_path / "run").finished
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["block"]["sites"].endswith("in layers 0-9")
+
+
+@pytest.mark.parametrize("task", ["countdown", "conciseness"])
+def test_a_bundled_adapter_is_what_its_recipe_trains(task):
+    start, run = resolve(f"{task}-start").config, resolve(task).config
+    assert start.adapter == run.adapter
+    place = locate(run.start)
+    assert place.base == run.base
+    (path,) = place.adapters.values()
+    layout = choose_sites(skeleton(run.base), run.adapter)
+    found = read_adapter(path).adapter
+    assert found.layout.size == layout.size and found.flat.isfinite().all()
 
 
 @pytest.fixture
