@@ -117,7 +117,13 @@ def graded(
     with (clock or Stopwatch())("evaluation"):
         found = engine.score(bank, batch, objective)
     usual = found.count_E.mean()
-    return Graded(-found.loss_NE / usual, {objective.hits: found.correct_NE / usual})
+    finite_NE = np.isfinite(found.loss_NE)
+    odd = int((~finite_NE).sum())
+    return Graded(
+        np.where(finite_NE, -found.loss_NE / usual, np.nan),
+        {objective.hits: found.correct_NE / usual},
+        {"loss that is not finite": odd} if odd else {},
+    )
 
 
 def _generate(
