@@ -143,6 +143,10 @@ class Cycled:
         """`samples_per_generation`, or all."""
         return min(config.samples_per_generation or count, count)
 
+    def steps(self, config: EsConfig, batch_size: int, count: int, epochs: float) -> float:
+        """An epoch may end within a generation, which goes on with the first rows."""
+        return epochs * count / self.rows(config, batch_size, count)
+
     def batch(
         self, config: EsConfig, examples: Sequence[Example], step: int, batch_size: int, key: Key
     ) -> Batch:

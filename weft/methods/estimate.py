@@ -17,7 +17,7 @@ import torch
 
 from weft.core.batch import Batch, Example
 from weft.core.keys import Key
-from weft.data.stream import batch_at
+from weft.data.stream import batch_at, steps_per_epoch
 from weft.methods.calibrate import Noise
 from weft.methods.population import Population
 from weft.model.adapter import Layout
@@ -237,6 +237,10 @@ class Reading(Protocol):
         """How many of `count` rows a step reads."""
         ...
 
+    def steps(self, config: Any, batch_size: int, count: int, epochs: float) -> float:
+        """How many steps read each of `count` rows so often."""
+        ...
+
     def batch(
         self, config: Any, examples: Sequence[Example], step: int, batch_size: int, key: Key
     ) -> Batch:
@@ -250,6 +254,10 @@ class Shuffled:
     def rows(self, config: Any, batch_size: int, count: int) -> int:
         """As the run's `batch_size` says."""
         return batch_size
+
+    def steps(self, config: Any, batch_size: int, count: int, epochs: float) -> float:
+        """The last step of an epoch may read fewer rows."""
+        return epochs * steps_per_epoch(count, batch_size)
 
     def batch(
         self, config: Any, examples: Sequence[Example], step: int, batch_size: int, key: Key

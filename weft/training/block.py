@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from weft.data.split import Split
-from weft.data.stream import steps_per_epoch
 from weft.engines.config import RayConfig
 from weft.methods.boosting import adapted_layers, refuse_layers
 from weft.methods.calibrate import Noise
@@ -13,7 +12,7 @@ from weft.methods.registry import METHODS
 from weft.model.adapter import Layout
 from weft.model.magnitude import Magnitudes
 from weft.training.config import RunConfig
-from weft.training.job import rows_of_step, total_steps, trigger_of
+from weft.training.job import rows_of_step, steps_of, total_steps, trigger_of
 from weft.training.resolve import FORCED_RANK, Resolved
 
 
@@ -46,7 +45,7 @@ def configuration_block(
         + (f", clipped to norm {optimiser.clip:g}" if optimiser.clip else ""),
         "length": f"{steps:,} steps of {rows_of_step(config, rows):,} rows"
         + (f" ({config.micro_batch_size} a forward)" if config.micro_batch_size else "")
-        + f" = {_epochs(steps / steps_per_epoch(rows, rows_of_step(config, rows)))} epochs, "
+        + f" = {_epochs(steps / steps_of(config, rows))} epochs, "
         + _work(config, steps, forwards, rows_of_step(config, rows)),
         "seed": ", ".join(str(seed) for seed in config.seeds or (config.seed,)),
         "keeps": f"the {config.keep} adapter"

@@ -15,7 +15,6 @@ from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.data.dataset import available_splits, load_splits
 from weft.data.split import Split
-from weft.data.stream import steps_per_epoch
 from weft.data.tokenizer import load_tokenizer
 from weft.engines.config import LocalConfig, own_engine
 from weft.engines.engine import Engine
@@ -315,7 +314,13 @@ def total_steps(config: RunConfig, rows: int) -> int:
     if config.steps is not None:
         return config.steps
     assert config.epochs is not None
-    return max(1, math.ceil(config.epochs * steps_per_epoch(rows, rows_of_step(config, rows))))
+    return max(1, math.ceil(steps_of(config, rows, config.epochs)))
+
+
+def steps_of(config: RunConfig, rows: int, epochs: float = 1) -> float:
+    """How many steps so many epochs take; a part of a step where they end within one."""
+    reading = METHODS[config.method.name].reading
+    return reading.steps(config.method, config.batch_size, rows, epochs)
 
 
 def rows_of_step(config: RunConfig, rows: int) -> int:
@@ -327,5 +332,5 @@ def trigger_of(config: RunConfig, rows: int) -> Trigger | None:
     """When rounds of boosting end in a run over so many training rows; None without boosting."""
     if config.boost is None:
         return None
-    per_epoch = steps_per_epoch(rows, rows_of_step(config, rows))
+    per_epoch = math.ceil(steps_of(config, rows))
     return trigger(config.boost, total_steps(config, rows), per_epoch)
