@@ -44,6 +44,18 @@ def test_several_adapters_are_told_apart(cli, settings):
     assert "adapter seed-1  two/members/seed-1/adapter\n" in said.out
 
 
+def test_a_run_starts_from_an_adapter_that_is_named_once(cli, settings, run):
+    said = cli("train", "instruct", *settings, "--from", run, "--run-dir", "more")
+    assert said.code == 0, said.err
+    assert "before  " in said.out
+    twice = cli("train", "instruct", *settings, f"start={run}", "--from", run)
+    assert twice.code == 2
+    assert "both say where to start" in twice.err
+    gone = cli("train", "instruct", *settings, "--from", "weft/nothing", "--run-dir", "none")
+    assert gone.code == 2
+    assert "there is no weft/nothing" in gone.err
+
+
 def test_without_a_directory_runs_are_numbered(cli, settings, tmp_path):
     for _ in range(2):
         assert cli("train", "instruct", *settings).code == 0
