@@ -87,8 +87,8 @@ Losses of different stages are over different rows and cannot be compared.
 
 `training_log.jsonl` has the whole course.
 
-14 characters that the corpus has only after a space (`<`, `+` and others) had one embedding in common
-and got their own afterwards (`tools/apart.py`); no other weight was changed.
+14 characters that the corpus has only after a space (`<`, `+` and others) had one embedding in
+common and got their own afterwards (`tools/apart.py`); no other weight was changed.
 
 ## Agreement between libraries
 
