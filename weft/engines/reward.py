@@ -53,17 +53,20 @@ class Reward:
         batch: Batch,
         key: Key | None = None,
         clock: Stopwatch | None = None,
+        copies: Sequence[int] | None = None,
     ) -> Graded:
         """Every member on every example.
 
         `key` draws the completions, for all members alike; None: the same way in every call.
+        `copies` numbers equal prompts, where some of them are in other calls.
         """
         clock = clock or Stopwatch()
         goals = [_goal(example) for example in batch.examples]
         seed = 0 if key is None else key.value >> 1
         decoding = self.decoding.model_copy(update={"seed": seed})
         with clock("evaluation"):
-            said, silent = _generate(engine, bank, [goal.prompt_T for goal in goals], decoding)
+            prompts = [goal.prompt_T for goal in goals]
+            said, silent = _generate(engine, bank, prompts, decoding, copies)
         with clock("grading"):
             texts = {
                 member: tuple(
@@ -127,7 +130,11 @@ def graded(
 
 
 def _generate(
-    engine: Engine, bank: Bank, prompts: Sequence[np.ndarray], decoding: Decoding
+    engine: Engine,
+    bank: Bank,
+    prompts: Sequence[np.ndarray],
+    decoding: Decoding,
+    copies: Sequence[int] | None,
 ) -> tuple[dict[str, list[Completion]], dict[str, str]]:
     """Completions by member; and the members that can say nothing, with why.
 
@@ -138,7 +145,7 @@ def _generate(
     while live:
         here = bank if not silent else bank.only(live)
         try:
-            said = engine.generate(here, prompts, decoding)
+            said = engine.generate(here, prompts, decoding, copies=copies)
         except NotFinite as found:
             silent[found.member] = "logits that are not finite"
             live = [number for number in live if bank.members[number] not in silent]

@@ -28,6 +28,7 @@ from weft.model.bank import Bank
 from weft.model.config import RewardConfig
 from weft.model.decoding import Decoding
 from weft.model.objectives import TOKENS, Objective, choosing
+from weft.model.sampling import copy_numbers
 
 Watch = Callable[[int, int], None]
 """Called with rows done and rows in all; twice through all rows where responses are generated."""
@@ -241,8 +242,11 @@ def _grades(
 ) -> list[Graded]:
     """Batch by batch."""
     parts = []
+    prompts = [each.goal.prompt_T for each in examples if each.goal is not None]
+    copies = copy_numbers(prompts)
     for number, batch in enumerate(batches_of(examples, batch_size)):
-        parts.append(objective.grade(engine, bank, batch))
+        here = copies[number * batch_size :][:batch_size]
+        parts.append(objective.grade(engine, bank, batch, copies=here))
         if watch:
             watch(min((number + 1) * batch_size, len(examples)), len(examples))
     return parts

@@ -1,5 +1,7 @@
 """Completions of members and what they are worth; members without numbers; losses as rewards."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from weft.model.config import AdapterConfig
 from weft.model.decoding import Decoding
 from weft.model.objectives import TOKENS
 from weft.model.sites import choose_sites
+from weft.training.evaluate import evaluate
 
 PROMPTS = ("the cat", "a small red house", "the dog ran")
 
@@ -83,6 +86,20 @@ def test_members_share_their_draws_and_another_key_draws_others(engine, batch):
     assert all(len(set(texts)) == 1 for texts in found)
     assert found[0] != found[1]
     assert reward.grade(engine, alike, batch).texts == reward.grade(engine, alike, batch).texts
+
+
+def test_an_evaluation_that_draws_does_not_depend_on_its_batches(engine, batch):
+    """Also where a prompt is there twice: each copy has noise of its own."""
+    first = batch.examples[0]
+    twice = (*batch.examples, Example("again", first.ids_T, first.labels_T, goal=first.goal))
+    data = SimpleNamespace(examples=twice, name="valid", max_length=64)
+    reward = Reward(Letters(), Decoding(max_tokens=5, temperature=1.0))
+    texts = [
+        evaluate(engine, bank_of(engine), data, batch_size=size, objective=reward).said[0].texts
+        for size in (1, 3, 4)
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    assert texts[0][0] != texts[0][3]
 
 
 def test_a_loss_is_a_reward_whose_mean_is_minus_the_mean_loss(engine, make_batch):
