@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 COMPARISON = "compare"
 """The result in a run that holds a comparison of the base with its adapter."""
 
-SUMMARY = ("base", "data", "objective", "method", "adapter", "boosting", "length", "keeps")
+SUMMARY = (
+    "base",
+    "data",
+    "objective",
+    "method",
+    "adapter",
+    "start",
+    "boosting",
+    "length",
+    "keeps",
+)
 
 
 def report(

@@ -37,6 +37,7 @@ def configuration_block(
         "engine": _engine(config),
         "method": METHODS[config.method.name].describe(config.method),
         "adapter": _adapter(resolved),
+        "start": config.start or "",
         "boosting": _boosting(config, layout, rows, steps),
         "sites": f"{len(layout.slots)}: {', '.join(leaves)} in {_spans(adapted_layers(layout))}",
         "parameters": f"{layout.size:,}" + (f" x {len(lanes)}" if len(lanes) > 1 else ""),
@@ -95,11 +96,11 @@ def _objective(config: RunConfig) -> str:
         how = (
             "greedy"
             if objective.decoding.greedy
-            else (f"temperature {objective.decoding.temperature:g}")
+            else f"temperature {objective.decoding.temperature:g}"
         )
-        whose = "" if objective.file is None else f" by {objective.function} of {objective.file}"
+        whose = "" if objective.file is None else f" by {objective.function} in {objective.file}"
         return (
-            f"reward{whose} of completions: {how}, at most {objective.decoding.max_tokens} tokens"
+            f"reward of completions{whose}: {how}, at most {objective.decoding.max_tokens} tokens"
         )
     if objective.loss == "option":
         return "choice: nll of the right candidate's tokens"

@@ -97,3 +97,11 @@ def test_it_says_who_samples_where_that_is_not_the_run_itself(resolved, engine, 
     config = RunConfig.model_validate({**job.config.model_dump(), **rewarded, "engine": engine})
     elsewhere = replace(job.resolved, config=config)
     assert configuration_block(elsewhere, job.layout, job.splits).get("engine") == said
+
+
+def test_it_says_what_a_run_starts_from(rank_one):
+    job = load_job(rank_one("backprop"))
+    config = job.config.model_copy(update={"start": "weft/conciseness"})
+    later = replace(job.resolved, config=config)
+    assert configuration_block(later, job.layout, job.splits)["start"] == "weft/conciseness"
+    assert "start" not in configuration_block(job.resolved, job.layout, job.splits)
