@@ -39,7 +39,7 @@ def experiment_paths() -> dict[str, Path]:
 
 def _bundled(folder: str) -> dict[str, Path]:
     found = Path(str(files("weft") / "training" / folder))
-    return {path.stem: path for path in sorted(found.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(found.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def resolve(source: str, overrides: Sequence[str] = ()) -> Resolved:
