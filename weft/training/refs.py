@@ -29,7 +29,7 @@ from weft.engines.config import EngineConfig
 from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
 from weft.engines.registry import ENGINES, engine_config, open_engine
-from weft.formats.bundled import bundled_adapter
+from weft.formats.bundled import ADAPTERS, bundled_adapter
 from weft.formats.certificate import certificate_of, certified_scale, load_certificate
 from weft.formats.folder import CONFIG, contents
 from weft.formats.loaded import LoadedAdapter, UndecidedScale
@@ -124,7 +124,9 @@ def locate(ref: str) -> Place:
         )
     raise InputError(
         f"there is no {ref}",
-        hint="give `base`, an adapter directory, or the run directory that `weft train` printed",
+        hint=f"with Weft come {', '.join((*BUNDLED, *ADAPTERS))}"
+        if ref.startswith("weft/")
+        else "give `base`, an adapter directory, or the run directory that `weft train` printed",
     )
 
 
