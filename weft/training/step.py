@@ -29,6 +29,9 @@ from weft.training.state import State
 DIVERGED = "not finite"
 """The event of a run that cannot go on: its step is the last in whose forward it took part."""
 
+NOT_GRADED = "not graded"
+"""How the notice of a run's first failed grades begins."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -124,7 +127,16 @@ def _record(
         writer.step(record | member)
         if estimate.evidence:
             writer.evidence({"step": step, **estimate.evidence[index], **member})
+            _tell_of_failure(part, step, estimate.evidence[index].get("failures", {}))
     return sum(batch.tokens for batch in read)
+
+
+def _tell_of_failure(part: Part, step: int, failures: Mapping[str, int]) -> None:
+    """Why something could not be graded, the first time in a run that something could not."""
+    told = any(notice.startswith(NOT_GRADED) for notice in part.writer.manifest.notices)
+    if failures and not told:
+        why, count = next(iter(failures.items()))
+        part.job.news(f"{NOT_GRADED} at step {step}: {count:,} x {why} (evidence.jsonl has all)")
 
 
 def _end_rounds(

@@ -93,6 +93,8 @@ def test_a_reward_that_never_works_ends_no_run(cli, config, tmp_path):
     said = cli("train", config, f"objective.file={file}", "steps=2", "--run-dir", "mine")
     assert said.code == 0, said.err
     assert "20 not graded  no member differs" in said.err
+    why = "note: not graded at step 1: 20 x ValueError: never (evidence.jsonl has all)"
+    assert said.err.count(why) == said.err.count("note: not graded") == 1
     assert "valid: not one completion of adapter could be graded: ValueError: never" in said.err
     found = RunReader(tmp_path / "mine").results("eval")
     assert found["failures"] == {"ValueError: never": 12} and found["eval_loss"] is None
