@@ -220,11 +220,11 @@ def _places(root: Path) -> dict[str, str]:
     from weft.runs.layout import ExperimentLayout
 
     layout = ExperimentLayout(root)
-    rewards = layout.reward_figure
-    figure = rewards if rewards.is_file() else layout.loss_figure
-    return {
+    drawn = [figure for figure in (layout.reward_figure, layout.loss_figure) if figure.is_file()]
+    places = {
         "experiment": str(root),
         "report": str(layout.report),
-        "figure": str(figure),
+        "figure": str(drawn[0]) if drawn else "",  # none without evaluations
         "tables": f"{layout.results}, {layout.curves}",
     }
+    return {what: where for what, where in places.items() if where}

@@ -217,6 +217,17 @@ def test_an_experiment_of_rewards_has_no_losses(cli, config, tmp_path):
     assert "Validation reward" in source and "Validation loss" not in source
 
 
+def test_an_experiment_without_evaluations_names_no_figure_that_is_not_there(cli, config):
+    text = config.read_text().replace("steps: 4\n", "").replace("\n", "\n  ")
+    Path("blind.yaml").write_text(
+        f"run:\n  {text.strip()}\nseeds: [0]\nbudget: {{steps: 1}}\n"
+        "arms:\n  pairs: {}\n  single: {method: {antithetic: false}}\n"
+    )
+    said = cli("experiment", "blind.yaml", "run.eval.every=0", "run.keep=last", "--out", "blind")
+    assert said.code == 0, said.err
+    assert "report " in said.out + said.err and "figures" not in said.out + said.err
+
+
 def test_rows_with_a_reward_are_graded_also_where_a_loss_is_asked_for(cli, small_base):
     said = cli("eval", small_base, "--task", "conciseness", "--rows", 2)
     assert said.code == 0, said.err
