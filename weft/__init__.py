@@ -182,7 +182,7 @@ def generate(
     base: str | None = None,
     dtype: DType | None = None,
     device: str | None = None,
-    engine: str = "local",
+    engine: str | Mapping[str, Any] = "local",
     batch_size: int = 32,
     notice: Callable[[str], None] | None = None,
     **parameters: Any,
@@ -192,10 +192,12 @@ def generate(
     All members are decoded in one batch. A text of `prompts` is gone on from as it is, or is a
     user's turn with `chat=True`; an item of `messages` is a conversation for the chat template.
     `parameters` are the fields of `weft.model.decoding.Decoding`: `temperature` (0, which is
-    greedy), `max_tokens`, `stop`, `seed` and so on. Nothing is written. Raises `InputError` for
-    whatever is wrong, before the first token.
+    greedy), `max_tokens`, `stop`, `seed` and so on. `engine` is a name, or a name with settings:
+    `{"name": "vllm", "url": ...}`. Nothing is written. Raises `InputError` for whatever is wrong,
+    before the first token.
     """
     from weft.data.prompts import Style, asked, conversations
+    from weft.engines.registry import engine_config
     from weft.training.generate import Source, open_generation
 
     texts = [prompts] if isinstance(prompts, str) else prompts
@@ -211,7 +213,7 @@ def generate(
         base=base,
         dtype=dtype,
         device=device,
-        engine=engine,
+        engine=engine if isinstance(engine, str) else engine_config(**{"name": "", **engine}),
     )
     if notice is not None:
         for text in session.notices:

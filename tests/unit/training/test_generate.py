@@ -264,3 +264,13 @@ def test_prompts_that_cannot_be_continued_are_found_before_the_first_token(small
         with pytest.raises(InputError, match=problem):
             say(small_base, prompts=prompts)
     assert np.array(say(small_base, prompts="cat")[0].ids).size
+
+
+def test_an_engine_of_python_is_a_name_or_a_name_with_settings(small_base):
+    said = [
+        weft.generate(small_base, prompts=["The cat"], max_tokens=4, engine=engine)[0].text
+        for engine in ("local", {"name": "local", "kv_memory_mib": 64})
+    ]
+    assert said[0] == said[1]
+    with pytest.raises(InputError, match="the vllm engine has no such setting"):
+        weft.generate(small_base, prompts=["The cat"], engine={"name": "vllm", "speed": 1})
