@@ -66,7 +66,7 @@ def test_a_resumed_run_counts_all_its_steps(resolved, tmp_path):
 
 
 def test_a_run_that_diverges_tells_where_its_time_went(resolved, tmp_path):
-    with pytest.raises(Exception, match="not be finite|loss"):
+    with pytest.raises(Exception, match=r"not be finite|loss"):
         train(resolved("optimiser.lr=1e30", "optimiser.warmup_ratio=0"), tmp_path / "run")
     assert RunReader(tmp_path / "run").manifest.status == "failed"
     assert {"loading the base", "forward and backward"} <= counts(tmp_path / "run").keys()
