@@ -42,9 +42,9 @@ POPULATION = [
 ]
 CASES = {
     "backprop": (20, 200, []),
-    "boosted mezo": (10, 200, [*BOOSTED, "boost.steps_per_iteration=7"]),
+    "boosted mezo": (4, 200, [*BOOSTED, "boost.steps_per_iteration=7"]),
     "boosted mezo, on a plateau": (
-        10,
+        4,
         200,
         [*BOOSTED, "boost.plateau.patience=1", "optimiser.lr=0.1"],
     ),
