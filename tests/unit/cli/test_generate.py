@@ -284,12 +284,12 @@ def test_every_engine_is_named_in_the_help():
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_a_server_generates_what_the_local_engine_does(engine, cli, small_base, run):
+def test_a_server_generates_what_the_local_engine_does(engine, cli, small_base, mine):
     from tests.support.servers import Contract
     from weft.engines.local import LocalEngine
     from weft.model.base import load_base
 
-    asked = ("generate", run, "base", "--prompt", "the cat", "--max-tokens", 6, "--json")
+    asked = ("generate", mine, "base", "--prompt", "the cat", "--max-tokens", 6, "--json")
     local = [json.loads(line) for line in cli(*asked).out.splitlines()]
     with Contract(LocalEngine(load_base(small_base)), engine) as server:
         said = cli(*asked, "--engine", engine, "--url", server.url)
@@ -298,10 +298,11 @@ def test_a_server_generates_what_the_local_engine_does(engine, cli, small_base, 
     assert found[0]["engine"]["url"] == server.url and not server.adapters
 
 
-def test_a_server_that_is_not_there_is_said_and_nothing_is_written(cli, run):
-    said = cli("generate", run, "--prompt", "x", "--engine", "vllm", "--url", "http://127.0.0.1:9")
+def test_a_server_that_is_not_there_is_said_and_nothing_is_written(cli, mine):
+    said = cli("generate", mine, "--prompt", "x", "--engine", "vllm", "--url", "http://127.0.0.1:9")
     assert (said.code, said.out) == (1, "")
     assert "there is no vllm server at http://127.0.0.1:9" in said.err and "--url" in said.err
+    assert not RunLayout(mine).samples.exists()
 
 
 def test_empty_standard_input_is_no_prompt(cli, small_base, typed):
