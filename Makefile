@@ -52,8 +52,10 @@ format: setup  ## mend what ruff can mend
 bench: setup  ## measure against peers
 	$(BIN)/python -m benchmarks
 
+PROOFS ?= slow
+
 proofs: setup  ## slow tests: what the documentation claims
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -m "$(PROOFS)"
 
 clean:  ## remove what these targets made; runs stay
 	rm -rf .venv .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache

@@ -78,7 +78,12 @@ def fresh(base: str, rows: str, root: Path, steps: int, more: list[str]) -> list
     return ["instruct", *settings, *more, "--run-dir", str(root)]
 
 
-@pytest.mark.parametrize("case", CASES)
+LONG = ("boosted mezo", "boosted mezo, on a plateau")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.long if c in LONG else ()) for c in CASES]
+)
 def test_many_kills(case, small_base, rows_dir, tmp_path):
     """Each kill comes a few steps after the one before it, at a random moment of a step."""
     kills, count, settings = CASES[case]
