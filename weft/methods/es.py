@@ -24,24 +24,24 @@ from weft.core.keys import Key
 from weft.data.stream import cycle_at
 from weft.methods.calibrate import calibrate
 from weft.methods.config import EsConfig
-from weft.methods.estimate import Estimate, Graded, Method, Point, Preflight, Scorer
+from weft.methods.estimate import AT_THETA, Estimate, Graded, Method, Point, Preflight, Scorer
 from weft.methods.population import Population
 from weft.methods.shaping import Shaped, shape
-
-REWARD = "loss"
-"""The step's loss is minus the centre's mean reward."""
 
 
 def population_of(config: EsConfig, point: Point, lane: int) -> Population:
     """The members of a lane in this generation."""
     assert point.noise_LP is not None
-    noise = config.noise
-    scale = noise.perturb_scale if point.step else noise.init_scale
-    noise_P = point.noise_LP[lane] * scale
+    noise_P = point.noise_LP[lane] * _scale(config, point)
     if point.free_LP is not None:
         noise_P = noise_P * point.free_LP[lane]
     key = point.keys[lane].fold("population")
     return Population(point.theta_LP[lane], noise_P, key, config.population, config.antithetic)
+
+
+def _scale(config: EsConfig, point: Point) -> float:
+    """How many times the calibrated noise members lie away from the centre."""
+    return config.noise.perturb_scale if point.step else config.noise.init_scale
 
 
 def estimate(config: EsConfig, point: Point, scorer: Scorer) -> Estimate:
@@ -52,20 +52,20 @@ def estimate(config: EsConfig, point: Point, scorer: Scorer) -> Estimate:
     return Estimate(
         replay(config, point, evidence),
         tuple(-stats["reward"] for stats, _ in lanes),
-        REWARD,
+        AT_THETA,  # minus the centre's mean reward
         {name: tuple(stats.get(name, math.nan) for stats, _ in lanes) for name in sorted(names)},
         evidence,
     )
 
 
-Generation = tuple[dict[str, float], dict[str, Any]]
+Found = tuple[dict[str, float], dict[str, Any]]
 """Numbers for the record, and evidence."""
 
 
-def _generation(config: EsConfig, point: Point, lane: int, scorer: Scorer) -> Generation:
+def _generation(config: EsConfig, point: Point, lane: int, scorer: Scorer) -> Found:
     population = population_of(config, point, lane)
-    batch, key = point.batches[lane], point.keys[lane]
-    graded = scorer.rewards(lane, population, batch, key.fold("sampling"))
+    key = point.keys[lane]
+    graded = scorer.rewards(lane, population, point.batches[lane], key.fold("sampling"))
     shaped = shape(config, graded.reward_NE[:-1])
     evidence = {
         "key": key.value,
@@ -74,10 +74,10 @@ def _generation(config: EsConfig, point: Point, lane: int, scorer: Scorer) -> Ge
     }
     if graded.failures:
         evidence["failures"] = dict(graded.failures)
-    return _stats(graded, shaped, batch), evidence
+    return _stats(graded, shaped), evidence
 
 
-def _stats(graded: Graded, shaped: Shaped, batch: Batch) -> dict[str, float]:
+def _stats(graded: Graded, shaped: Shaped) -> dict[str, float]:
     centre_E = graded.reward_NE[-1]
     reward_N = shaped.reward_N
     return {
@@ -109,8 +109,7 @@ def replay(config: EsConfig, point: Point, evidence: Sequence[Mapping[str, Any]]
 
     Its unit is `point.noise_LP`: in generation 0 members may lie further out than that.
     """
-    noise = config.noise
-    scale = noise.perturb_scale if point.step else noise.init_scale
+    scale = _scale(config, point)
     return torch.stack(
         [
             population_of(config, point, lane).combine(np.array(line["weights"])) * -scale

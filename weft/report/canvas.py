@@ -104,3 +104,20 @@ def save(figure: Figure, path: Path) -> None:
 def number(value: float) -> str:
     """A loss, as short as it can be read."""
     return f"{value:.2f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def held_out(axes: Axes, points: Sequence[tuple[float, float]], colour: str, zorder: int) -> float:
+    """Draw (step, value) of evaluations as a line with points; the last value."""
+    steps, values = np.array(points, dtype=np.float64).T
+    axes.plot(
+        steps,
+        values,
+        color=colour,
+        linewidth=1.8,
+        marker="o",
+        markersize=4.5 if len(steps) <= 40 else 0,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        zorder=zorder,
+    )
+    return float(values[-1])

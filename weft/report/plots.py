@@ -21,6 +21,7 @@ from weft.report.canvas import (
     Label,
     canvas,
     dress,
+    held_out,
     label_ends,
     number,
     padded,
@@ -195,19 +196,8 @@ def _many_members(axes: Axes, curves: Sequence[Curve]) -> list[Label]:
 
 
 def _held_out(axes: Axes, points: Points, colour: str, name: str) -> Label:
-    steps, losses = np.array(points, dtype=np.float64).T
-    axes.plot(
-        steps,
-        losses,
-        color=colour,
-        linewidth=1.8,
-        marker="o",
-        markersize=4.5 if len(steps) <= 40 else 0,
-        markeredgecolor="white",
-        markeredgewidth=0.8,
-        zorder=4,
-    )
-    return losses[-1], f"{name} {number(losses[-1])}", colour
+    loss = held_out(axes, points, colour, zorder=4)
+    return loss, f"{name} {number(loss)}", colour
 
 
 def _main_line(curve: Curve) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from weft.report.canvas import (
@@ -16,6 +15,7 @@ from weft.report.canvas import (
     Label,
     canvas,
     dress,
+    held_out,
     label_ends,
     number,
     padded,
@@ -100,19 +100,7 @@ def _population(axes: Axes, climb: Climb) -> list[Label]:
 
 
 def _held_out(axes: Axes, points: Points, colour: str, name: str) -> Label:
-    steps, rewards = np.array(points, dtype=np.float64).T
-    axes.plot(
-        steps,
-        rewards,
-        color=colour,
-        linewidth=1.8,
-        marker="o",
-        markersize=4.5 if len(steps) <= 40 else 0,
-        markeredgecolor="white",
-        markeredgewidth=0.8,
-        zorder=5,
-    )
-    return _label(rewards[-1], f"{name}held-out", colour)
+    return _label(held_out(axes, points, colour, zorder=5), f"{name}held-out", colour)
 
 
 def _label(height: float, name: str, colour: str) -> Label:
