@@ -1,0 +1,154 @@
+"""What a look at one rung finds, and what a diagnosis says in the end: plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from weft.diagnose.labels import Label
+
+Verdict = Literal["same", "unsure", "different"]
+Confidence = Literal["proven", "supported", "located", "unresolved"]
+Nature = Literal["factor", "effect", "harmless"]
+"""Something that one side was given or did differently, and so may be a cause; something that it
+computed differently; something that differs and cannot matter."""
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A factor that can be exchanged between two replicas (see weft.diagnose.replica).
+
+    `factor` is a key of SWAPS; `places` are the modules, rows or keys concerned (none: all of it).
+    """
+
+    factor: str
+    places: tuple[str, ...] = ()
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One difference between A and B, at one rung of the ladder."""
+
+    rung: int
+    nature: Nature
+    label: Label
+    place: str
+    words: str  # a sentence: what, where, A's and B's
+    step: int | None = None  # a training step, or a decoding step, counted from 1
+    value: float | None = None  # of the difference, in `unit`
+    other: float | None = None  # a second number, where a pair says more (A's 2, B's 16)
+    floor: float | None = None  # what noise alone gives, in the same unit
+    unit: str = ""
+    where: str | None = None  # the line of B's code (or A's) to look at
+    fix: str | None = None
+    swap: Swap | None = None
+
+    @property
+    def multiple(self) -> float | None:
+        """How many times the floor."""
+        if self.value is None or not self.floor:
+            return None
+        return self.value / self.floor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One measure of how far A and B are apart in what they compute."""
+
+    name: str
+    value: float
+    floor: float | None
+    unit: str
+    words: str
+    prompts: int = 1  # how many prompts, steps or rows are apart by more than three floors
+
+    @property
+    def apart(self) -> Verdict:
+        """By the reference: at most a floor, above three floors, or in between."""
+        floor = self.floor or 0.0
+        if self.value <= floor:
+            return "same"
+        return "different" if self.value > 3 * floor else "unsure"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What one rung says: differences, what is equal, and what could not be seen and why."""
+
+    findings: tuple[Finding, ...] = ()
+    equal: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    outcome: tuple[Outcome, ...] = ()
+    curves: Mapping[str, Any] = field(default_factory=dict)
+    """Divergence by layer, by position, by step: lists of numbers, for pictures."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A difference that explains the outcome, with how sure that is."""
+
+    finding: Finding
+    confidence: Confidence
+    gap_closed: float | None = None
+    """Share of the gap that is gone when B gets A's factor, 1 - D(A, B with A's) / D(A, B)."""
+
+    reproduces: float | None = None  # share of the gap that A with B's factor opens
+    proof: tuple[str, ...] = ()  # sentences
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The answer of `weft diff`."""
+
+    a: str
+    b: str
+    verdict: Verdict
+    words: str
+    causes: tuple[Cause, ...] = ()
+    first: Finding | None = None  # the first divergence
+    outcome: tuple[Outcome, ...] = ()
+    effects: tuple[Finding, ...] = ()
+    harmless: tuple[str, ...] = ()
+    ruled_out: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
+    coverage: Mapping[str, Any] = field(default_factory=dict)
+    curves: Mapping[str, Any] = field(default_factory=dict)
+    """Divergence by layer, by position, by step: lists of numbers for the page."""
+
+    seconds: float = 0.0
+    forwards: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "verdict": self.verdict,
+            "words": self.words,
+            "causes": [
+                {
+                    **_finding(cause.finding),
+                    "confidence": cause.confidence,
+                    "gap_closed": cause.gap_closed,
+                    "reproduces": cause.reproduces,
+                    "proof": list(cause.proof),
+                }
+                for cause in self.causes
+            ],
+            "first_divergence": None if self.first is None else _finding(self.first),
+            "outcome": [vars(outcome) | {"apart": outcome.apart} for outcome in self.outcome],
+            "effects": [_finding(effect) for effect in self.effects],
+            "harmless": list(self.harmless),
+            "ruled_out": list(self.ruled_out),
+            "not_checked": list(self.not_checked),
+            "coverage": dict(self.coverage),
+            "seconds": self.seconds,
+            "forwards": self.forwards,
+        }
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    kept = {key: value for key, value in vars(found).items() if key not in ("swap", "nature")}
+    return kept | {"multiple": found.multiple}

@@ -1,0 +1,31 @@
+"""The ladder: looks at two sides, cheap and exact ones first.
+
+Each rung takes those before it for equal, so the first that finds something is where A and B part.
+Rungs on facts that are given (0 to 5) can find several independent causes; what is computed (6, 7)
+then only measures what they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from weft.diagnose.evidence import Pair
+from weft.diagnose.finding import Looked
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One look."""
+
+    number: int
+    name: str
+    look: Callable[[Pair], Looked]
+
+
+RUNGS: tuple[Rung, ...] = ()
+
+
+def climb(pair: Pair, rungs: tuple[Rung, ...] | None = None) -> dict[Rung, Looked]:
+    """What every rung says, in order."""
+    return {rung: rung.look(pair) for rung in (RUNGS if rungs is None else rungs)}

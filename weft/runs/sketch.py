@@ -1,0 +1,41 @@
+"""Digests and sketches: what is kept of tensors that are too large to keep.
+
+A sketch of a linear module is what it makes of a few fixed vectors, so that two sketches differ by
+the sketch of the difference of the weights, whatever the shapes of their factors (Johnson and
+Lindenstrauss, 1984, is why few are enough).
+
+Shapes: I in, O out, K probes, D hidden size, P projections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+
+import numpy as np
+
+from weft.core.keys import Key
+
+PROBES = 4
+PROJECTIONS = 8
+
+
+@cache
+def probes(inputs: int) -> np.ndarray:
+    """Fixed float32 vectors [I, K] of unit expected length."""
+    drawn = Key.of(0).fold("probes", inputs).numpy().standard_normal((inputs, PROBES))
+    return (drawn / np.sqrt(inputs)).astype(np.float32)
+
+
+@cache
+def projections(size: int) -> np.ndarray:
+    """Fixed float32 matrix [D, P] that keeps lengths in expectation."""
+    drawn = Key.of(0).fold("projections", size).numpy().standard_normal((size, PROJECTIONS))
+    return (drawn / np.sqrt(PROJECTIONS)).astype(np.float32)
+
+
+def digest(array: np.ndarray) -> str:
+    """The first 16 hex digits of the SHA-256 of dtype, shape and bytes."""
+    made = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    made.update(np.ascontiguousarray(array).tobytes())
+    return made.hexdigest()[:16]
