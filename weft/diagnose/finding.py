@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -63,14 +64,19 @@ class Outcome:
     unit: str
     words: str
     prompts: int = 1  # how many prompts, steps or rows are apart by more than three floors
+    of: int = 1  # of how many that were compared
+    rungs: tuple[int, ...] = tuple(range(12))  # a factor at which of these can have moved it
 
     @property
     def apart(self) -> Verdict:
-        """By the reference: at most a floor, above three floors, or in between."""
+        """At most a floor; above three floors, on two prompts if there are two; or in between."""
         floor = self.floor or 0.0
+        if math.isnan(self.value):
+            return "different"
         if self.value <= floor:
             return "same"
-        return "different" if self.value > 3 * floor else "unsure"
+        clear = self.value > 3 * floor and self.prompts >= min(2, self.of)
+        return "different" if clear or not floor else "unsure"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""`weft diff`: open both sides, climb the ladder, judge, and prove if that is asked for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from weft.core.errors import InputError
+from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.finding import Diagnosis
+from weft.diagnose.ladder import climb
+from weft.diagnose.opening import open_evidence
+from weft.diagnose.verdict import judge
+
+TOGETHER = (frozenset({"run", "recording"}), frozenset({"adapter"}), frozenset({"config"}))
+"""Kinds of sides that have something in common to compare."""
+
+
+def diff(
+    a: str, b: str, *, prove: bool = False, base: str | None = None, seed: int = 0
+) -> Diagnosis:
+    """Say where two runs, recordings, adapters or configurations part, and why.
+
+    With `prove`, suspected causes are exchanged between replicas of both sides, on `base` if
+    the sides do not say on what. Raises `InputError` for a side that is none of these, and for two
+    that cannot be compared.
+    """
+    started = time.perf_counter()
+    pair = Pair(open_evidence(a, base), open_evidence(b, base))
+    _refuse_unlike(pair.a, pair.b)
+    diagnosis = judge(pair, climb(pair))
+    if prove:
+        from weft.diagnose.proof.prove import prove as proved
+
+        diagnosis = proved(pair, diagnosis, base=base, seed=seed)
+    return replace(diagnosis, seconds=time.perf_counter() - started)
+
+
+def _refuse_unlike(a: Evidence, b: Evidence) -> None:
+    if not any({a.kind, b.kind} <= kinds for kinds in TOGETHER):
+        raise InputError(
+            f"{a.ref} is {_article(a.kind)} and {b.ref} is {_article(b.kind)}: they have nothing "
+            "to compare",
+            hint="give two of a kind; a run and a recording also go together",
+        )
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"

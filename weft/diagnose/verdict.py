@@ -1,0 +1,140 @@
+"""From what the rungs say to an answer: the same, different, or not sure; and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from weft.diagnose.evidence import Pair
+from weft.diagnose.finding import Cause, Diagnosis, Finding, Looked, Outcome, Verdict
+from weft.diagnose.labels import Label
+from weft.diagnose.ladder import Rung
+
+CERTAIN: frozenset[Label] = frozenset({"sampler"})
+"""Changes what may come out, whether or not it did this time."""
+
+FOLLOWS: Mapping[Label, frozenset[Label]] = {
+    "init": frozenset({"rank"}),
+    "tokens": frozenset({"template", "data", "tokenizer", "truncation"}),
+    "checkpoint": frozenset({"rank", "key-map", "layout"}),
+    "settings": frozenset(),
+}
+"""What can be no more than the consequence of another difference, where both are found."""
+
+
+def judge(pair: Pair, looks: Mapping[Rung, Looked]) -> Diagnosis:
+    """The verdict on two sides, its causes strongest first, and what was and was not checked."""
+    found = [finding for look in looks.values() for finding in look.findings]
+    outcome = tuple(each for look in looks.values() for each in look.outcome)
+    factors = [each for each in found if each.nature == "factor"]
+    effects = tuple(each for each in found if each.nature == "effect")
+    acting = [each for each in factors if _acts(each, outcome)]
+    idle = [each for each in factors if each not in acting]
+    causes = _causes(acting, effects, outcome)
+    verdict = _verdict(acting, outcome, looks.values())
+    if verdict == "same":
+        causes = ()
+    ours = [cause.finding for cause in causes]
+    followed = [f.words for f in acting if f not in ours]
+    return Diagnosis(
+        pair.a.ref,
+        pair.b.ref,
+        verdict,
+        _words(verdict, causes, outcome),
+        causes,
+        _first(ours, effects) if verdict != "same" else None,
+        outcome,
+        effects,
+        harmless=(
+            *(each.words for each in found if each.nature == "harmless"),
+            *(f"{each.words} (without effect on what was compared)" for each in idle),
+        ),
+        ruled_out=tuple(words for look in looks.values() for words in look.equal),
+        not_checked=_once(
+            [
+                *(words for look in looks.values() for words in look.unseen),
+                *(words for _, side in pair.sides for words in side.lacks),
+                *(f"{name}: {words}" for name, side in pair.sides for words in side.notices),
+            ]
+        ),
+        coverage={**_coverage(pair), "consequences": followed},
+        curves={name: curve for look in looks.values() for name, curve in look.curves.items()},
+    )
+
+
+def _acts(factor: Finding, outcome: Sequence[Outcome]) -> bool:
+    """Whether a difference has moved anything; one whose outcome nobody saw may have."""
+    moved = [each for each in outcome if factor.rung in each.rungs]
+    if not moved or factor.label in CERTAIN:
+        return True
+    return any(each.apart != "same" for each in moved)
+
+
+def _verdict(
+    acting: Sequence[Finding], outcome: Sequence[Outcome], looks: Iterable[Looked]
+) -> Verdict:
+    apart = {each.apart for each in outcome}
+    if acting or "different" in apart:
+        return "different"
+    if "unsure" in apart:
+        return "unsure"
+    seen = bool(outcome) or any(look.equal or look.findings for look in looks)
+    return "same" if seen else "unsure"
+
+
+def _causes(
+    acting: Sequence[Finding], effects: Sequence[Finding], outcome: Sequence[Outcome]
+) -> tuple[Cause, ...]:
+    """Differences that are no consequence of others; else the place where results part."""
+    labels = {each.label for each in acting}
+    own = [each for each in acting if not FOLLOWS.get(each.label, frozenset()) & labels]
+    if own:
+        ranked = sorted(own, key=lambda each: (-_strength(each, outcome), each.rung))
+        return tuple(Cause(each, "located") for each in ranked)
+    first = _first((), effects)
+    return () if first is None else (Cause(first, "unresolved"),)
+
+
+def _strength(factor: Finding, outcome: Sequence[Outcome]) -> float:
+    """The largest divergence, in nats, of what only this rung and later ones can have moved."""
+    own = [each.value for each in outcome if each.unit == "nats" and factor.rung in each.rungs]
+    return max(own, default=0.0)
+
+
+def _first(factors: Sequence[Finding], effects: Sequence[Finding]) -> Finding | None:
+    """Where A and B part: of what was given, else of what was computed."""
+    ranked = sorted([*factors] or [*effects], key=lambda each: (each.rung, each.step or 0))
+    return ranked[0] if ranked else None
+
+
+def _words(verdict: Verdict, causes: Sequence[Cause], outcome: Sequence[Outcome]) -> str:
+    if verdict == "same":
+        floors = [each for each in outcome if each.floor]
+        within = " within noise" if any(each.value > 0 for each in floors) else ""
+        return f"A and B are the same{within}"
+    if not causes:
+        return (
+            "A and B differ, and nothing that was seen says why"
+            if verdict == ("different")
+            else "A and B may differ: more than noise in one place, less than that is sure"
+        )
+    more = f", and {len(causes) - 1} more" if len(causes) > 1 else ""
+    return f"{causes[0].finding.words}{more}"
+
+
+def _coverage(pair: Pair) -> dict[str, Any]:
+    return {
+        name: {
+            "kind": side.kind,
+            "prompts": len(side.encoded),
+            "passes": len(side.passes),
+            "generations": len(side.generations),
+            "steps": len(side.steps),
+            "checks": [check.name for check in side.checks],
+        }
+        for name, side in pair.sides
+    }
+
+
+def _once(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(words))
