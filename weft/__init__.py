@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from weft.analysis.compare import Comparison
     from weft.analysis.experiment import Findings
+    from weft.diagnose.finding import Diagnosis
     from weft.formats.certificate import Certificate
     from weft.model.config import DType
     from weft.training.ending import Outcome
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "compare",
+    "diff",
     "evaluate",
     "experiment",
     "export_adapter",
@@ -62,6 +64,26 @@ def train(
     if ranks.rank == 0:
         draw_figures(RunReader(outcome.root))
     return outcome
+
+
+def diff(
+    a: str | Path,
+    b: str | Path,
+    *,
+    prove: bool = False,
+    base: str | Path | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    """Say where two runs, recordings, adapters or configurations part, and why.
+
+    With `prove`, suspected causes are exchanged between the two, on `base` where neither says on
+    what they stand. The answer's `verdict` is same, unsure or different; `causes` come strongest
+    first.
+    """
+    from weft.diagnose.diff import diff as compare_sides
+
+    where = None if base is None else str(base)
+    return compare_sides(str(a), str(b), prove=prove, base=where, seed=seed)
 
 
 def experiment(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from weft.core.errors import InputError
@@ -16,8 +17,18 @@ TOGETHER = (frozenset({"run", "recording"}), frozenset({"adapter"}), frozenset({
 """Kinds of sides that have something in common to compare."""
 
 
+Watch = Callable[[int, int, str], None]
+"""Told of swaps that are done, of how many, and of the next one in words."""
+
+
 def diff(
-    a: str, b: str, *, prove: bool = False, base: str | None = None, seed: int = 0
+    a: str,
+    b: str,
+    *,
+    prove: bool = False,
+    base: str | None = None,
+    seed: int = 0,
+    watch: Watch | None = None,
 ) -> Diagnosis:
     """Say where two runs, recordings, adapters or configurations part, and why.
 
@@ -32,7 +43,7 @@ def diff(
     if prove:
         from weft.diagnose.proof.prove import prove as proved
 
-        diagnosis = proved(pair, diagnosis, base=base, seed=seed)
+        diagnosis = proved(pair, diagnosis, base=base, seed=seed, watch=watch)
     return replace(diagnosis, seconds=time.perf_counter() - started)
 
 
