@@ -1,0 +1,234 @@
+"""The recorder: what taps see becomes events, and nothing that it does reaches the script.
+
+A tap replaces a function of a library with one that calls it and looks at what went in and out.
+Whatever looks runs `with recorder.aside():`, so that it is not observed itself, its time is
+counted, and an error in it becomes a notice instead of the script's.
+
+Taps speak to each other in signals, values of the classes below: one tells, others listen.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from weft.runs.evidence import Event, Notice, Pass
+from weft.runs.recording import RecordingWriter
+
+if TYPE_CHECKING:
+    import torch
+
+    from weft.diagnose.record.models import Models
+
+SignalT = TypeVar("SignalT")
+
+PACKAGE = Path(__file__).parents[2]
+"""The code of Weft, which is nobody's own code."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSeen:
+    """A model is about to be called for the first time."""
+
+    model: str
+    module: torch.nn.Module  # its root, without wrappers
+
+
+@dataclass(frozen=True, eq=False)
+class PassSeen:
+    """A whole model was called, and its event is written. Tensors are the live ones, detached."""
+
+    event: Pass
+    module: torch.nn.Module  # the root of the model
+    called: torch.nn.Module  # what the script called: the root or a wrapper of it
+    ids: torch.Tensor | None  # [B, T]
+    mask: torch.Tensor | None  # as given
+    labels: torch.Tensor | None
+    logits: torch.Tensor | None  # [B, V] at each row's last real position
+    loss: torch.Tensor | None  # not detached: what backward may be called on
+    output: Any
+
+
+@dataclass(frozen=True, eq=False)
+class StepTaken:
+    """An optimiser has stepped; `step` counts from 1. `recorder.steps` says the same."""
+
+    step: int
+    model: str
+
+
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """Something was done to a model or its adapter (merge, reset, load): look at it again."""
+
+    what: str
+    module: torch.nn.Module | None  # the root where it is known
+
+
+@dataclass(frozen=True, eq=False)
+class Ending:
+    """The script is over. Listeners are told in the order of `TAPS`."""
+
+
+class Recorder:
+    """One recording in the making, in this process."""
+
+    def __init__(self, writer: RecordingWriter, home: Path) -> None:
+        """`home` is the directory of the script, below which its own code is named."""
+        from weft.diagnose.record.models import Models
+
+        self.writer = writer
+        self.home = home.resolve()
+        self.models: Models = Models(self)
+        self.steps = 0
+        """Training steps taken so far; the training tap counts."""
+        self.overhead = 0.0
+        """Seconds spent looking."""
+        self._open = True
+        self._lock = threading.RLock()
+        self._thread = threading.local()
+        self._noticed: set[str] = set()
+        self._listeners: dict[type, list[Callable[[Any], None]]] = {}
+        self._places: dict[str, str | None] = {}
+        self._process = os.getpid()
+
+    @property
+    def watching(self) -> bool:
+        """Whether a tap should look: not after the end, nor at what the recorder does itself, nor
+        in a process that the script forked.
+        """
+        thread = self._thread
+        return self._open and not getattr(thread, "depth", 0) and os.getpid() == self._process
+
+    @property
+    def generating(self) -> int:
+        """How many calls of `generate` this thread is in; the tap of `generate` counts."""
+        return getattr(self._thread, "generating", 0)
+
+    @generating.setter
+    def generating(self, value: int) -> None:
+        self._thread.generating = value
+
+    def aside(self) -> _Aside:
+        """Do something that is not observed, is timed, and cannot fail: `with recorder.aside():`.
+
+        An exception inside ends the block and becomes a notice, once for each place it comes from.
+        """
+        return _Aside(self)
+
+    def stop(self) -> None:
+        """Look no more: wrappers that are still called only call what they wrap."""
+        self._open = False
+
+    def emit(self, event: Event, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        """Write an event, with the arrays that it names."""
+        with self._lock:
+            self.writer.add(event, arrays)
+
+    def notice(self, text: str) -> None:
+        """Say once what could not be observed."""
+        if text not in self._noticed:
+            self._noticed.add(text)
+            self.emit(Notice(text=text))
+
+    def listen(self, signal: type[SignalT], act: Callable[[SignalT], None]) -> None:
+        """Call `act` with every signal of a class, in the order in which listeners came."""
+        self._listeners.setdefault(signal, []).append(act)
+
+    def tell(self, signal: object) -> None:
+        """Tell all listeners; one that fails does not keep the others from being told."""
+        for act in self._listeners.get(type(signal), ()):
+            with self.aside():
+                act(signal)
+
+    def where(self) -> str | None:
+        """The line of the user's own code that is running, as `file.py:12`; None where none is."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            place = self._place(frame.f_code.co_filename)
+            if place is not None:
+                return f"{place}:{frame.f_lineno}"
+            frame = frame.f_back
+        return None
+
+    def _place(self, filename: str) -> str | None:
+        """A file as the user knows it, or None if it is a library's."""
+        if filename not in self._places:
+            self._places[filename] = self._named(filename)
+        return self._places[filename]
+
+    def _named(self, filename: str) -> str | None:
+        if filename.startswith("<"):
+            return None
+        path = Path(filename).resolve()
+        if any(path.is_relative_to(root) for root in _foreign()):
+            return None
+        inside = path.is_relative_to(self.home)
+        return path.relative_to(self.home).as_posix() if inside else path.as_posix()
+
+    def own_files(self) -> list[Path]:
+        """Files of the user's own code that are loaded."""
+        files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+        return sorted({Path(file) for file in files if file and self._place(file) is not None})
+
+    def failed(self, error: BaseException, trace: TracebackType | None) -> None:
+        """Note that looking failed; a recording that cannot be written ends here."""
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = "" if trace is None else f"{Path(trace.tb_frame.f_code.co_filename).name}"
+        line = "" if trace is None else f":{trace.tb_lineno}"
+        if place + line in self._noticed:
+            return
+        self._noticed.add(place + line)
+        try:
+            text = f"could not observe: {type(error).__name__}: {error} ({place}{line})"
+            self.emit(Notice(text=text))
+        except Exception:
+            self.stop()
+
+
+class _Aside:
+    """See `Recorder.aside`."""
+
+    __slots__ = ("began", "outermost", "recorder")
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def __enter__(self) -> None:
+        thread = self.recorder._thread
+        depth = getattr(thread, "depth", 0)
+        thread.depth = depth + 1
+        self.outermost = depth == 0
+        self.began = time.perf_counter()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        recorder = self.recorder
+        swallowed = isinstance(error, Exception)
+        if isinstance(error, Exception):
+            recorder.failed(error, trace)
+        recorder._thread.depth -= 1
+        if self.outermost:
+            recorder.overhead += time.perf_counter() - self.began
+        return swallowed
+
+
+def _foreign() -> tuple[Path, ...]:
+    """Directories whose code is not the user's: Python, installed packages, Weft."""
+    names = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+    return (PACKAGE, *(Path(sysconfig.get_path(name)).resolve() for name in names))

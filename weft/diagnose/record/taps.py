@@ -1,0 +1,22 @@
+"""What a recorder looks at: an explicit list, in the order in which they are told of an end.
+
+A tap is a function `install(recorder) -> Undo`. It imports no library: it replaces functions of
+libraries when the script imports them (`patching.when_imported`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from weft.diagnose.record.patching import Undo, together
+from weft.diagnose.record.recorder import Recorder
+
+Tap: TypeAlias = Callable[[Recorder], Undo]
+
+TAPS: tuple[Tap, ...] = ()
+
+
+def install(recorder: Recorder) -> Undo:
+    """Install all taps."""
+    return together([tap(recorder) for tap in TAPS])
