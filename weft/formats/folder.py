@@ -1,4 +1,4 @@
-"""The files of an adapter: which one holds its tensors, told by content, and their raw reading.
+"""The files of an adapter: which one holds its tensors, told by content.
 
 A name is only believed where the content says nothing: a torn file, or one without factors.
 """
@@ -12,10 +12,7 @@ import zlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 
 from weft.core.errors import InputError
@@ -23,12 +20,18 @@ from weft.formats.problems import shortened
 
 CONFIG = "adapter_config.json"
 CERTIFICATE = "certificate.json"
+USUAL = {
+    "peft": "adapter_model.safetensors",
+    "mlx": "adapters.safetensors",
+    "npz": "adapters.npz",
+}
+"""What each format calls the file of its tensors."""
 
 _SUFFIXES = (".safetensors", ".npz")
 _MLX = re.compile(r".+\.lora_[ab]")
 _PEFT = re.compile(r".+\.lora_([AB]\b|embedding_[AB]|magnitude_vector).*")
 _ZIP = b"PK\x03\x04"
-_ZIP_ERRORS = (
+ZIP_ERRORS = (
     OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, SyntaxError, TokenError,
     struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
@@ -90,55 +93,6 @@ def refuse_to_overwrite(directory: Path, own: Collection[str]) -> None:
             )
 
 
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file; `InputError` for one that is torn or empty."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"cannot read {path} as a safetensors file: {error}",
-            hint="it may have been cut short by a download or a copy; fetch it again",
-        ) from None
-    if not tensors:
-        raise InputError(f"{path} holds no tensors")
-    return tensors
-
-
-def read_npz(path: Path) -> dict[str, torch.Tensor]:
-    """All arrays of an npz file, without pickles; `InputError` for one that is torn or empty."""
-    arrays: dict[str, Any] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as member:
-                    array = np.lib.format.read_array(member, allow_pickle=False)
-                    member.read()  # at the end the checksum is compared
-                arrays[name.removesuffix(".npy")] = array
-    except _ZIP_ERRORS as error:
-        if "allow_pickle=False" in str(error):
-            raise InputError(
-                f"{path} holds pickled Python objects, not only arrays of numbers",
-                hint="Weft opens no pickles; save the factors again with"
-                " `mlx.core.savez` or `numpy.savez` as plain arrays",
-            ) from None
-        raise InputError(
-            f"cannot read {path} as an npz file: {error}",
-            hint="it may have been cut short by a download or a copy; fetch it again",
-        ) from None
-    if not arrays:
-        raise InputError(f"{path} holds no tensors")
-    strange = [
-        f"{n} is {array.dtype}" for n, array in arrays.items() if array.dtype.kind not in "fiub"
-    ]
-    if strange:
-        raise InputError(f"{path} holds what is not numbers: {shortened(strange, ', ')}")
-    return {
-        name: torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=True))
-        for name, value in arrays.items()
-    }
-
-
 def _trusted(path: Path, usual: str) -> bool:
     return path.name == usual and path.is_file() and _kind(path) is None
 
@@ -153,7 +107,7 @@ def _kind(path: Path) -> str | None:
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP
         names = _zip_names(path) if is_zip else _safetensors_names(path)
-    except (SafetensorError, *_ZIP_ERRORS):
+    except (SafetensorError, *ZIP_ERRORS):
         return None
     if any(_MLX.fullmatch(name) for name in names):
         return "npz" if is_zip else "mlx"
@@ -166,7 +120,7 @@ def _zip_names(path: Path) -> Iterable[str]:
 
 
 def _safetensors_names(path: Path) -> Iterable[str]:
-    with safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="numpy") as file:
         return list(file.keys())
 
 

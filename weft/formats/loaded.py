@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weft.core.errors import InputError
-from weft.model.adapter import Adapter
+
+if TYPE_CHECKING:
+    from weft.model.adapter import Adapter
 
 GIVEN = "given, not taken from the files"
 """`LoadedAdapter.scale_from` where the reader was told the scale."""

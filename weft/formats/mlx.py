@@ -12,54 +12,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt
 from safetensors.torch import save
 from transformers import PretrainedConfig
 
 from weft.core.files import atomic_dir, read_json, write_atomic, write_json
-from weft.formats import mlx_scale, mlx_tensors
+from weft.formats import mlx_places, mlx_scale, mlx_tensors
 from weft.formats.folder import (
     CONFIG,
+    USUAL,
     find_tensors,
-    read_safetensors,
     refuse_to_overwrite,
     require_tensors,
 )
-from weft.formats.loaded import LoadedAdapter, ScaleCandidate
+from weft.formats.loaded import LoadedAdapter
+from weft.formats.mlx_config import MlxConfig, beyond_lora, candidates
 from weft.formats.mlx_names import to_mlx
 from weft.formats.problems import fit_words, not_finite, parsed, refuse
+from weft.formats.tensors import read_safetensors
 from weft.model.adapter import Adapter, Site
 
-TENSORS = "adapters.safetensors"
+TENSORS = USUAL["mlx"]
 _ALL_LAYERS = -1
 _BLOCK = re.compile(r"(?P<list>.*?\.)(?P<layer>\d+)\.(?P<key>.+)")
-
-
-class LoraParameters(BaseModel):
-    """mlx-lm's `lora_parameters`; `alpha` counted until 2024-06-02."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-    rank: PositiveInt | None = None
-    scale: FiniteFloat | None = None
-    alpha: FiniteFloat | None = None
-
-
-class MlxConfig(BaseModel):
-    """The fields that decide what the tensors mean. mlx-lm stores all settings of its run."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-    fine_tune_type: str | None = "lora"
-    use_dora: bool | None = False
-    num_layers: int | None = None
-    lora_parameters: LoraParameters | None = None
-    model: str | None = None
-
-    @property
-    def lora(self) -> LoraParameters:
-        """What it says of the factors: nothing, in a full fine-tuning."""
-        return self.lora_parameters or LoraParameters()
 
 
 def detect(path: Path) -> bool:
@@ -85,19 +59,19 @@ def read(
     source = file.parent / CONFIG
     fields: dict[str, Any] = read_json(source) if source.is_file() else {}
     config = parsed(MlxConfig, fields, f"{source} is not mlx-lm's configuration")
-    found = mlx_tensors.sort_out(read_safetensors(file), sites)
+    found = mlx_places.sort_out(read_safetensors(file), sites)
     refuse(
         f"the adapter {path} is more than W + scale * B @ A",
-        [*_beyond_lora(config), *found.foreign],
+        [*beyond_lora(config), *found.foreign],
         hint="fuse it into its base with `mlx_lm.fuse` and use that as the base",
     )
     trained_on = config.model or fields.get("base_model_name_or_path")
     refuse(
         f"the adapter {path}{fit_words(trained_on, knows_base=sites is not None)}",
-        mlx_tensors.problems_of(found, sites, config.lora.rank),
+        mlx_places.problems_of(found, sites, config.lora.rank),
         hint="load it on the base model that it was trained on" if sites is not None else None,
     )
-    decided = mlx_scale.decide(f"the adapter {path}", *_candidates(config, found), given=scale)
+    decided = mlx_scale.decide(f"the adapter {path}", *candidates(config, found), given=scale)
     return LoadedAdapter(
         adapter=mlx_tensors.assemble(found, sites, decided.scale, base_config),
         config=fields,
@@ -142,25 +116,6 @@ def write(
     with atomic_dir(directory) as temporary:
         write_atomic(temporary / TENSORS, save(tensors, metadata={"format": "mlx"}))
         write_json(temporary / CONFIG, config)
-
-
-def _beyond_lora(config: MlxConfig) -> list[str]:
-    """The fields with which the tensors are no plain factors."""
-    problems = []
-    if config.fine_tune_type not in (None, "lora"):
-        problems.append(f"`fine_tune_type` is {config.fine_tune_type!r}")
-    if config.use_dora:
-        problems.append("`use_dora` is True")
-    return problems
-
-
-def _candidates(config: MlxConfig, found: mlx_tensors.Found) -> tuple[list[ScaleCandidate], bool]:
-    """What the scale may be, and whether the files determine it."""
-    said = config.lora
-    if said.scale is None:
-        return mlx_scale.without_config(npz=False, meta=bool(found.meta)), False
-    rank = said.rank or next(iter(found.pairs.values()))["lora_a"].shape[1]
-    return mlx_scale.of_config(said.scale, rank, said.alpha, dated=config.num_layers is not None)
 
 
 def _placement(names: Mapping[str, str], sites: Mapping[str, Site] | None) -> tuple[list[str], int]:

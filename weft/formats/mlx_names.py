@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from weft.core.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _ROUTER = "block_sparse_moe.gate"
 _TEXT = (r"^model\.language_model\.", "language_model.model.")

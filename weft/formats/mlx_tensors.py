@@ -9,78 +9,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from transformers import PretrainedConfig
 
 from weft.core.errors import InputError
 from weft.formats import mlx_names
-from weft.formats.problems import misfits, natural, strangers
+from weft.formats.mlx_places import Found
 from weft.model.adapter import Adapter, Layout, Site, Slot
-
-_FACTOR = re.compile(r"(?P<place>.+)\.lora_(?P<factor>[ab])")
-_EMBEDDINGS = ("embed_tokens", "wte", "wpe", "embed_in", "word_embeddings", "embeddings")
-
-
-@dataclass(frozen=True)
-class Found:
-    """The factors in a file, by the sites that they are for."""
-
-    pairs: Mapping[str, Mapping[str, torch.Tensor]]  # site -> "lora_a" [I, r], "lora_b" [r, O]
-    places: Mapping[str, str]  # site -> its name in the file
-    foreign: tuple[str, ...]  # problems: what is no factor of plain LoRA
-    meta: frozenset[str]  # sites in Meta's naming
-    rotated: frozenset[str]  # those of them with B in Meta's rotary order
-
-    def named(self) -> dict[str, torch.Tensor]:
-        """The factors by their names in the file."""
-        return {f"{self.places[s]}.{f}": t for s, p in self.pairs.items() for f, t in p.items()}
-
-
-def sort_out(tensors: Mapping[str, torch.Tensor], sites: Mapping[str, Site] | None) -> Found:
-    """Which tensor is which factor of which site, in natural order of names."""
-    known = mlx_names.sites_by_mlx_name(sites or ())
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
-    places: dict[str, str] = {}
-    foreign, meta, rotated = [], set(), set()
-    for name in sorted(tensors, key=natural):
-        match, tensor = _FACTOR.fullmatch(name), tensors[name]
-        problem = _meaning(name, tensor)
-        if match is None or problem:
-            foreign.append(f"tensor `{name}` {problem}")
-            continue
-        place = match["place"]
-        today = mlx_names.from_meta(place)
-        site = known.get(place, place) if sites is not None else mlx_names.from_mlx(place)[0]
-        if today is not None:
-            site, turned = today
-            meta.add(site)
-            rotated |= {site} if turned else set()
-        if places.setdefault(site, place) != place:
-            foreign.append(f"tensor `{name}` and `{places[site]}.*` are for the same place")
-            continue
-        pairs.setdefault(site, {})[f"lora_{match['factor']}"] = tensor
-    return Found(pairs, places, tuple(foreign), frozenset(meta), frozenset(rotated))
-
-
-def problems_of(found: Found, sites: Mapping[str, Site] | None, rank: int | None) -> list[str]:
-    """Factors that are missing or fit neither each other, nor `rank`, nor the base."""
-    known = None if sites is None else mlx_names.sites_by_mlx_name(sites)
-    problems = list(
-        strangers((n for s, n in found.places.items() if s not in (sites or ())), known)
-    )
-    for name, pair in found.pairs.items():
-        site = (sites or {}).get(name)
-        r = rank or (pair["lora_a"].shape[1] if "lora_a" in pair else pair["lora_b"].shape[0])
-        inputs, outputs = (site.inputs, site.outputs) if site else (None, None)
-        wanted = {"lora_a": (inputs, r), "lora_b": (r, outputs)}
-        problems += misfits(found.places[name], pair, wanted)
-    return problems
 
 
 def assemble(
-    found: Found,
+    found: Found[torch.Tensor],
     sites: Mapping[str, Site] | None,
     scale: float,
     base_config: PretrainedConfig | None,
@@ -152,7 +92,7 @@ def head_size(base_config: PretrainedConfig | None, outputs: int) -> int:
     return int(size)
 
 
-def _infer(found: Found) -> dict[str, Site]:
+def _infer(found: Found[torch.Tensor]) -> dict[str, Site]:
     """Sites by the names and shapes of their factors, when the base is not known."""
     sites = {}
     for name, pair in found.pairs.items():
@@ -161,25 +101,3 @@ def _infer(found: Found) -> dict[str, Site]:
         inputs, outputs = pair["lora_a"].shape[0], pair["lora_b"].shape[1]
         sites[name] = Site(name, kind, inputs, outputs, int(layer[1]) if layer else None)
     return sites
-
-
-def _meaning(name: str, tensor: torch.Tensor) -> str | None:
-    """What a tensor is that plain LoRA on matrices has no place for; None for a factor of it."""
-    owner, _, leaf = name.rpartition(".")
-    if leaf == "m":
-        return "is the magnitude of DoRA"
-    if leaf in ("scales", "biases"):
-        return "is of a quantised weight of the base"
-    if leaf in ("weight", "bias"):
-        return "replaces a weight of the base"
-    if leaf not in ("lora_a", "lora_b"):
-        return "is not known to Weft"
-    if owner.rpartition(".")[2] in _EMBEDDINGS:
-        return "adapts an embedding"
-    if tensor.ndim == 3:
-        return "adapts the experts of a mixture, three-dimensional as it is"
-    if not tensor.is_floating_point():
-        return f"is {tensor.dtype}"
-    if tensor.ndim != 2:
-        return f"has {tensor.ndim} dimensions and not 2"
-    return None

@@ -15,14 +15,15 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from weft.core.files import atomic_dir, write_atomic
-from weft.formats import mlx_scale, mlx_tensors
-from weft.formats.folder import find_tensors, read_npz, refuse_to_overwrite, require_tensors
+from weft.formats import mlx_places, mlx_scale, mlx_tensors
+from weft.formats.folder import USUAL, find_tensors, refuse_to_overwrite, require_tensors
 from weft.formats.loaded import LoadedAdapter
 from weft.formats.mlx_names import to_mlx
 from weft.formats.problems import fit_words, not_finite, refuse
+from weft.formats.tensors import read_npz
 from weft.model.adapter import Adapter, Site
 
-TENSORS = "adapters.npz"
+TENSORS = USUAL["npz"]
 SCALE = mlx_scale.EXAMPLES_SCALE
 """What the scripts multiply B @ A by, and what `write` writes for."""
 
@@ -48,7 +49,7 @@ def read(
     transformers' rotary order, for which `base_config` is needed. `sites` as for the other formats.
     """
     file = require_tensors(path, "npz", TENSORS, "an adapter of mlx-examples")
-    found = mlx_tensors.sort_out(read_npz(file), sites)
+    found = mlx_places.sort_out(read_npz(file), sites)
     refuse(
         f"the adapter {path} is more than W + scale * B @ A",
         found.foreign,
@@ -56,7 +57,7 @@ def read(
     )
     refuse(
         f"the adapter {path}{fit_words(None, knows_base=sites is not None)}",
-        mlx_tensors.problems_of(found, sites, None),
+        mlx_places.problems_of(found, sites, None),
         hint="load it on the base model that it was trained on" if sites is not None else None,
     )
     candidates = mlx_scale.without_config(npz=True, meta=bool(found.meta))

@@ -6,8 +6,7 @@ W + scale * B @ A cannot express is refused by name, never dropped.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,26 +18,21 @@ from weft.core.files import atomic_dir, read_json, write_atomic, write_json
 from weft.formats import peft_config
 from weft.formats.folder import (
     CONFIG,
+    USUAL,
     find_tensors,
-    read_safetensors,
     refuse_to_overwrite,
     require_tensors,
 )
 from weft.formats.loaded import GIVEN, LoadedAdapter
 from weft.formats.peft_config import PeftConfig
-from weft.formats.problems import fit_words, misfits, natural, not_finite, refuse, strangers
+from weft.formats.peft_names import by_site
+from weft.formats.problems import not_finite
+from weft.formats.tensors import read_safetensors
 from weft.model.adapter import Adapter, Layout, Site, Slot
-from weft.model.sites import ALIASES
 
-TENSORS = "adapter_model.safetensors"
+TENSORS = USUAL["peft"]
 _PICKLE = "adapter_model.bin"
 _PREFIX = "base_model.model."
-_FACTOR = re.compile(
-    r"(?:base_model\.model\.)?(?P<site>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight"
-)
-_EXPERTS = re.compile(r"\.experts(\.base_layer)*$")  # one parameter for all of them
-
-Factors = dict[str, torch.Tensor]  # "A" and "B" of one site
 
 
 def is_adapter(path: Path) -> bool:
@@ -95,21 +89,7 @@ def read_adapter(
         )
     fields = read_json(file.parent / CONFIG)
     config = peft_config.parse(fields, file.parent / CONFIG)
-    factors, foreign = _by_site(read_safetensors(file))
-    refuse(
-        f"the adapter {path} is more than W + scale * B @ A",
-        peft_config.beyond_lora(config) + foreign,
-        hint="merge it into its base with PEFT (`merge_and_unload`) and use that as the base",
-    )
-    trained_on = config.base_model_name_or_path
-    refuse(
-        f"the adapter {path}{fit_words(trained_on, knows_base=sites is not None)}",
-        [
-            *strangers(factors, sites),
-            *(p for name in factors for p in _misfits(name, factors[name], config, sites)),
-        ],
-        hint="load it on the base model that it was trained on" if sites is not None else None,
-    )
+    factors = by_site(path, read_safetensors(file), config, sites)
     found = _infer_sites(factors, config) if sites is None else sites
     own = {name: config.scale(name) for name in found if name in factors}
     scales = own if scale is None else dict.fromkeys(own, scale)
@@ -120,7 +100,7 @@ def read_adapter(
     return LoadedAdapter(
         adapter=Adapter(Layout(slots), torch.cat(parts)),
         config=fields,
-        base_ref=trained_on or None,
+        base_ref=config.base_model_name_or_path or None,
         notes=(*_contradiction(own, scale, rule), *not_finite(named)),
         format="peft",
         scale_from=rule if scale is None else GIVEN,
@@ -151,60 +131,9 @@ def _contradiction(own: Mapping[str, float], given: float | None, rule: str) -> 
     return (f"the scale {given:g} was given and is used; the files mean {told} ({rule})",)
 
 
-def _by_site(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Factors], list[str]]:
-    """The factors of each site in natural order of names, and what is not a factor of LoRA."""
-    factors: dict[str, Factors] = {}
-    foreign = []
-    for name in sorted(tensors, key=natural):
-        match = _FACTOR.fullmatch(name)
-        if match is None:
-            foreign.append(f"tensor `{name}` {_meaning(name)}")
-        elif _EXPERTS.search(match["site"]):
-            foreign.append(f"tensor `{name}` adapts the experts of a mixture")
-        elif not tensors[name].is_floating_point():
-            foreign.append(f"tensor `{name}` is {tensors[name].dtype}")
-        elif match["factor"] in (pair := factors.setdefault(_today(match["site"]), {})):
-            foreign.append(f"tensor `{name}` is a second one for the same place")
-        else:
-            pair[match["factor"]] = tensors[name]
-    return factors, foreign
-
-
-def _today(site: str) -> str:
-    """The name of a site in transformers 5, for adapters of modules that have moved since."""
-    for old, new in ALIASES.items():
-        if site.endswith(f".{old}"):
-            return site.removesuffix(old) + new
-    return site
-
-
-def _meaning(name: str) -> str:
-    """What a tensor is that plain LoRA has no place for."""
-    if "lora_magnitude_vector" in name:
-        return "is the magnitude of DoRA"
-    if "lora_embedding_" in name:
-        return "adapts an embedding"
-    if re.search(r"lora_[AB](\.default)?\.bias$", name):
-        return "is the bias of `lora_bias`"
-    if name.endswith(".base_layer.weight"):
-        return "stores a weight of the base; PEFT leaves it out with `save_embedding_layers=False`"
-    if "lora_" not in name:
-        return "replaces a weight of the base"
-    return "is not known to Weft"
-
-
-def _misfits(
-    name: str, pair: Factors, config: PeftConfig, sites: Mapping[str, Site] | None
-) -> Iterator[str]:
-    """Factors of one site that are missing, or of another shape than the base or the rank asks."""
-    rank = config.rank(name)
-    site = (sites or {}).get(name)
-    inputs, outputs = (site.inputs, site.outputs) if site else (None, None)
-    found = {f"lora_{factor}": tensor for factor, tensor in pair.items()}
-    return misfits(name, found, {"lora_A": (rank, inputs), "lora_B": (outputs, rank)})
-
-
-def _infer_sites(factors: Mapping[str, Factors], config: PeftConfig) -> dict[str, Site]:
+def _infer_sites(
+    factors: Mapping[str, Mapping[str, torch.Tensor]], config: PeftConfig
+) -> dict[str, Site]:
     """Sites by the shapes of their tensors, when the base is not known."""
     sites = {}
     for name, pair in factors.items():

@@ -11,12 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, field_validator
 
 from weft.formats.problems import parsed
-from weft.model.adapter import Layout, Site, Slot
+
+if TYPE_CHECKING:
+    from weft.model.adapter import Layout, Site, Slot
 
 _INERT = {
     # training, initialisation of A and B alone, and the backward pass

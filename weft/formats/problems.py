@@ -7,18 +7,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import torch
 from pydantic import BaseModel, ValidationError
 
 from weft.core.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
 
 _SHOWN = 12  # problems that an error lists before it counts the rest
 
 Fields = TypeVar("Fields", bound=BaseModel)
 Wanted = tuple[int | None, ...]
 """The shape that a tensor must have; None where any size will do."""
+
+
+class Tensor(Protocol):
+    """A tensor of PyTorch or an array of NumPy, as far as names and shapes go."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its sizes."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """Whatever its library calls it."""
+        ...
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether it holds floating point numbers."""
+    return "float" in str(tensor.dtype)
 
 
 def parsed(kind: type[Fields], fields: Any, what: str) -> Fields:
@@ -54,9 +75,7 @@ def strangers(names: Iterable[str], known: Collection[str] | None) -> Iterator[s
         yield f"{name}: not a place that can be adapted" + (f"; {near}" if near else "")
 
 
-def misfits(
-    site: str, pair: Mapping[str, torch.Tensor], wanted: Mapping[str, Wanted]
-) -> Iterator[str]:
+def misfits(site: str, pair: Mapping[str, Tensor], wanted: Mapping[str, Wanted]) -> Iterator[str]:
     """Factors of one site, by their names in the file, that are missing or of another shape."""
     for factor, sizes in wanted.items():
         if factor not in pair:

@@ -13,6 +13,9 @@ from weft.model.decoding import Decoding
 
 DType = Literal["float32", "bfloat16", "float16"]
 
+ALIASES = {"block_sparse_moe.gate": "mlp.gate"}
+"""Public target names of older transformers, and what the same module is called now."""
+
 
 class NllConfig(BaseModel):
     """Negative log-likelihood of the supervised tokens."""

@@ -11,10 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weft.core.errors import InputError, did_you_mean
 from weft.model.adapter import Layout, Site, Slot
-from weft.model.config import AdapterConfig
-
-ALIASES = {"block_sparse_moe.gate": "mlp.gate"}
-"""Public target names of older transformers, and what the same module is called now."""
+from weft.model.config import ALIASES, AdapterConfig
 
 
 def find_sites(model: PreTrainedModel) -> dict[str, Site]:
