@@ -21,6 +21,7 @@ from weft.cli import launch, screen
 from weft.cli.check import check
 from weft.cli.compare import compare
 from weft.cli.demo import demo
+from weft.cli.diff import diff
 from weft.cli.eval import evaluate
 from weft.cli.experiment import experiment
 from weft.cli.export import export
@@ -40,6 +41,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "generate": generate,
     "compare": compare,
+    "diff": diff,
     "inspect": inspect,
     "export": export,
     "import": import_,

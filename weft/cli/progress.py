@@ -203,3 +203,36 @@ class TokensProgress:
         if self._line:
             self._line.stop()
             self._line = None
+
+
+class ProofProgress:
+    """Exchanges of a proof, what is exchanged now, and the time to go."""
+
+    def __init__(self) -> None:
+        self._line: _LiveLine | None = None
+        self._start = self._spoken = time.monotonic()
+
+    def __call__(self, done: int, total: int, words: str) -> None:
+        """So many of so many are done, and this one begins."""
+        if screen.console().is_terminal:
+            if self._line is None:
+                self._line = _LiveLine(done, total)
+                self._line.start()
+            self._line.show(done, words)
+        elif time.monotonic() - self._spoken > QUIET_SECONDS:
+            self._spoken = time.monotonic()
+            seconds = self._spoken - self._start
+            left = f", about {seconds / done * (total - done):,.0f} s left" if done else ""
+            screen.say(f"exchange {done + 1} of {total}: {words}{left}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._line:
+            self._line.stop()

@@ -11,6 +11,7 @@ from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.finding import Diagnosis
 from weft.diagnose.ladder import climb
 from weft.diagnose.opening import open_evidence
+from weft.diagnose.passages import passages
 from weft.diagnose.verdict import judge
 
 TOGETHER = (frozenset({"run", "recording"}), frozenset({"adapter"}), frozenset({"config"}))
@@ -44,7 +45,8 @@ def diff(
         from weft.diagnose.proof.prove import prove as proved
 
         diagnosis = proved(pair, diagnosis, base=base, seed=seed, watch=watch)
-    return replace(diagnosis, seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return replace(diagnosis, passages=passages(pair), seconds=seconds)
 
 
 def _refuse_unlike(a: Evidence, b: Evidence) -> None:

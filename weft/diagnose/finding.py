@@ -105,6 +105,15 @@ class Cause:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """What A and B were asked and said in one place."""
+
+    prompts: tuple[str, str]
+    texts: tuple[str, str]
+    token: int | None  # the first that differs, counted from 1
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """The answer of `weft diff`."""
 
@@ -123,6 +132,7 @@ class Diagnosis:
     curves: Mapping[str, Any] = field(default_factory=dict)
     """Divergence by layer, by position, by step: lists of numbers for the page."""
 
+    passages: tuple[Passage, ...] = ()
     seconds: float = 0.0
     forwards: int = 0
 
@@ -150,6 +160,7 @@ class Diagnosis:
             "ruled_out": list(self.ruled_out),
             "not_checked": list(self.not_checked),
             "coverage": dict(self.coverage),
+            "passages": [vars(passage) for passage in self.passages],
             "seconds": self.seconds,
             "forwards": self.forwards,
         }
