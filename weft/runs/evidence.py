@@ -262,8 +262,12 @@ class Check(Part):
     one unit in the last place; a batch in two forwards; the same in float32."""
 
     model: str = ""
-    unit: str  # nats: largest mean KL over rows; relative: relative change of a loss
+    unit: str
+    """nats: mean KL over rows; relative: relative change of a loss; hidden: relative L2 of the last
+    hidden state; logits: largest absolute difference of log-probabilities."""
+
     values: tuple[float, ...]  # one a draw
+    in_float32: float | None = None  # the largest draw of the same null in float32
     words: str = ""
 
 
