@@ -10,7 +10,8 @@ Importing this module loads nothing else: a function brings what it needs when i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +36,7 @@ __all__ = [
     "generate",
     "import_adapter",
     "inspect",
+    "record",
     "train",
 ]
 
@@ -303,3 +305,21 @@ def import_adapter(
         data=None if data is None else Path(data),
         watch=watch,
     )
+
+
+@contextmanager
+def record(out: str | Path) -> Iterator[None]:
+    """Record what PyTorch code in this block computes into the directory `out`, for `diff`.
+
+    Results are those without it. What was computed before the block is not known, and functions
+    that were imported by name before it (`from torch import argmax`) are not seen; `weft record`
+    sees a whole program. Raises `InputError` where `out` is not empty.
+    """
+    import sys
+
+    from weft.diagnose.record.session import recording
+
+    script = Path(sys.argv[0])
+    home = script.parent if script.is_file() else Path.cwd()
+    with recording(Path(out), name=Path(out).name, command=" ".join(sys.argv), home=home):
+        yield

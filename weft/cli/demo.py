@@ -34,10 +34,9 @@ def demo(
     Needs no network. Writes a run with its adapter, loss curve and report.html.
     """
     from weft import compare
-    from weft.core.files import write_json
+    from weft.core.files import free_directory, write_json
     from weft.report.figures import draw_figures
     from weft.runs.reader import RunReader
-    from weft.training.train import free_directory
 
     _refuse_what_cannot_end(settings or [])
     started = time.monotonic()

@@ -29,6 +29,7 @@ from weft.cli.generate import generate
 from weft.cli.import_ import import_
 from weft.cli.inspect import inspect
 from weft.cli.recipes import recipes
+from weft.cli.record import RecordCommand, record
 from weft.cli.report import report
 from weft.cli.train import train
 from weft.core.errors import WeftError
@@ -41,6 +42,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "generate": generate,
     "compare": compare,
+    "record": record,
     "diff": diff,
     "inspect": inspect,
     "export": export,
@@ -50,6 +52,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "recipes": recipes,
 }
 
+PARSERS = {"record": RecordCommand}
+"""Verbs whose command line is not like the others'."""
+
 UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Why standard output takes nothing more; errors of files name their file."""
 
@@ -58,7 +63,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for name, verb in VERBS.items():
-    app.command(name)(verb)
+    app.command(name, cls=PARSERS.get(name))(verb)
 
 
 @app.callback(invoke_without_command=True)

@@ -123,6 +123,14 @@ def remove_dir(path: Path) -> None:
         shutil.rmtree(aside)
 
 
+def free_directory(parent: Path, name: str) -> Path:
+    """`parent/name`, or the first of `parent/name-2`, `-3`, ... that does not exist."""
+    number = 1
+    while (parent / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return parent / (name if number == 1 else f"{name}-{number}")
+
+
 def remove_leftovers(directory: Path) -> None:
     """Delete what killed processes left in `directory` (not below). Needs the directory's lock."""
     for entry in directory.glob(".*.tmp"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.core.errors import InputError, NumericError
-from weft.core.files import write_atomic, write_json
+from weft.core.files import free_directory, write_atomic, write_json
 from weft.data.dataset import available_splits
 from weft.data.split import Split
 from weft.engines.local import LocalEngine
@@ -41,7 +41,7 @@ from weft.training.job import load_data
 from weft.training.objective import judging
 from weft.training.refs import load_split, open_subject
 from weft.training.resolve import Resolved, from_record
-from weft.training.train import Announce, Entry, can_share, free_directory, train_together
+from weft.training.train import Announce, Entry, can_share, train_together
 
 
 @dataclass(frozen=True)

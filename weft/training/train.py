@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weft.core.errors import InputError, NumericError
+from weft.core.files import free_directory
 from weft.engines.ranks import ALONE, Ranks
 from weft.formats.peft import write_adapter
 from weft.runs.layout import RunLayout
@@ -287,14 +288,6 @@ def _only(outcomes: Sequence[Outcome]) -> Outcome:
     if outcome.error is not None:
         raise outcome.error
     return outcome
-
-
-def free_directory(parent: Path, name: str) -> Path:
-    """`parent/name`, or the first of `parent/name-2`, `-3`, ... that does not exist."""
-    number = 1
-    while (parent / (name if number == 1 else f"{name}-{number}")).exists():
-        number += 1
-    return parent / (name if number == 1 else f"{name}-{number}")
 
 
 def _go(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -79,6 +79,8 @@ class Changed:
 class Ending:
     """The script is over. Listeners are told in the order of `TAPS`."""
 
+    status: Literal["finished", "failed", "interrupted"]
+
 
 class Recorder:
     """One recording in the making, in this process."""
@@ -94,6 +96,8 @@ class Recorder:
         """Training steps taken so far; the training tap counts."""
         self.overhead = 0.0
         """Seconds spent looking."""
+        self.files: dict[str, str] = {}
+        """SHA-256 of files that the script read, by path."""
         self._open = True
         self._lock = threading.RLock()
         self._thread = threading.local()
@@ -171,10 +175,13 @@ class Recorder:
         if filename.startswith("<"):
             return None
         path = Path(filename).resolve()
-        if any(path.is_relative_to(root) for root in _foreign()):
-            return None
-        inside = path.is_relative_to(self.home)
-        return path.relative_to(self.home).as_posix() if inside else path.as_posix()
+        return None if any(path.is_relative_to(each) for each in _foreign()) else self.named(path)
+
+    def named(self, path: Path) -> str:
+        """A path below the script's directory relative to it, any other whole."""
+        whole = path.resolve()
+        inside = whole.is_relative_to(self.home)
+        return (whole.relative_to(self.home) if inside else whole).as_posix()
 
     def own_files(self) -> list[Path]:
         """Files of the user's own code that are loaded."""
