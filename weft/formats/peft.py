@@ -95,15 +95,14 @@ def read_adapter(
     scales = own if scale is None else dict.fromkeys(own, scale)
     slots = tuple(Slot(found[name], config.rank(name), scales[name]) for name in scales)
     parts = [factors[slot.site.name][f].float().flatten() for slot in slots for f in "AB"]
-    rule = "alpha / sqrt(r) (rsLoRA)" if config.use_rslora else "alpha / r"
     named = {f"{name}.lora_{f}": t for name, pair in factors.items() for f, t in pair.items()}
     return LoadedAdapter(
         adapter=Adapter(Layout(slots), torch.cat(parts)),
         config=fields,
         base_ref=config.base_model_name_or_path or None,
-        notes=(*_contradiction(own, scale, rule), *not_finite(named)),
+        notes=(*_contradiction(own, scale, config.rule), *not_finite(named)),
         format="peft",
-        scale_from=rule if scale is None else GIVEN,
+        scale_from=config.rule if scale is None else GIVEN,
     )
 
 

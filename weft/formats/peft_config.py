@@ -70,9 +70,17 @@ class PeftConfig(BaseModel):
 
     def scale(self, site: str) -> float:
         """alpha / r, or alpha / sqrt(r) with rsLoRA; a patterned rank keeps the global alpha."""
-        alpha = self._patterned(self.alpha_pattern or {}, site, self.lora_alpha)
         rank = self.rank(site)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        return self.alpha(site) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def alpha(self, site: str) -> float:
+        """The alpha at a site."""
+        return float(self._patterned(self.alpha_pattern or {}, site, self.lora_alpha))
+
+    @property
+    def rule(self) -> str:
+        """How alpha makes the scale, in words."""
+        return "alpha / sqrt(r) (rsLoRA)" if self.use_rslora else "alpha / r"
 
     def adapts_parameter(self, site: str) -> bool:
         """Whether PEFT adapts a bare parameter there (a router) and not a module."""

@@ -24,10 +24,8 @@ from weft.formats.certificate import (
     SiteRecord,
     hashes,
     load_certificate,
-    merged_records,
-    rounding_unit,
-    site_records,
 )
+from weft.formats.differences import merged_records, rounding_unit, site_records
 from weft.formats.folder import CERTIFICATE, CONFIG
 from weft.formats.loaded import LoadedAdapter, UndecidedScale
 from weft.formats.merged import merged_weights, write_merged

@@ -15,7 +15,7 @@ import torch
 
 from weft.core.batch import Batch, Example
 from weft.core.errors import CheckFailed
-from weft.formats.certificate import rounding_unit
+from weft.formats.differences import rounding_unit
 from weft.formats.peft import read_adapter
 from weft.model.adapter import Adapter
 from weft.model.bank import Bank
