@@ -10,6 +10,7 @@ Shapes: I in, O out, K probes, D hidden size, P projections.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -39,3 +40,21 @@ def digest(array: np.ndarray) -> str:
     made = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
     made.update(np.ascontiguousarray(array).tobytes())
     return made.hexdigest()[:16]
+
+
+def batch_digest(rows: Iterable[Sequence[int]]) -> str:
+    """Of the rows of a batch, token ids without padding, in any order."""
+    return _digest_of_set(np.asarray(row, np.int64).tobytes() for row in rows)
+
+
+def labels_digest(rows: Iterable[Sequence[int]], labels: Iterable[Sequence[int]]) -> str:
+    """Of what is supervised in a batch: ids and labels of each row, both without padding."""
+    pairs = zip(rows, labels, strict=True)
+    return _digest_of_set(
+        np.asarray([len(row), *row, *supervised], np.int64).tobytes() for row, supervised in pairs
+    )
+
+
+def _digest_of_set(parts: Iterable[bytes]) -> str:
+    each = sorted(hashlib.sha256(part).digest() for part in parts)
+    return hashlib.sha256(b"".join(each)).hexdigest()[:16]
