@@ -15,6 +15,7 @@ from functools import cache
 
 import numpy as np
 
+from weft.core.batch import IGNORE
 from weft.core.keys import Key
 
 PROBES = 4
@@ -48,10 +49,14 @@ def batch_digest(rows: Iterable[Sequence[int]]) -> str:
 
 
 def labels_digest(rows: Iterable[Sequence[int]], labels: Iterable[Sequence[int]]) -> str:
-    """Of what is supervised in a batch: ids and labels of each row, both without padding."""
+    """Of what is supervised in a batch: ids and labels of each row, both without padding.
+
+    The label of a first position counts for nothing: nothing comes before it to predict it.
+    """
     pairs = zip(rows, labels, strict=True)
     return _digest_of_set(
-        np.asarray([len(row), *row, *supervised], np.int64).tobytes() for row, supervised in pairs
+        np.concatenate([[len(row)], row, [IGNORE], supervised[1:]]).astype(np.int64).tobytes()
+        for row, supervised in pairs
     )
 
 
