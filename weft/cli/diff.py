@@ -75,7 +75,7 @@ def diff(
     if html is not None:
         from weft.report.diagnosis import write_diagnosis
 
-        write_diagnosis(html, found, again)
+        write_diagnosis(html, found, command=again, coverage=coverage(found))
         screen.say(f"written: {html}")
     if found.verdict == "different" and not prove and not json:
         screen.say()
@@ -179,10 +179,8 @@ def _effect(found: Diagnosis) -> Iterable[Entry]:
 
 def _fixes(causes: Sequence[Cause]) -> Iterable[Entry]:
     for number, cause in enumerate(causes, start=1):
-        parts = [part for part in (cause.finding.fix, cause.finding.where) if part]
-        if parts:
-            numbered = f"{number}. " if len(causes) > 1 else ""
-            yield Entry.of(numbered + "; ".join(parts))
+        if mend := cause.finding.mend():
+            yield Entry.of(f"{number}. {mend}" if len(causes) > 1 else mend)
 
 
 def place(found: Finding) -> str:

@@ -73,7 +73,7 @@ def put(sections: Sequence[Section], rest: str) -> None:
     from rich.text import Text
 
     kept = [section for section in sections if section.entries]
-    indent = max(len(section.label) for section in kept) + GAP
+    indent = max(len(section.label) for section in sections) + GAP
     grid = Table.grid(padding=0)
     grid.add_column(width=indent, no_wrap=True)
     grid.add_column(overflow="fold")

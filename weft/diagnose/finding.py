@@ -53,6 +53,12 @@ class Finding:
             return None
         return self.value / self.floor
 
+    def mend(self) -> str:
+        """What to do, and the line to do it at; empty where neither is known."""
+        if self.fix and self.where:
+            return f"{self.fix}; {self.where}"
+        return self.fix or (f"see {self.where}" if self.where else "")
+
 
 @dataclass(frozen=True)
 class Outcome:

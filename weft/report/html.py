@@ -124,7 +124,12 @@ class ExperimentReport:
 def write_report(path: Path, report: Report | ExperimentReport) -> None:
     """Write the page at `path`, whole or not at all."""
     name = "experiment" if isinstance(report, ExperimentReport) else "report"
-    page = _templates().get_template(f"{name}.html.j2").render(report=report)
+    write_page(path, name, report)
+
+
+def write_page(path: Path, template: str, report: object) -> None:
+    """Write what a template makes of `report`, whole or not at all."""
+    page = _templates().get_template(f"{template}.html.j2").render(report=report)
     write_atomic(path, page.encode("utf-8", errors="replace"))  # JSON may hold lone surrogates
 
 

@@ -1,0 +1,167 @@
+"""`weft diff`: what is on the screen, in JSON, and in the exit code."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import replace
+
+import pytest
+
+from weft.cli.sections import COLUMNS, LINES, Entry, Section, folded, shown
+from weft.diagnose.finding import Cause, Diagnosis, Finding, Outcome
+
+SCALE = Finding(
+    5,
+    "factor",
+    "scale",
+    "all 12 adapted modules",
+    "B's update is 8 times A's",
+    value=8.0,
+    floor=0.001,
+    where="train_b.py:88",
+    fix="pass scale=alpha / r",
+)
+DIFFERENT = Diagnosis(
+    "a",
+    "b",
+    "different",
+    SCALE.words,
+    (Cause(SCALE, "proven", 0.999, 0.98, ("B with A's scale: mean KL 1.84 -> 0.0007 nats",)),),
+    SCALE,
+    (Outcome("kl", 1.84, 0.0011, "nats", "mean KL at matched positions"),),
+    harmless=("keys are in another order",),
+    ruled_out=("token ids are equal: 16 of 16 prompts",),
+    not_checked=("training: neither side trained",),
+    coverage={"A": {"kind": "run", "steps": 1200, "checks": ["ulp", "ulp", "split"]}},
+    seconds=0.42,
+)
+SAME = replace(
+    DIFFERENT, verdict="same", words="A and B are the same within noise", causes=(), first=None
+)
+
+
+@pytest.fixture
+def answer(monkeypatch):
+    """Make `weft diff` find something, and keep what it was asked."""
+    asked = []
+
+    def give(diagnosis):
+        def diff(a, b, **options):
+            asked.append((a, b, options))
+            return diagnosis
+
+        monkeypatch.setattr("weft.diagnose.diff.diff", diff)
+        return asked
+
+    return give
+
+
+def test_the_screen_names_cause_value_floor_multiple_and_confidence(cli, answer):
+    answer(DIFFERENT)
+    said = cli("diff", "a", "b")
+    assert said.code == 0
+    assert "VERDICT           different. Root cause (proven): B's update is 8 times A's" in said.out
+    assert "rung 5" in said.out and "all 12 adapted modules" in said.out
+    assert "8 (floor 0.001, 8,000x)" in said.out
+    assert "closes 99.9% of the gap; reproduces 98.0%" in said.out
+    assert "1.84 nats (floor 0.0011, 1,673x)" in said.out
+
+
+def test_the_screen_says_what_passed_what_was_not_checked_and_how_to_mend_it(cli, answer):
+    answer(DIFFERENT)
+    lines = cli("diff", "a", "b").out.splitlines()
+    sections = {line[:18].strip(): line[18:] for line in lines if line[:18].strip()}
+    assert sections["RULED OUT"] == "token ids are equal: 16 of 16 prompts"
+    assert sections["NOT CHECKED"] == "training: neither side trained"
+    assert sections["HARMLESS"] == "keys are in another order"
+    assert sections["FIX"] == "pass scale=alpha / r; train_b.py:88"
+    assert sections["COVERAGE"] == "A: run, 1,200 steps, self-checks ulp, split"
+
+
+def test_the_command_can_be_pasted(cli, answer):
+    answer(DIFFERENT)
+    said = cli("diff", "a b", "c", "--base", "weft/tiny", "--seed", "3")
+    assert said.out.splitlines()[-1].endswith("weft diff 'a b' c --base weft/tiny --seed 3")
+    assert "next: weft diff 'a b' c --prove --base weft/tiny --seed 3" in said.err
+
+
+def test_options_reach_the_diagnosis(cli, answer):
+    asked = answer(DIFFERENT)
+    cli("diff", "a", "b", "--prove", "--seed", "5", "--base", "weft/tiny")
+    (_, _, options) = asked[0]
+    assert options["prove"] and options["seed"] == 5 and options["base"] == "weft/tiny"
+    assert callable(options["watch"])
+
+
+@pytest.mark.parametrize(("diagnosis", "code"), [(SAME, 0), (DIFFERENT, 1)])
+def test_assert_same_is_an_exit_code(cli, answer, diagnosis, code):
+    answer(diagnosis)
+    assert cli("diff", "a", "b", "--assert-same").code == code
+
+
+def test_unsure_is_not_same(cli, answer):
+    answer(replace(SAME, verdict="unsure"))
+    assert cli("diff", "a", "b", "--assert-same").code == 1
+    assert cli("diff", "a", "b").code == 0
+
+
+def test_same_says_so_first(cli, answer):
+    answer(SAME)
+    said = cli("diff", "a", "b")
+    assert said.out.startswith("VERDICT           same. A and B are the same within noise\n")
+    assert "next:" not in said.err
+
+
+def test_json_holds_everything(cli, answer):
+    answer(DIFFERENT)
+    found = json.loads(cli("diff", "a", "b", "--json").out)
+    assert found["verdict"] == "different"
+    (cause,) = found["causes"]
+    assert (cause["label"], cause["rung"], cause["confidence"]) == ("scale", 5, "proven")
+    assert (cause["value"], cause["floor"], cause["multiple"]) == (8.0, 0.001, 8000.0)
+    assert (cause["gap_closed"], cause["where"]) == (0.999, "train_b.py:88")
+    assert found["ruled_out"] and found["not_checked"] and found["coverage"]
+
+
+def test_html_is_written_and_said(cli, answer, tmp_path):
+    answer(DIFFERENT)
+    said = cli("diff", "a", "b", "--html", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert f"written: {tmp_path / 'page.html'}" in said.err
+
+
+def test_a_place_where_no_page_can_be_is_refused_before_anything_else(cli, answer, tmp_path):
+    asked = answer(DIFFERENT)
+    said = cli("diff", "a", "b", "--html", tmp_path)
+    assert said.code == 2 and "--html" in said.err
+    assert asked == []
+
+
+def test_a_diagnosis_fits_on_one_screen_whatever_was_found(cli, answer):
+    causes = tuple(
+        Cause(replace(SCALE, words=f"{n}: {'long words ' * 12}", fix="mend it " * 9), "located")
+        for n in range(9)
+    )
+    many = tuple(f"thing {n}: {'many words ' * 14}" for n in range(50))
+    answer(replace(DIFFERENT, causes=causes, ruled_out=many, not_checked=many, harmless=many))
+    out = cli("diff", "a", "b").out
+    wrapped = [textwrap.wrap(line[18:], COLUMNS - 18) or [""] for line in out.splitlines()]
+    assert sum(map(len, wrapped)) <= LINES + 6
+    assert "more: --json lists all" in out
+
+
+def test_what_a_side_says_does_not_steer_the_terminal(cli, answer):
+    answer(replace(SAME, not_checked=("\x1b[2J\nA: \u202eevil",)))
+    out = cli("diff", "a", "b").out
+    assert "\\x1b[2J\\nA: \\u202eevil" in out
+    assert "\x1b" not in out
+
+
+def test_shown_leaves_plain_text_alone():
+    assert shown("zażółć gęślą 漢字 -> 'x'") == "zażółć gęślą 漢字 -> 'x'"
+
+
+def test_what_is_dear_is_folded_last():
+    lines = tuple(Entry.of(str(n)) for n in range(30))
+    assert folded([Section("a", lines, dear=True), Section("b", lines)], 80) == [30, 9]
