@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from weft.diagnose.record import mlx
 from weft.diagnose.record.patching import Undo, together
 from weft.diagnose.record.recorder import Recorder
 
 Tap: TypeAlias = Callable[[Recorder], Undo]
 
-TAPS: tuple[Tap, ...] = ()
+TAPS: tuple[Tap, ...] = (mlx.install,)
 
 
 def install(recorder: Recorder) -> Undo:
