@@ -37,7 +37,7 @@ class Divergence:
 
 def divergence(a_NV: np.ndarray, b_NV: np.ndarray) -> Divergence:
     """Compare logits [N, V] (or log-probabilities, which are logits too), row by row."""
-    rows = [_row(np.float64(a_V), np.float64(b_V)) for a_V, b_V in zip(a_NV, b_NV, strict=True)]
+    rows = [_row(_exact(a_V), _exact(b_V)) for a_V, b_V in zip(a_NV, b_NV, strict=True)]
     columns = zip(*rows, strict=True) if rows else [()] * 8
     return Divergence(*(np.array(column) for column in columns))
 
@@ -81,7 +81,7 @@ def truncated_kl(a: Mapping[int, float], b: Mapping[int, float]) -> float:
 
 def relative(a: np.ndarray, b: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
     """norm(B - A) / norm(A) over `axis`; inf where A is 0 and B is not, 0 where both are."""
-    a, b = np.float64(a), np.float64(b)
+    a, b = _exact(a), _exact(b)
     gap, size = (np.sqrt((x * x).sum(axis=axis)) for x in (b - a, a))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(gap == 0, 0.0, gap / size)
@@ -89,14 +89,14 @@ def relative(a: np.ndarray, b: np.ndarray, axis: int | tuple[int, ...] | None = 
 
 def centred_cosine(a_D: np.ndarray, b_D: np.ndarray) -> float:
     """Cosine of two vectors less their means; NaN where one of them is constant."""
-    a_D, b_D = (np.float64(x) - np.float64(x).mean() for x in (a_D, b_D))
+    a_D, b_D = (_exact(x) - _exact(x).mean() for x in (a_D, b_D))
     size = np.linalg.norm(a_D) * np.linalg.norm(b_D)
     return float(a_D @ b_D / size) if size else float("nan")
 
 
 def fit(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """c of the least-squares fit B = c A, and norm(B - c A) / norm(B)."""
-    a, b = np.float64(a).ravel(), np.float64(b).ravel()
+    a, b = _exact(a).ravel(), _exact(b).ravel()
     square, size = float(a @ a), float(np.linalg.norm(b))
     c = float(a @ b) / square if square else float("nan")
     rest = float(np.linalg.norm(b - c * a)) / size if size and square else 0.0
@@ -105,4 +105,8 @@ def fit(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 def perplexity(nll: np.ndarray) -> float:
     """exp of the mean of nats a token."""
-    return float(np.exp(np.float64(nll).mean()))
+    return float(np.exp(_exact(nll).mean()))
+
+
+def _exact(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, dtype=np.float64)
