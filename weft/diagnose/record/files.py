@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from weft.core.files import sha256_file
 from weft.data.readers import read_rows
+from weft.diagnose.record.patching import Undo, replace, together, when_imported
 from weft.diagnose.record.slots import Slots
 from weft.runs.evidence import Encoded, Slot
 
 if TYPE_CHECKING:
-    from weft.diagnose.record.patching import Undo
     from weft.diagnose.record.recorder import Recorder
 
 READ_BY = {"datasets", "pandas", "polars", "pyarrow"}
@@ -112,7 +112,7 @@ def main_record(slots: Sequence[Slot]) -> str:
 
 def install(recorder: Recorder) -> Undo:
     """Look at files that the script opens, at datasets that it loads, and at texts it encodes."""
-    from weft.diagnose.record.patching import replace, together, when_imported
+    from weft.diagnose.record.recorder import Ending  # which has a DataRead, from here
 
     data = recorder.data
 
@@ -140,14 +140,15 @@ def install(recorder: Recorder) -> Undo:
 
     _LISTENERS.append(opened)
     _hook()
+    recorder.slots = data.find
     recorder.listen(Encoded, data.encoded)
-    undos = [
-        lambda: _LISTENERS.remove(opened),
-        when_imported("datasets", lambda module: undos.append(replace(module, "load_dataset", loads))),
-    ]
-    from weft.diagnose.record.recorder import Ending
-
     recorder.listen(Ending, ended)
+    undos: list[Undo] = [lambda: _LISTENERS.remove(opened)]
+    undos.append(
+        when_imported(
+            "datasets", lambda module: undos.append(replace(module, "load_dataset", loads))
+        )
+    )
     return together(undos)
 
 

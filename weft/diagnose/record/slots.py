@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from os.path import commonprefix
 from typing import Any
 
 from weft.runs.evidence import Slot
@@ -76,7 +75,7 @@ class Slots:
                     return len(nearest)
                 below = nearest[:-1]
             else:  # what begins `text` and sorts before `nearest` begins both
-                below = commonprefix([nearest, below])
+                below = _shared(nearest, below)
         return 0
 
     def _explained(self, text: str, spans: list[tuple[int, int]]) -> dict[str, int]:
@@ -108,6 +107,12 @@ def fields_of(record: Any, field: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(record, list | tuple):
         for index, value in enumerate(record, start=1):
             yield from fields_of(value, f"{field}.{index}" if field else str(index))
+
+
+def _shared(one: str, other: str) -> str:
+    """What both begin with."""
+    pairs = zip(one, other, strict=False)
+    return one[: next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))]
 
 
 def _edge(text: str, place: int) -> bool:

@@ -1,0 +1,278 @@
+"""Decoding loops that a script has written itself, recognised by what it feeds the model.
+
+A loop is a run of passes of one model in which each pass is fed the token that was chosen after the
+pass before it. There are four ways to feed it: the whole text again, its last part (a window), the
+token alone beside a cache, or the token alone without one, which loses the context.
+
+Shapes: B rows, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from weft.diagnose.record.draws import Chosen, Fitted, draw_of, filters
+from weft.diagnose.record.patching import Undo
+from weft.diagnose.record.recorder import Ending, PassSeen, Recorder
+from weft.diagnose.record.seeds import random_digest
+from weft.runs.evidence import Draw, Generation
+
+if TYPE_CHECKING:
+    import torch
+
+FITTED_STEPS, FITTED_ROWS = 64, 8
+"""Draws to which a temperature is fitted."""
+
+
+@dataclass(eq=False)
+class Loop:
+    """A prefill, and what has followed it."""
+
+    model: str
+    where: str | None
+    eos: frozenset[int]
+    random: str | None
+    contexts: list[list[int]]  # all that was fed so far, B rows without padding
+    passes: list[int]
+    logits: torch.Tensor | None = None  # [B, V] of the last pass
+    chosen: list[Chosen] = field(default_factory=list)  # since the last pass
+    tokens: list[list[int]] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
+    fitted: list[Fitted] = field(default_factory=list)
+    feeding: str | None = None
+    greedy: bool = True  # every token was the likeliest
+
+    def __post_init__(self) -> None:
+        """Begin with no tokens."""
+        self.prompts = [tuple(row) for row in self.contexts]
+        self.tokens = [[] for _ in self.contexts]
+
+    @property
+    def steps(self) -> int:
+        """Tokens that were chosen and fed."""
+        return len(self.tokens[0])
+
+    def is_over(self, row: int) -> bool:
+        """Whether a row of a batch has ended; what it is fed then is only filling."""
+        return len(self.tokens) > 1 and any(token in self.eos for token in self.tokens[row])
+
+    def follow(self, rows: Sequence[Sequence[int]], past: int) -> str | None:
+        """How a pass goes on with this loop, given its unpadded rows; None: it does not."""
+        if len(rows) != len(self.contexts) or not all(rows):
+            return None
+        live = [row for row in range(len(rows)) if not self.is_over(row)]
+        one = all(len(rows[row]) == 1 for row in live)
+        if past:
+            if one:
+                return "cache"
+            return "more prompt" if not self.steps and not self.chosen else None
+        if one and any(len(self.contexts[row]) > 1 or self.steps for row in live):
+            return "last token" if self.picked([row[-1] for row in rows], strict=True) else None
+        pairs = [(list(rows[row]), self.contexts[row]) for row in live]
+        if all(row[:-1] == context for row, context in pairs):
+            return "all"
+        if all(_slides(row, context) for row, context in pairs) and (
+            self.feeding == "window" or self.picked([row[-1] for row in rows], strict=True)
+        ):
+            return "window"
+        return None
+
+    def picked(self, tokens: Sequence[int], *, strict: bool = False) -> Chosen | bool | None:
+        """The choice that gave these tokens, the latest first; True for that of the likeliest.
+
+        Unless `strict`, None stands for a choice that nobody saw.
+        """
+        live = [row for row in range(len(tokens)) if not self.is_over(row)]
+        draws_first = sorted(reversed(self.chosen), key=lambda each: each.how != "draw")
+        for chosen in draws_first:
+            given = last_of(chosen, len(tokens))
+            if given is not None and all(given[row] == tokens[row] for row in live):
+                return chosen
+        if strict and self.logits is not None and not self.chosen:
+            best = self.logits.argmax(-1).tolist()
+            return all(best[row] == tokens[row] for row in live)
+        return None
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """A token a row was chosen."""
+        picked = self.picked(tokens)
+        chosen = picked if isinstance(picked, Chosen) else None
+        fits = self.steps < FITTED_STEPS
+        best = None if self.logits is None else self.logits.argmax(-1).tolist()
+        for row, token in enumerate(tokens):
+            if not self.is_over(row):
+                seen = fits and row < FITTED_ROWS
+                draw, fitted = draw_of(row, self.steps, token, chosen, self.logits, seen)
+                self.draws.append(draw)
+                if fitted:
+                    self.fitted.append(fitted)
+                self.greedy &= best is not None and best[row] == token
+        for row, token in enumerate(tokens):
+            self.tokens[row].append(token)
+
+    def final(self) -> list[int] | None:
+        """What was chosen after the last pass: as the tokens before it were, if there were any."""
+        usual = self.draws[-1].how if self.draws else None
+        fitting = [
+            tokens
+            for each in self.chosen
+            if usual in (None, each.how) and (tokens := last_of(each, len(self.tokens)))
+        ]
+        return fitting[-1] if fitting else None
+
+    def settings(self, ended: Sequence[str]) -> dict[str, Any]:
+        """What its tokens say about how it was set."""
+        hows = {draw.how for draw in self.draws}
+        found: dict[str, Any] = {"feeding": self.feeding or "all", "num_beams": 1}
+        if "length" in ended:
+            found["max_tokens"] = max(map(len, self.kept()))
+        if "draw" not in hows and (hows == {"argmax"} or self.greedy):
+            return found | {"greedy": True}
+        if "draw" in hows:
+            found["greedy"] = False
+        temperatures = [each.temperature for each in self.fitted if each.temperature]
+        if temperatures:
+            found["temperature"] = round(median(temperatures), 4)
+        size = 0 if self.logits is None else self.logits.shape[-1]
+        return found | filters(self.fitted, size)
+
+    def kept(self) -> list[list[int]]:
+        """New tokens; in a batch those of a row up to its end."""
+        return [
+            row[: next((i for i, t in enumerate(row, 1) if t in self.eos), len(row))]
+            if len(self.tokens) > 1
+            else row
+            for row in self.tokens
+        ]
+
+
+def _slides(row: list[int], context: list[int]) -> bool:
+    """Whether a row is the end of a text that was fed, less its beginning, and one token more."""
+    return 1 < len(row) <= len(context) and context[-(len(row) - 1) :] == row[:-1]
+
+
+def last_of(chosen: Chosen, rows: int) -> list[int] | None:
+    """A token a row: the last one where every position got one."""
+    if not rows or chosen.tokens.numel() % rows:
+        return None
+    found: list[int] = chosen.tokens.reshape(rows, -1)[:, -1].tolist()
+    return found
+
+
+def unpadded(ids: torch.Tensor, mask: torch.Tensor | None) -> list[list[int]]:
+    """Rows of ids without what the mask hides."""
+    if mask is None or mask.ndim != 2 or mask.shape[-1] < ids.shape[-1]:
+        return ids.tolist()
+    seen = mask[:, mask.shape[-1] - ids.shape[-1] :].bool()
+    return [row[keep].tolist() for row, keep in zip(ids.cpu(), seen.cpu(), strict=True)]
+
+
+def end_tokens(module: Any) -> frozenset[int]:
+    """Ids that end a text, as the model's configurations say."""
+    found: list[int | None] = []
+    for name in ("generation_config", "config"):
+        value = getattr(getattr(module, name, None), "eos_token_id", None)
+        found += value if isinstance(value, list | tuple) else [value]
+    return frozenset(each for each in found if each is not None)
+
+
+class Loops:
+    """Follows the passes of a script and writes a `Generation` for every loop among them."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        """Nothing is going on yet."""
+        self.recorder = recorder
+        self.loop: Loop | None = None
+        self.limits: dict[str | None, int] = {}
+        """By the line of a prefill, the most tokens that a loop there went on for."""
+
+    def passed(self, seen: PassSeen) -> None:
+        """Go on with the loop, or end it and take this pass for the prefill of another."""
+        scored = seen.labels is not None or seen.event.training
+        if self.recorder.generating or scored or seen.ids is None or seen.ids.ndim != 2:
+            self.close()
+            return
+        rows = unpadded(seen.ids, seen.mask)
+        how = self.loop.follow(rows, seen.event.past) if self._same(seen) and self.loop else None
+        if how is None or self.loop is None:
+            self.close()
+            self.loop = Loop(
+                model=seen.event.model,
+                where=seen.event.where,
+                eos=end_tokens(seen.module),
+                random=random_digest(),
+                contexts=[list(row) for row in rows],
+                passes=[seen.event.index],
+            )
+        else:
+            self._go_on(self.loop, rows, how, seen.event.index)
+        self.loop.chosen.clear()
+        self.loop.logits = None if seen.logits is None else seen.logits.float().clone()
+
+    def _same(self, seen: PassSeen) -> bool:
+        return self.loop is not None and self.loop.model == seen.event.model
+
+    def _go_on(self, loop: Loop, rows: Sequence[Sequence[int]], how: str, index: int) -> None:
+        loop.passes.append(index)
+        if how == "more prompt":
+            for context, row in zip(loop.contexts, rows, strict=True):
+                context += row
+            loop.prompts = [tuple(context) for context in loop.contexts]
+            return
+        loop.take([row[-1] for row in rows])
+        loop.feeding = loop.feeding if loop.steps > 1 and loop.feeding == how else how
+        for context, fed in zip(loop.contexts, rows, strict=True):
+            context.append(fed[-1])
+
+    def chose(self, chosen: Chosen) -> None:
+        """Tokens were chosen; by the loop, if they are fed next."""
+        if self.loop is not None and not self.recorder.generating:
+            self.loop.chosen.append(chosen)
+
+    def close(self, _: object = None) -> None:
+        """End the loop that is going on, if it is one."""
+        loop, self.loop = self.loop, None
+        if loop is None:
+            return
+        last = loop.final()
+        if not loop.steps and (last is None or loop.where not in self.limits):
+            return
+        if last is not None:
+            loop.take(last)
+        tokens = loop.kept()
+        limit = max(self.limits.get(loop.where, 0), *map(len, tokens))
+        self.limits[loop.where] = limit
+        ended = tuple(_ended(row, loop.eos, limit) for row in tokens)
+        self.recorder.emit(
+            Generation(
+                model=loop.model,
+                driver="loop",
+                settings=loop.settings(ended),
+                prompts=tuple(loop.prompts),
+                tokens=tuple(map(tuple, tokens)),
+                ended=ended,
+                passes=tuple(loop.passes),
+                draws=tuple(loop.draws),
+                random=loop.random,
+                where=loop.where,
+            )
+        )
+
+
+def _ended(tokens: Sequence[int], eos: frozenset[int], limit: int) -> str:
+    """By an end token, at the length at which the longest stopped, or by a rule before it."""
+    if tokens and tokens[-1] in eos:
+        return "eos"
+    return "length" if len(tokens) >= limit else "stop"
+
+
+def install(recorder: Recorder) -> Undo:
+    """Recognise loops from passes and choices."""
+    loops = Loops(recorder)
+    recorder.listen(PassSeen, loops.passed)
+    recorder.listen(Chosen, loops.chose)
+    recorder.listen(Ending, loops.close)
+    return lambda: None
