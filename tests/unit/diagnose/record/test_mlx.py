@@ -178,7 +178,7 @@ def test_hidden_states_and_losses_are_those_of_transformers(look: Look, tiny: st
     hidden = np.stack([state[:, -1].numpy() for state in found.hidden_states[:-1]])
     np.testing.assert_allclose(seen.array(event.hidden or "")[:-1], hidden, atol=1e-4)
     weights = seen.of(Weights)[0].tensors
-    expected = float(reference.get_input_embeddings().weight.detach().norm())
+    expected = float(reference.get_input_embeddings().weight.detach().double().norm())
     assert weights["model.embed_tokens.weight"].norm == pytest.approx(expected, rel=1e-5)
 
 
