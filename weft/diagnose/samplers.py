@@ -1,0 +1,168 @@
+"""How a side chooses tokens: as it was set, as it was seen, and replayed on its own logits.
+
+Shapes: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from weft.diagnose.decoded import steps_of
+from weft.diagnose.evidence import Evidence
+from weft.runs.evidence import Draw, Generation
+
+STOPS = ("max_tokens", "min_tokens", "eos", "stop")
+"""Settings that say when to end; all others of a generation say how to choose."""
+
+NO_CHOICE = ("pad", "use_cache", "seed", "num_return_sequences", "driver")
+"""Settings that say neither."""
+
+ONLY_DRAWN = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+"""Settings that nothing reads when the most likely token is taken."""
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "temperature": (1, None), "top_k": (0, -1, None), "top_p": (1, 0, None), "min_p": (0, None),
+    "typical_p": (1, None), "repetition_penalty": (1, 0, None), "num_beams": (1, None),
+    "length_penalty": (1, None),
+}  # fmt: skip
+"""Values that change nothing; of a setting that is not listed: None, 0, nothing."""
+
+CLOSE = 0.02
+"""Temperatures within this part of one another are one: they are fitted."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What decides the choice, without what has no effect."""
+
+    greedy: bool | None  # None: not known
+    values: Mapping[str, Any]
+    altered: int = 0  # greedy choices that were not the most likely token
+    kept: int | None = None  # most tokens that could be drawn, where some could not
+    first_filters: bool | None = None  # filters before the temperature, where that is known
+
+    @property
+    def words(self) -> str:
+        """As one would say it."""
+        parts = [f"{key} {_plain(value)}" for key, value in sorted(self.values.items())]
+        if self.greedy:
+            return ", ".join(["takes the most likely token", *parts])
+        what = "draws" if self.greedy is False else "chooses"
+        order = {None: [], True: ["filters before temperature"], False: []}[self.first_filters]
+        return " with ".join([what, ", ".join([*(parts or ["no filter"]), *order])])
+
+
+def sampler_of(side: Evidence, generation: Generation) -> Sampler:
+    """What was seen counts before what was set."""
+    draws = [each for each in generation.draws if each.how != "unknown"]
+    greedy = generation.settings.get("greedy")
+    if draws:
+        greedy = all(each.how == "argmax" for each in draws)
+    values = {
+        key: value
+        for key, value in generation.settings.items()
+        if key not in (*STOPS, *NO_CHOICE, "greedy") and not _neutral(key, value)
+    }
+    if greedy:
+        values = {key: value for key, value in values.items() if key not in ONLY_DRAWN}
+    else:
+        fitted = [each.temperature for each in draws if each.temperature is not None]
+        if fitted and not close(median(fitted), values.get("temperature", 1.0)):
+            values["temperature"] = round(median(fitted), 4)
+    replayed = list(_replay(side, generation, draws))
+    orders = {each for each in (_order(generation, *one) for one in replayed) if each is not None}
+    sizes = [draw.kept for _, draw in replayed if draw.kept is not None]
+    vocabulary = max((len(logits_V) for logits_V, _ in replayed), default=0)
+    return Sampler(
+        greedy if greedy is None else bool(greedy),
+        values,
+        sum(d.how == "argmax" and d.token != int(np.argmax(x)) for x, d in replayed),
+        max(sizes) if sizes and max(sizes) < vocabulary else None,
+        orders.pop() if len(orders) == 1 else None,
+    )
+
+
+def _replay(
+    side: Evidence, generation: Generation, draws: Iterable[Draw]
+) -> Iterator[tuple[np.ndarray, Draw]]:
+    """The logits of the model before each choice whose logits were recorded."""
+    of = {(draw.row, draw.step): draw for draw in draws}
+    first = min((step for _, step in of), default=1)
+    for row in range(len(generation.prompts)):
+        for step in steps_of(side, generation, row):
+            draw = of.get((row, step.number - 1 + first))
+            if draw is not None and step.logits is not None and np.isfinite(step.logits).any():
+                yield step.logits, draw
+
+
+def _order(generation: Generation, logits_V: np.ndarray, draw: Draw) -> bool | None:
+    """Whether filters came before the temperature, by how many tokens were left of them."""
+    settings = generation.settings
+    temperature = draw.temperature or settings.get("temperature")
+    if draw.kept is None or not temperature or temperature == 1:
+        return None
+    before, after = (kept(logits_V, settings, t) for t in (1.0, temperature))
+    if before == after or draw.kept not in (before, after):
+        return None
+    return draw.kept == before
+
+
+def kept(logits_V: np.ndarray, settings: Mapping[str, Any], temperature: float) -> int:
+    """How many tokens top-k, then top-p, then min-p leave at a temperature."""
+    p_V = np.sort(softmax(np.asarray(logits_V, np.float64) / temperature))[::-1]
+    if (top_k := settings.get("top_k") or 0) > 0:
+        p_V = p_V[:top_k] / p_V[:top_k].sum()
+    if 0 < (top_p := settings.get("top_p") or 1.0) < 1:
+        p_V = p_V[: int((np.cumsum(p_V) - p_V < top_p).sum())]
+    if (min_p := settings.get("min_p") or 0.0) > 0:
+        p_V = p_V[p_V >= min_p * p_V[0]]
+    return len(p_V)
+
+
+def differing(a: Sampler, b: Sampler) -> tuple[str, ...]:
+    """Keys in which two samplers differ; `greedy` says all when only one of them draws."""
+    if a.greedy is not None and b.greedy is not None and a.greedy != b.greedy:
+        return ("greedy",)
+    keys = [
+        key
+        for key in sorted({*a.values, *b.values})
+        if not same(key, a.values.get(key), b.values.get(key))
+    ]
+    if not keys and bool(a.altered) != bool(b.altered):
+        keys.append("logits")
+    if not keys and (a.kept is None) != (b.kept is None):
+        keys.append("kept")
+    orders = {a.first_filters, b.first_filters}
+    if not keys and orders == {True, False}:
+        keys.append("order of filters")
+    return tuple(keys)
+
+
+def same(key: str, a: Any, b: Any) -> bool:
+    """Whether two values of a setting of the sampler mean the same."""
+    if a == b or (_neutral(key, a) and _neutral(key, b)):
+        return True
+    if key == "temperature":
+        return close(a or 1.0, b or 1.0)
+    return False
+
+
+def close(a: float, b: float) -> bool:
+    """Two temperatures that are one."""
+    return abs(a - b) <= CLOSE * max(abs(a), abs(b))
+
+
+def _neutral(key: str, value: Any) -> bool:
+    if key in NEUTRAL:
+        return value in NEUTRAL[key]
+    return value is None or value in (0, False) or value in ([], (), {}, "")
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
