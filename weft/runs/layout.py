@@ -50,6 +50,11 @@ class RunLayout:
         return self.root / "samples.jsonl"
 
     @property
+    def recording(self) -> Path:
+        """What of the run stands nowhere else, as events: tokens, weights, first passes."""
+        return self.root / "recording"
+
+    @property
     def lines(self) -> tuple[Path, ...]:
         """The files that grow line by line."""
         return (self.steps, self.evidence, self.samples)

@@ -1,0 +1,245 @@
+"""A run directory as evidence. Each fact comes from the one file that holds it.
+
+Settings and commits come from the manifest, steps from steps.jsonl and evidence.jsonl, completions
+from samples.jsonl, the end from the adapter's files, and what stands nowhere else from the run's
+own recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weft.core.errors import InputError, did_you_mean
+from weft.core.files import Record
+from weft.diagnose.evidence import Evidence
+from weft.diagnose.from_adapter import snapshot_of
+from weft.diagnose.from_config import settings_of
+from weft.formats.factors import kinds_at, read_factors
+from weft.runs.evidence import (
+    Event,
+    Generation,
+    Happened,
+    Notice,
+    Pass,
+    Settings,
+    Snapshot,
+    TrainStep,
+)
+from weft.runs.layout import RunLayout
+from weft.runs.manifest import Manifest
+from weft.runs.reader import RunReader, step_loss
+from weft.runs.recording import Recording, is_recording
+from weft.training.config import Lane, RunConfig
+from weft.training.resolve import from_record
+
+MODEL = "model-0"
+"""What a run's own recording calls the base, and its reader the one adapter that is looked at."""
+
+HAPPENED = {"commit": "commit", "restart": "reset"}
+"""Events of a manifest that say what was done to an adapter, in the words of evidence."""
+
+ENDED = {"stop token": "eos", "stop text": "stop", "max_tokens": "length", "context": "length"}
+"""How a completion of Weft ended, in the words of evidence."""
+
+Arrays = Callable[[str], np.ndarray]
+
+
+def run_evidence(ref: str, root: Path, member: str | None = None) -> Evidence:
+    """A run, or one member of a run that trains several adapters.
+
+    Raises `InputError` for a run of several where none is named, and for a member that it lacks.
+    """
+    reader = RunReader(root)
+    manifest = reader.manifest
+    source = str(reader.layout.manifest)
+    resolved = from_record(manifest.config, manifest.origins, source)
+    lane = _lane(ref, resolved.config, member)
+    alone = len(resolved.config.lanes) == 1
+    layout = reader.layout if alone else reader.layout.member(lane.name)
+    trail, recorded = _recording(reader.layout.recording)
+    ends, held = _ends(reader, resolved.config, lane.name, layout)
+    events: list[Event] = [_settings(resolved.config, resolved.origins, lane, manifest)]
+    events += _of_member(trail, lane.name)
+    events += _steps(reader, None if alone else lane.name)
+    events += _happened(manifest, lane.name)
+    events += ends
+    events += _generations(reader, ref if alone else lane.name, alone)
+    events += [Notice(text=text) for text in manifest.notices]
+
+    def array(name: str) -> np.ndarray:
+        for prefix, arrays in held.items():
+            if name.startswith(f"{prefix}/"):
+                return arrays(name)
+        return recorded(name)
+
+    return Evidence(
+        ref, "run", root, tuple(events), array, _about(reader, manifest), _lacks(ref, trail, reader)
+    )
+
+
+def _lane(ref: str, config: RunConfig, member: str | None) -> Lane:
+    lanes = {lane.name: lane for lane in config.lanes}
+    if member is None and len(lanes) == 1:
+        return config.lanes[0]
+    members = [str(RunLayout(Path(ref)).members / name) for name in lanes]
+    if member is None:
+        raise InputError(
+            f"the run {ref} trains {len(lanes)} adapters",
+            hint=f"name one of them: {', '.join(members)}",
+        )
+    if len(lanes) == 1 or member not in lanes:
+        raise InputError(
+            f"the run has no member `{member}`",
+            hint=did_you_mean(member, list(lanes)) or f"it trains {', '.join(lanes)}",
+        )
+    return lanes[member]
+
+
+def _settings(
+    config: RunConfig, origins: Mapping[str, str], lane: Lane, manifest: Manifest
+) -> Settings:
+    versions, hardware = manifest.versions, manifest.hardware
+    more: dict[str, Any] = {f"environment.{name}": version for name, version in versions.items()}
+    more |= {
+        "environment.threads": hardware.get("torch_threads"),
+        "environment.processes": hardware.get("processes", 1),
+        "environment.cpu": hardware.get("cpu"),
+        "environment.gpu": hardware.get("gpu"),
+        "environment.code": manifest.fingerprints.get("code"),
+    }
+    more = {key: value for key, value in more.items() if value is not None}
+    found = settings_of(config, origins, more)
+    own = {"seed": lane.seed, "optimiser.lr": lane.lr}
+    values = {key: value for key, value in found.values.items() if key != "seeds"}
+    return Settings(values=values | own, origins=found.origins)
+
+
+def _recording(root: Path) -> tuple[tuple[Event, ...], Arrays]:
+    """The events that the run left of itself, and their arrays."""
+    if is_recording(root):
+        recording = Recording(root)
+        return recording.events, recording.array
+
+    def array(name: str) -> np.ndarray:
+        raise InputError(f"there is no array {name}: the run has no {root}")
+
+    return (), array
+
+
+def _of_member(events: Sequence[Event], member: str) -> Iterator[Event]:
+    """What concerns one adapter, and what all share; steps stand in steps.jsonl."""
+    for event in events:
+        whose = getattr(event, "model", MODEL)
+        if whose in ("", MODEL):
+            yield event
+        elif whose == member:
+            yield event.model_copy(update={"model": MODEL})
+
+
+def _steps(reader: RunReader, member: str | None) -> Iterator[TrainStep]:
+    """Steps as they were logged; a zeroth-order one with the losses that its evidence has."""
+    seen = {line["step"]: line for line in reader.evidence() if line.get("member") == member}
+    for record in reader.steps():
+        if record.get("member") == member:
+            yield _step(record, seen.get(record["step"], {}))
+
+
+def _step(record: Record, seen: Record) -> TrainStep:
+    key = seen.get("key")
+    return TrainStep(
+        step=record["step"],
+        model=MODEL,
+        loss=step_loss(record),
+        losses=tuple(x for name in ("plus", "minus", "losses") for x in seen.get(name, ())),
+        supervised=record["supervised_tokens"],
+        batch=record.get("batch", ""),
+        labels=record.get("labels", ""),
+        lr=(record["lr"],),
+        grad_norm=record["grad_norm"],
+        update_norm=record["update_norm"],
+        adapter=record.get("adapter", ""),
+        random=None if key is None else f"{key:016x}",
+    )
+
+
+def _happened(manifest: Manifest, member: str) -> Iterator[Happened]:
+    for event in manifest.events:
+        if event["kind"] in HAPPENED and event.get("member") == member:
+            facts = {k: v for k, v in event.items() if k in ("round", "commits", "of_step")}
+            yield Happened(
+                what=HAPPENED[event["kind"]], step=event["step"], place=member, facts=facts
+            )
+
+
+def _ends(
+    reader: RunReader, config: RunConfig, member: str, layout: RunLayout
+) -> tuple[list[Snapshot], dict[str, Arrays]]:
+    """The adapter after the last step and the one that was kept, the latter last."""
+    last = max((record["step"] for record in reader.steps()), default=0)
+    found, held = [], {}
+    for path, kept in ((layout.adapter_last, False), (layout.adapter, True)):
+        if not kinds_at(path):
+            continue
+        step = last
+        if kept and config.keep == "best" and reader.done:
+            step = reader.kept_step(None if len(config.lanes) == 1 else member)
+        when = "end" if kept else "step"
+        snapshot, held[path.name] = snapshot_of(read_factors(path), when, step, path.name)
+        found.append(snapshot)
+    return found, held
+
+
+def _generations(reader: RunReader, member: str, alone: bool) -> Iterator[Generation]:
+    """What `weft generate` stored of this member, a command an event."""
+    lines = [line for line in reader.samples() if alone or line["member"] == member]
+    for _, group in groupby(lines, key=lambda line: (line.get("time"), line["member"])):
+        said = list(group)
+        yield Generation(
+            model=MODEL,
+            driver="weft",
+            settings=_decoding(said[0]["parameters"]),
+            prompts=tuple(tuple(line["prompt_ids"]) for line in said),
+            tokens=tuple(tuple(line["ids"]) for line in said),
+            texts=tuple(line["text"] for line in said),
+            ended=tuple(ENDED.get(line["finish"], "unknown") for line in said),
+        )
+
+
+def _decoding(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a generation, with the names that every recorder uses."""
+    return {
+        **{key: value for key, value in parameters.items() if key != "stop_ids"},
+        "eos": parameters["stop_ids"],
+        "greedy": parameters["temperature"] == 0,
+    }
+
+
+def _about(reader: RunReader, manifest: Manifest) -> dict[str, Any]:
+    results = {name: reader.results(name) for name in reader.result_names()}
+    return {
+        "source": "weft",
+        "name": manifest.name,
+        "command": manifest.command,
+        "created": manifest.created,
+        "status": manifest.status,
+        "versions": manifest.versions,
+        "hardware": manifest.hardware,
+        "fingerprints": manifest.fingerprints,
+        "data": manifest.data,
+        "events": manifest.events,
+        "results": {name: its for name, its in results.items() if name.startswith("eval")},
+    }
+
+
+def _lacks(ref: str, trail: Sequence[Event], reader: RunReader) -> tuple[str, ...]:
+    found = []
+    if not any(isinstance(event, Pass) for event in trail):
+        found.append(f"{ref} holds no recording of its passes: no tokens, labels or logits")
+    if not reader.done:
+        found.append(f"{ref} is not finished: it is {reader.manifest.status}")
+    return tuple(found)
