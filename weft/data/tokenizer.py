@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weft.core.errors import InputError, did_you_mean
+from weft.runs.evidence import TokenizerSeen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BUNDLED = {"weft/tiny": "tiny"}
 """Bases that ship with Weft, by name, and their folder under `weft/assets`."""
+
+SPECIAL = ("bos", "eos", "pad", "unk")
+"""Tokens of which evidence has the ids."""
 
 
 def resolve_base(ref: str) -> str:
@@ -64,3 +70,24 @@ def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
             hint="copy tokenizer.json and tokenizer_config.json of the base into its directory",
         )
     return tokenizer
+
+
+def tokenizer_seen(tokenizer: PreTrainedTokenizerBase) -> TokenizerSeen:
+    """A tokenizer as evidence: digests of its vocabulary and template, and its special tokens."""
+    template = getattr(tokenizer, "chat_template", None)
+    pairs = sorted(tokenizer.get_vocab().items(), key=lambda pair: (pair[1], pair[0]))
+    special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in SPECIAL}
+    return TokenizerSeen(
+        name=str(getattr(tokenizer, "name_or_path", "")),
+        size=len(tokenizer),
+        vocabulary=_sha256(json.dumps(pairs)),
+        template=None if template is None else _sha256(json.dumps(template)),
+        added=tuple(sorted(map(str, tokenizer.get_added_vocab()))),
+        special={name: id for name, id in special.items() if isinstance(id, int)},
+        padding_side=tokenizer.padding_side,
+        truncation_side=tokenizer.truncation_side,
+    )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
