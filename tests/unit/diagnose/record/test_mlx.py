@@ -113,6 +113,7 @@ def test_a_loop_by_hand_is_a_completion(look: Look, tiny: str) -> None:
     (made,) = seen.of(Generation)
     assert made.driver == "loop" and list(made.tokens[0]) == tokens
     assert {draw.how for draw in made.draws} == {"argmax"}
+    assert made.settings == {"feeding": "cache", "greedy": True}
     length = len(made.prompts[0])
     assert [each.past for each in seen.passes] == [0, length, length + 1, length + 2]
 
@@ -120,7 +121,7 @@ def test_a_loop_by_hand_is_a_completion(look: Look, tiny: str) -> None:
 def test_a_loop_that_forgets_its_cache_is_seen_to_do_so(look: Look, tiny: str) -> None:
     tokens, seen = look(lambda: greedy_loop(tiny, carry=False))
     (made,) = seen.of(Generation)
-    assert list(made.tokens[0]) == tokens
+    assert list(made.tokens[0]) == tokens and made.settings["feeding"] == "last token"
     assert [(each.length, each.past) for each in seen.passes[1:]] == [(1, 0)] * 3
 
 

@@ -30,6 +30,7 @@ class _Text:
     draws: list[Draw] = field(default_factory=list)
     where: str | None = None
     model: str = ""
+    feeding: str = "all"  # the text again, its last token beside a cache, or that alone
 
 
 class Completions:
@@ -84,7 +85,7 @@ class Completions:
                 self._close()
                 text.prompt = np.asarray(numbers(prompt)).tolist()
                 text.where = self._recorder.where()
-                text.model = self._recorder.models.key(model)
+                text.model = self._watched.key(model)
             first, eos = self._watched.passes, self._eos[-1] if self._eos else frozenset()
             settings = self._settings(kwargs)
             self._steps += 1
@@ -144,6 +145,8 @@ class Completions:
             loop.tokens.append(ids[-1])
             loop.draws.append(Draw(row=0, step=len(loop.tokens), token=ids[-1], how=how))
             loop.fed.append(ids[-1])
+            lone = "cache" if seen.event.past else "last token"
+            loop.feeding = lone if len(ids) == 1 else "all"
         elif loop is not None and not loop.tokens and seen.event.past == len(loop.fed):
             loop.prompt += ids  # a prompt in pieces
             loop.fed += ids
@@ -171,7 +174,9 @@ class Completions:
             loop.tokens.append(token)
             loop.draws.append(Draw(row=0, step=len(loop.tokens), token=token, how=how))
             self._chosen = None
-        self._emit(loop, "loop", {}, "unknown")
+        greedy = all(draw.how == "argmax" for draw in loop.draws)
+        settings = {"feeding": loop.feeding} | ({"greedy": True} if greedy else {})
+        self._emit(loop, "loop", settings, "unknown")
 
     def _emit(self, text: _Text, driver: str, settings: dict[str, Any], ended: str) -> None:
         self._recorder.emit(

@@ -57,7 +57,8 @@ class Watched:
         self._recorder = recorder
         self._classes: set[type] = set()
         self._loaded: dict[int, tuple[Any, str | None, str | None]] = {}
-        self._seen: set[int] = set()
+        self._keys: dict[int, str] = {}
+        self._called: set[int] = set()
         self._inside = False
         self._states: list[Any] | None = None  # of the pass that is going on: h_0, h_1, ...
 
@@ -70,6 +71,10 @@ class Watched:
             self.undos.append(replace(type(model), "__call__", self._whole))
             for block in {type(block) for block in getattr(model, "layers", ())}:
                 self.undos.append(replace(block, "__call__", self._block))
+
+    def key(self, model: Any) -> str:
+        """`model-0`, `model-1`, ... in order of first use."""
+        return self._keys.setdefault(id(model), f"model-{len(self._keys)}")
 
     def _whole(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -102,11 +107,10 @@ class Watched:
         return call
 
     def _begin(self, model: Any, args: Any, kwargs: Any) -> int:
-        if id(model) not in self._seen:
-            self._seen.add(id(model))
+        if id(model) not in self._called:
+            self._called.add(id(model))
             _, load, adapter = self._loaded[id(model)]
-            key = self._recorder.models.key(model)
-            self._recorder.tell(MlxModelSeen(key, model, load, adapter))
+            self._recorder.tell(MlxModelSeen(self.key(model), model, load, adapter))
         self._states = [] if self.passes < WHOLE else None
         cache = kwargs.get("cache", args[1] if len(args) > 1 else None)
         return int(getattr(cache[0], "offset", 0)) if cache else 0
@@ -126,7 +130,7 @@ class Watched:
         if ids is not None:
             arrays["positions"] = positions.copy()
         event = Pass(
-            model=self._recorder.models.key(model),
+            model=self.key(model),
             index=self.passes,
             phase=_phase(model, past, shape[1]),
             rows=shape[0],
