@@ -38,8 +38,13 @@ def projections(size: int) -> np.ndarray:
 
 def digest(array: np.ndarray) -> str:
     """The first 16 hex digits of the SHA-256 of dtype, shape and bytes."""
-    made = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    made.update(np.ascontiguousarray(array).tobytes())
+    return digest_of(str(array.dtype), array.shape, np.ascontiguousarray(array).tobytes())
+
+
+def digest_of(dtype: str, shape: tuple[int, ...], data: bytes) -> str:
+    """Likewise, of a dtype that NumPy may not have."""
+    made = hashlib.sha256(f"{dtype}{shape}".encode())
+    made.update(data)
     return made.hexdigest()[:16]
 
 

@@ -183,6 +183,24 @@ def test_hidden_states_and_losses_are_those_of_transformers(look: Look, tiny: st
     assert weights["model.embed_tokens.weight"].norm == pytest.approx(expected, rel=1e-5)
 
 
+def test_weights_have_the_digests_that_they_have_in_pytorch(look: Look, tiny: str) -> None:
+    from safetensors.torch import load_file
+
+    from weft.model.seen import tensor_seen
+
+    def script() -> None:
+        import mlx.core as mx
+        from mlx_lm.utils import load
+
+        load(tiny)[0](mx.array([[1, 2]]))
+
+    _, seen = look(script)
+    tensors = seen.of(Weights)[0].tensors
+    for name, tensor in load_file(Path(tiny) / "model.safetensors").items():
+        expected = tensor_seen(tensor)
+        assert tensors[name].digest == expected.digest and tensors[name].dtype == "bfloat16"
+
+
 @pytest.mark.slow
 def test_the_command_of_mlx_lm_is_recorded_and_prints_what_it_prints(
     tiny: str, tmp_path: Path

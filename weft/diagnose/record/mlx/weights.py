@@ -11,7 +11,7 @@ import numpy as np
 
 from weft.diagnose.record.mlx.watched import numbers
 from weft.runs.evidence import AdapterModule, Snapshot, TensorSeen, Weights
-from weft.runs.sketch import digest, probes
+from weft.runs.sketch import digest, digest_of, probes
 
 FACTORS = ("lora_a", "lora_b")
 
@@ -33,7 +33,10 @@ def weights_of(key: str, model: Any, load: str | None) -> tuple[Weights, dict[st
         norm = float(np.linalg.norm(wide.astype(np.float64)))
         plain = name.replace(".linear.", ".").replace(".embedding.", ".")
         tensors[plain] = TensorSeen(
-            shape=tuple(tensor.shape), dtype=dtype, digest=digest(raw), norm=norm
+            shape=tuple(tensor.shape),
+            dtype=dtype,
+            digest=digest_of(dtype, tuple(tensor.shape), raw.tobytes()),
+            norm=norm,
         )
     arrays = {f"sketch {name}": _base_sketch(module) for name, module in adapted(model).items()}
     event = Weights(
