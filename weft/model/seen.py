@@ -12,8 +12,11 @@ from transformers import PretrainedConfig
 from weft.runs.evidence import TensorSeen
 from weft.runs.sketch import probes
 
-_ABOUT_FILES = ("transformers_version", "architectures", "dtype", "torch_dtype")
-"""Keys of a configuration that say nothing of the function, or stand elsewhere."""
+_NO_FUNCTION = {
+    "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id",
+    "output_attentions", "output_hidden_states", "problem_type", "return_dict", "use_cache",
+}  # fmt: skip
+"""Keys of a configuration that say nothing of the function, or that stand elsewhere."""
 
 
 def tensor_seen(tensor: torch.Tensor) -> TensorSeen:
@@ -24,7 +27,7 @@ def tensor_seen(tensor: torch.Tensor) -> TensorSeen:
     plain = tensor.detach().to("cpu").contiguous()
     dtype = str(plain.dtype).removeprefix("torch.")
     made = hashlib.sha256(f"{dtype}{tuple(plain.shape)}".encode())
-    made.update(plain.view(-1).view(torch.uint8).numpy())
+    made.update(plain.view(-1).view(torch.uint8).numpy().data)
     norm = float(plain.float().norm()) if plain.is_floating_point() else 0.0
     return TensorSeen(
         shape=tuple(plain.shape), dtype=dtype, digest=made.hexdigest()[:16], norm=norm
@@ -50,7 +53,7 @@ def config_seen(config: PretrainedConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.to_dict().items()
-        if not key.startswith("_") and key not in _ABOUT_FILES and _is_plain(value)
+        if not key.startswith("_") and key not in _NO_FUNCTION and _is_plain(value)
     }
 
 
