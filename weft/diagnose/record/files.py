@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from weft.core.files import sha256_file
 from weft.data.readers import read_rows
+from weft.data.slots import Slots
 from weft.diagnose.record.patching import Undo, replace, together, when_imported
-from weft.diagnose.record.slots import Slots
 from weft.runs.evidence import Encoded, Slot
 
 if TYPE_CHECKING:
