@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Looked
+from weft.diagnose.rungs import decoding, first_step, hidden, logits, sampling, trajectory
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,14 @@ class Rung:
     look: Callable[[Pair], Looked]
 
 
-RUNGS: tuple[Rung, ...] = ()
+RUNGS: tuple[Rung, ...] = (
+    Rung(6, "hidden states", hidden.look),
+    Rung(7, "next-token distributions", logits.look),
+    Rung(8, "decoding", decoding.look),
+    Rung(9, "sampling", sampling.look),
+    Rung(10, "first training step", first_step.look),
+    Rung(11, "training trajectory", trajectory.look),
+)
 
 
 def climb(pair: Pair, rungs: tuple[Rung, ...] | None = None) -> dict[Rung, Looked]:

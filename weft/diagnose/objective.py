@@ -1,0 +1,87 @@
+"""What a training step minimised: which mean of the nats of its tokens.
+
+Shapes: B rows, T positions; M forwards of one step (micro-batches).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from weft.diagnose.evidence import Evidence
+from weft.runs.evidence import Pass, TrainStep
+
+IGNORED = -100
+"""A label that is not supervised."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Supervised nats of one forward."""
+
+    total: float
+    count: int
+    row_means: tuple[float, ...]
+    positions: int  # predictions, supervised or not
+
+
+def tokens_of(side: Evidence, step: TrainStep) -> tuple[Tokens, ...]:
+    """Of each forward of a step; nothing if one of them recorded no nats or no labels."""
+    known = {each.index: each for each in side.passes}
+    found = []
+    for index in step.passes:
+        seen = known.get(index)
+        if seen is None or (tokens := _tokens(side, seen)) is None:
+            return ()
+        found.append(tokens)
+    return tuple(found)
+
+
+def _tokens(side: Evidence, seen: Pass) -> Tokens | None:
+    if seen.nll is None or seen.labels is None:
+        return None
+    nll_BT = np.asarray(side.array(seen.nll), np.float64)
+    kept_BT = side.array(seen.labels)[:, 1:] != IGNORED
+    if nll_BT.shape != kept_BT.shape:
+        return None
+    nll_BT = np.where(kept_BT, nll_BT, 0.0)
+    counts = kept_BT.sum(1)
+    means = tuple(float(row.sum() / n) for row, n in zip(nll_BT, counts, strict=True) if n)
+    return Tokens(float(nll_BT.sum()), int(counts.sum()), means, kept_BT.size)
+
+
+def minimised(side: Evidence, step: TrainStep) -> float | None:
+    """Gradients of several losses add up, so it is their sum; else the loss as the run has it."""
+    if side.kind != "run" and step.losses:
+        return float(sum(step.losses))
+    return step.loss
+
+
+def candidates(tokens: tuple[Tokens, ...]) -> Mapping[str, float]:
+    """What a step may have minimised, by name. Means over nothing are left out."""
+    filled = [each for each in tokens if each.count]
+    if not filled:
+        return {}
+    means = [each.total / each.count for each in filled]
+    rows = [mean for each in filled for mean in each.row_means]
+    total, count = sum(each.total for each in filled), sum(each.count for each in filled)
+    found = {
+        "the mean over tokens": total / count,
+        "the mean of the forwards' means": sum(means) / len(tokens),
+        "the sum of the forwards' means": sum(means),
+        "the mean of the rows' means": sum(rows) / len(rows),
+        "the sum over tokens": total,
+        "the mean over all positions, supervised or not": total / sum(t.positions for t in tokens),
+    }
+    return found | {"the mean over tokens, divided by the forwards": total / count / len(tokens)}
+
+
+def explained(value: float, tokens: tuple[Tokens, ...], tolerance: float) -> tuple[str, ...]:
+    """Names of the candidates that a minimised value is, to a relative tolerance."""
+    return tuple(
+        name
+        for name, candidate in candidates(tokens).items()
+        if abs(value - candidate) <= tolerance * abs(candidate)
+    )

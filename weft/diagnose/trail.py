@@ -1,0 +1,142 @@
+"""The course of a training: batches, rates, losses and events by step, read for comparison."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from weft.diagnose import noise
+from weft.diagnose.align import Ids, pad_ids, rows_of
+from weft.diagnose.evidence import Evidence, Pair
+from weft.runs.evidence import Happened, TrainStep
+
+GROWTH = 10.0
+"""Rounding in one step is amplified by the next ones; by less than this at a time."""
+
+MOST = {"float32": 1e-3, "float64": 1e-6}
+"""Relative difference of losses that amplified rounding does not exceed; 5e-2 in 16 bits."""
+
+Steps = Sequence[tuple[TrainStep, TrainStep]]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far apart two losses of one step are."""
+
+    step: int
+    value: float  # relative
+    floor: float
+
+    @property
+    def over(self) -> bool:
+        """Apart by more than noise."""
+        return not self.value <= 3 * self.floor
+
+
+def gaps(pair: Pair, steps: Steps) -> tuple[Gap, ...]:
+    """Relative differences of losses, each with its own floor: noise grows from step to step."""
+    start = noise.floor(pair, "loss").value
+    most = max(MOST.get(noise.dtype_of(pair), 5e-2), start)
+    found: list[Gap] = []
+    floor = start
+    for a, b in steps:
+        if a.loss is None or b.loss is None:
+            continue
+        if math.isnan(a.loss) and math.isnan(b.loss):
+            continue
+        value = abs(b.loss - a.loss) / max(abs(a.loss), 1e-12)
+        gap = Gap(a.step, value, floor)
+        found.append(gap)
+        if not gap.over:
+            floor = min(max(floor, GROWTH * value), most)
+    return tuple(found)
+
+
+def first(steps: Steps, differs: str) -> TrainStep | None:
+    """The first step of B at which a field that both sides have is another one."""
+    for a, b in steps:
+        x, y = getattr(a, differs), getattr(b, differs)
+        if x and y and x != y:
+            return b
+    return None
+
+
+def share(steps: Steps, differs: str) -> float:
+    """In what part of the steps a field is another one."""
+    return sum(getattr(a, differs) != getattr(b, differs) for a, b in steps) / len(steps)
+
+
+def rows_by_step(pair: Pair, side: Evidence) -> dict[int, tuple[Ids, ...]]:
+    """Ids without padding that each step saw."""
+    pads = pad_ids(pair)
+    step_of = {index: each.step for each in side.steps for index in each.passes}
+    found: dict[int, list[Ids]] = {}
+    for row in rows_of(side, (each for each in side.passes if each.index in step_of), pads):
+        found.setdefault(step_of[row.of.index], []).append(row.key)
+    return {step: tuple(rows) for step, rows in found.items()}
+
+
+def names_or_rows(pair: Pair, steps: Steps) -> tuple[Counter[object], Counter[object]] | None:
+    """What was trained on over the common steps, by name or by ids; None if neither is known."""
+    if all(a.rows and b.rows for a, b in steps):
+        return Counter(n for a, _ in steps for n in a.rows), Counter(
+            n for _, b in steps for n in b.rows
+        )
+    numbers = [a.step for a, _ in steps]
+    of_a, of_b = (rows_by_step(pair, side) for _, side in pair.sides)
+    if any(not of_a.get(k) or not of_b.get(k) for k in numbers):
+        return None
+    return Counter(row for k in numbers for row in of_a[k]), Counter(
+        row for k in numbers for row in of_b[k]
+    )
+
+
+def overlap(a: Counter[object], b: Counter[object]) -> float:
+    """The part of the fewer that are in both, each counted once."""
+    return len(a.keys() & b.keys()) / max(min(len(a), len(b)), 1)
+
+
+def during(side: Evidence, kinds: frozenset[str]) -> tuple[Happened, ...]:
+    """Events of some kinds with training steps before and after them."""
+    last = max((each.step for each in side.steps), default=0)
+    return tuple(
+        each
+        for each in side.happened
+        if each.what in kinds and each.step is not None and 0 < each.step < last
+    )
+
+
+def when(events: Sequence[Happened]) -> list[int]:
+    """Steps after which something happened, each once."""
+    return sorted({each.step for each in events if each.step is not None})
+
+
+def rhythm(steps: Sequence[int]) -> str:
+    """`after step 5, 10, 15 (every 5)`."""
+    if not steps:
+        return "never"
+    shown = ", ".join(map(str, steps[:6])) + (", ..." if len(steps) > 6 else "")
+    widths = {y - x for x, y in pairwise([0, *steps])}
+    every = f" (every {widths.pop()})" if len(widths) == 1 and len(steps) > 1 else ""
+    return f"after step {shown}{every}"
+
+
+def epoch(pair: Pair, side: Evidence) -> int | None:
+    """Steps of one pass over the data: after so many, the first row that was seen comes again."""
+    ordered = [each.rows for each in side.steps]
+    rows = list(rows_by_step(pair, side).values()) if not all(ordered) else ordered
+    seen: set[object] = set()
+    for number, batch in enumerate(rows):
+        if seen & {*batch}:
+            return number
+        seen |= {*batch}
+    return None
+
+
+def moves(steps: Sequence[TrainStep]) -> list[int]:
+    """Steps at which the digest of the base is no longer that of the step before."""
+    known = [each for each in steps if each.base]
+    return [y.step for x, y in pairwise(known) if x.base != y.base]
