@@ -1,0 +1,16 @@
+"""Boosting by weak learners."""
+
+import torch
+from boosting import Lora, adapted, merge_all, settings, train
+
+given = settings()
+torch.manual_seed(given["seed"])
+model = adapted(lambda base, rank, alpha: Lora(base, 1, alpha), given["rank"], given["alpha"])
+
+
+def after_step(step):
+    if step % given["merge_every"] == 0:
+        merge_all(model)
+
+
+train(model, given, after_step=after_step)
