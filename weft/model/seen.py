@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PretrainedConfig
 
 from weft.runs.evidence import TensorSeen
 from weft.runs.sketch import probes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _NO_FUNCTION = {
     "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id",

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from weft.runs.evidence import Event, Notice, Pass
+from weft.runs.evidence import Event, Notice, Pass, Slot
 from weft.runs.recording import RecordingWriter
 
 if TYPE_CHECKING:
     import torch
 
+    from weft.diagnose.record.files import DataRead
     from weft.diagnose.record.models import Models
 
 SignalT = TypeVar("SignalT")
@@ -87,17 +88,24 @@ class Recorder:
 
     def __init__(self, writer: RecordingWriter, home: Path) -> None:
         """`home` is the directory of the script, below which its own code is named."""
+        from weft.diagnose.record.files import DataRead
         from weft.diagnose.record.models import Models
 
         self.writer = writer
         self.home = home.resolve()
-        self.models: Models = Models(self)
+        self.models: Models = Models()
         self.steps = 0
         """Training steps taken so far; the training tap counts."""
         self.overhead = 0.0
         """Seconds spent looking."""
         self.files: dict[str, str] = {}
         """SHA-256 of files that the script read, by path."""
+        self.slots: Callable[[str], tuple[Slot, ...]] = lambda text: ()
+        """Which fields of data records a text has in it; the tap of files knows."""
+        self.optimising = False
+        """Whether an optimiser has been made; the training tap says so."""
+        self.data: DataRead = DataRead(self.home, self.files)
+        """Data that the script has read, and the slots of texts."""
         self._open = True
         self._lock = threading.RLock()
         self._thread = threading.local()
@@ -135,9 +143,10 @@ class Recorder:
         self._open = False
 
     def emit(self, event: Event, arrays: Mapping[str, np.ndarray] | None = None) -> None:
-        """Write an event, with the arrays that it names."""
+        """Write an event, with the arrays that it names, and tell who listens to its class."""
         with self._lock:
             self.writer.add(event, arrays)
+        self.tell(event)
 
     def notice(self, text: str) -> None:
         """Say once what could not be observed."""
@@ -164,6 +173,10 @@ class Recorder:
                 return f"{place}:{frame.f_lineno}"
             frame = frame.f_back
         return None
+
+    def is_own(self, filename: str) -> bool:
+        """Whether a file is the user's own code."""
+        return self._place(filename) is not None
 
     def _place(self, filename: str) -> str | None:
         """A file as the user knows it, or None if it is a library's."""

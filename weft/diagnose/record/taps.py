@@ -9,13 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from weft.diagnose.record import mlx
+from weft.diagnose.record import adapters, mlx, passes, seeds, tokenizers, weights
 from weft.diagnose.record.patching import Undo, together
 from weft.diagnose.record.recorder import Recorder
 
 Tap: TypeAlias = Callable[[Recorder], Undo]
 
-TAPS: tuple[Tap, ...] = (mlx.install,)
+TAPS: tuple[Tap, ...] = (
+    seeds.install,
+    tokenizers.install,
+    passes.install,
+    weights.install,
+    adapters.install,
+    mlx.install,
+)
 
 
 def install(recorder: Recorder) -> Undo:
