@@ -9,30 +9,15 @@ Shapes: B rows, T positions, V vocabulary, L blocks, D hidden size.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, TypeVar
 
 import numpy as np
 
 from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.matching import Ids, Matching, matched, stripped
 from weft.runs.evidence import AdapterModule, Generation, Pass, Snapshot, TrainStep, Weights
-
-Ids = tuple[int, ...]
-ThingT = TypeVar("ThingT")
-
-
-@dataclass(frozen=True)
-class Matching(Generic[ThingT]):
-    """Things of A and B that belong together, in A's order, and those without a partner."""
-
-    pairs: tuple[tuple[ThingT, ThingT], ...] = ()
-    only_a: tuple[ThingT, ...] = ()
-    only_b: tuple[ThingT, ...] = ()
-    exact: int = 0
-    """How many pairs are the same without padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,16 +146,6 @@ class Said:
         return self.of.ended[self.number] if self.number < len(self.of.ended) else "unknown"
 
 
-def stripped(ids: Ids, pads: Collection[int]) -> Ids:
-    """`ids` without those of `pads` at either end."""
-    start, stop = 0, len(ids)
-    while start < stop and ids[start] in pads:
-        start += 1
-    while stop > start and ids[stop - 1] in pads:
-        stop -= 1
-    return ids[start:stop]
-
-
 def pad_ids(pair: Pair) -> frozenset[int]:
     """Ids that pad on either side: those of tokenizers, and the one id that masks hide."""
     found = set()
@@ -239,6 +214,33 @@ def prompt_rows(pair: Pair) -> Matching[Row]:
     pads = pad_ids(pair)
     a, b = (rows_of(side, prompt_passes(side), pads) for _, side in pair.sides)
     return matched(a, b, key=lambda row: row.key)
+
+
+def train_rows(pair: Pair) -> Matching[Row]:
+    """The rows that both sides trained on, at whatever step.
+
+    A row without a partner whose text the other side encoded all the same only came up there at
+    another time, or not yet: it is left out.
+    """
+    pads = pad_ids(pair)
+    a, b = (
+        rows_of(side, (each for each in side.passes if each.phase == "train"), pads)
+        for _, side in pair.sides
+    )
+    keys_a, keys_b = ({row.key for row in rows} for rows in (a, b))
+    known_a, known_b = (
+        {stripped(each.ids, pads) for each in side.encoded} for _, side in pair.sides
+    )
+    return matched(
+        _once(row for row in a if row.key in keys_b or row.key not in known_b),
+        _once(row for row in b if row.key in keys_a or row.key not in known_a),
+        key=lambda row: row.key,
+    )
+
+
+def _once(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Each text once."""
+    return tuple({row.key: row for row in reversed(tuple(rows))}.values())[::-1]
 
 
 def step_rows(pair: Pair, a: TrainStep, b: TrainStep) -> Matching[Row]:
@@ -310,7 +312,7 @@ def modules(a: Snapshot, b: Snapshot) -> Matching[str]:
     names_a, names_b = list(a.modules), list(b.modules)
     key: Callable[[str], str] = str
     if not set(names_a) & set(names_b):
-        key = _from_blocks
+        key = from_blocks
     of_b = {key(name): name for name in names_b}
     pairs = [(name, of_b[key(name)]) for name in names_a if key(name) in of_b]
     paired_a, paired_b = {x for x, _ in pairs}, {y for _, y in pairs}
@@ -327,54 +329,8 @@ def adapted(a: Snapshot, b: Snapshot) -> tuple[tuple[str, AdapterModule, Adapter
     return tuple((x, a.modules[x], b.modules[y]) for x, y in modules(a, b).pairs)
 
 
-def _from_blocks(name: str) -> str:
+def from_blocks(name: str) -> str:
     """`layers.3.mlp.up_proj` of `model.layers.3.mlp.up_proj`."""
     parts = name.split(".")
     at = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
     return ".".join(parts[max(at - 1, 0) :])
-
-
-def matched(
-    a: Sequence[ThingT],
-    b: Sequence[ThingT],
-    key: Callable[[ThingT], tuple],
-    contained: Callable[[tuple, tuple], bool] | None = None,
-) -> Matching[ThingT]:
-    """Equal keys first, those that contain one another next, and what is left by order."""
-    partner: dict[int, int] = {}
-    free: dict[tuple, list[int]] = defaultdict(list)
-    for j, thing in enumerate(b):
-        free[key(thing)].append(j)
-    for i, thing in enumerate(a):
-        if free[key(thing)]:
-            partner[i] = free[key(thing)].pop(0)
-    exact = len(partner)
-    inside = contained or contains
-    left_b = [j for j in range(len(b)) if j not in set(partner.values())]
-    for i in range(len(a)):
-        if i not in partner:
-            found = next((j for j in left_b if inside(key(a[i]), key(b[j]))), None)
-            if found is not None:
-                left_b.remove(found)
-                partner[i] = found
-    left_a = [i for i in range(len(a)) if i not in partner]
-    partner |= dict(zip(left_a, left_b, strict=False))
-    return Matching(
-        pairs=tuple((a[i], b[partner[i]]) for i in sorted(partner)),
-        only_a=tuple(a[i] for i in left_a[len(left_b) :]),
-        only_b=tuple(b[j] for j in left_b[len(left_a) :]),
-        exact=exact,
-    )
-
-
-def contains(one: tuple, other: tuple) -> bool:
-    """Whether the longer is the shorter with one insertion, or the shorter with a frame."""
-    short, long = sorted((one, other), key=len)
-    if not short:
-        return False
-    prefix = next((i for i, x in enumerate(short) if x != long[i]), len(short))
-    suffix = next((i for i, x in enumerate(reversed(short)) if x != long[-1 - i]), len(short))
-    if prefix + suffix >= len(short):
-        return True
-    width = len(short)
-    return any(long[i : i + width] == short for i in range(len(long) - width + 1))

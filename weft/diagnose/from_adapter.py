@@ -1,11 +1,7 @@
-"""An adapter's files as evidence: its factors, and what they were made for.
-
-Shapes: r rank, I inputs and O outputs of a module.
-"""
+"""An adapter's files as evidence: its factors, and what they were made for."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +10,9 @@ import numpy as np
 
 from weft.core.errors import InputError
 from weft.diagnose.evidence import Evidence
-from weft.formats.factors import FactorFile, Pair, read_factors
-from weft.runs.evidence import AdapterModule, Settings, Snapshot
-from weft.runs.sketch import digest
+from weft.formats.factors import FactorFile, read_factors
+from weft.runs.adapters import module_seen
+from weft.runs.evidence import Settings, Snapshot
 
 LACKS = "an adapter's files alone: no text, no tokens, no weights of the base and no outputs"
 
@@ -48,39 +44,19 @@ def snapshot_of(
         return arrays[name]
 
     modules = {
-        name: _module(pair, read.dropout, f"{prefix}/{name}") for name, pair in read.sites.items()
+        name: module_seen(
+            pair.a_rI,
+            pair.b_Or,
+            pair.scale,
+            f"{prefix}/{name}",
+            alpha=pair.alpha,
+            dropout=read.dropout,
+        )
+        for name, pair in read.sites.items()
     }
     made: dict[str, Any] = {"model": "model-0", "when": when, "step": step, "style": read.format}
     load = str(read.path if read.format == "npz" else read.path.parent)
     return Snapshot(**made, modules=modules, declared=dict(read.config), load=load), array
-
-
-def _module(pair: Pair, dropout: float, name: str) -> AdapterModule:
-    return AdapterModule(
-        rank=pair.rank,
-        shape=(len(pair.b_Or), pair.a_rI.shape[1]),
-        alpha=pair.alpha,
-        scale=pair.scale,
-        dropout=dropout,
-        norm_a=_norm(pair.a_rI),
-        norm_b=_norm(pair.b_Or),
-        norm_update=abs(pair.scale) * norm_of_product(pair.a_rI, pair.b_Or),
-        digest_a=digest(pair.a_rI.astype(np.float32)),
-        digest_b=digest(pair.b_Or.astype(np.float32)),
-        a=f"{name}.a",
-        b=f"{name}.b",
-    )
-
-
-def norm_of_product(a_rI: np.ndarray, b_Or: np.ndarray) -> float:
-    """Frobenius norm of B @ A, which is not formed: its square is tr((B^T B)(A A^T))."""
-    a_rI, b_Or = a_rI.astype(np.float64), b_Or.astype(np.float64)
-    square = float(np.sum((b_Or.T @ b_Or) * (a_rI @ a_rI.T)))
-    return math.sqrt(max(square, 0.0)) if not math.isnan(square) else math.nan
-
-
-def _norm(array: np.ndarray) -> float:
-    return float(np.linalg.norm(array.astype(np.float64)))
 
 
 def _settings(read: FactorFile, base: str | None) -> Settings:

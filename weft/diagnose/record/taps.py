@@ -9,7 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from weft.diagnose.record import adapters, mlx, passes, seeds, tokenizers, weights
+from weft.diagnose.record import (
+    adapters,
+    draws,
+    files,
+    generate,
+    loops,
+    merging,
+    mlx,
+    passes,
+    seeds,
+    tokenizers,
+    training,
+    weights,
+)
 from weft.diagnose.record.patching import Undo, together
 from weft.diagnose.record.recorder import Recorder
 
@@ -17,8 +30,14 @@ Tap: TypeAlias = Callable[[Recorder], Undo]
 
 TAPS: tuple[Tap, ...] = (
     seeds.install,
+    files.install,
     tokenizers.install,
+    draws.install,
     passes.install,
+    loops.install,
+    generate.install,
+    training.install,
+    merging.install,
     weights.install,
     adapters.install,
     mlx.install,

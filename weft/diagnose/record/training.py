@@ -83,7 +83,7 @@ class _Tap:
         fed = _Fed(
             seen.event.index,
             seen.event.model,
-            seen.event.grad,
+            seen.event.phase == "train",
             unpadded(seen.ids, seen.mask),
             seen.mask,
             None if seen.labels is None else unpadded(seen.labels, seen.mask),
