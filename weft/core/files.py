@@ -162,7 +162,12 @@ def append_jsonl(path: Path, record: Record) -> None:
 
     When the disk is full the file is cut back to whole lines before the error is raised.
     """
-    line = (_json(record, path) + "\n").encode()
+    append_line(path, _json(record, path).encode())
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """The same of a line that is JSON already; what ends it is added."""
+    line += b"\n"
     with _os_errors_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

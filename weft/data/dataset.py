@@ -288,6 +288,7 @@ def _split(
             whole.response,
             whole.prompt_length,
             truncated=short is not whole,
+            full_length=None if short is whole else len(whole.ids_T),
         )
         for row, whole, short in cut
         if short.has_response or not making.responses

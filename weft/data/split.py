@@ -25,6 +25,8 @@ class Item:
     """The response, whole even where the example was cut."""
     prompt_length: int
     truncated: bool
+    full_length: int | None = None
+    """Tokens before the example was cut; None where it was not."""
 
     @property
     def prompt_ids(self) -> np.ndarray:

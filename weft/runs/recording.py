@@ -7,10 +7,10 @@ tensors/000017.safetensors  the arrays of event 17
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -18,7 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from weft.core.errors import InputError
-from weft.core.files import read_json, read_jsonl, write_atomic, write_json
+from weft.core.files import (
+    Record,
+    append_line,
+    read_json,
+    read_jsonl,
+    remove_leftovers,
+    sync,
+    truncate_jsonl,
+    write_atomic,
+    write_json,
+)
 from weft.runs.evidence import EVENT, Event, Notice, Part
 from weft.runs.manifest import utc_now
 
@@ -64,15 +74,49 @@ class RecordingWriter:
         self._left = budget_mib * 2**20
         self._count = 0
         (root / "tensors").mkdir(parents=True)
-        self._update()
         (root / "events.jsonl").touch()
+        self._update()  # last: makes it a recording
+
+    @classmethod
+    def reopen(
+        cls,
+        root: Path,
+        keep: Callable[[Record], bool] = lambda event: True,
+        *,
+        budget_mib: int = 256,
+    ) -> Self:
+        """Go on with a recording from before the first event that `keep` refuses."""
+        writer = cls.__new__(cls)
+        writer.root, writer.about = root, Recording(root).about
+        for directory in (root, root / "tensors"):
+            remove_leftovers(directory)
+        refused = False
+
+        def precedes(event: Record) -> bool:
+            nonlocal refused
+            refused = refused or not keep(event)
+            return not refused
+
+        truncate_jsonl(root / "events.jsonl", precedes)
+        writer._count = len(read_jsonl(root / "events.jsonl"))
+        used = 0
+        for path in (root / "tensors").iterdir():
+            if path.stem.isdecimal() and int(path.stem) < writer._count:
+                used += path.stat().st_size
+            else:
+                path.unlink()
+        writer._left = budget_mib * 2**20 - used
+        return writer
+
+    def sync(self) -> None:
+        """Make the events that were added durable; their arrays are."""
+        sync(self.root / "events.jsonl")
 
     def add(self, event: Event, arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Append an event; its `Array` fields name `arrays`, and are numbered with the event."""
         if arrays:
             event = self._keep(event, arrays)
-        with (self.root / "events.jsonl").open("ab") as file:
-            file.write(event.model_dump_json(exclude_defaults=False).encode() + b"\n")
+        append_line(self.root / "events.jsonl", event.model_dump_json().encode())
         self._count += 1
 
     def _keep(self, event: Event, arrays: Mapping[str, np.ndarray]) -> Event:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from weft.core.files import Record
 from weft.core.table import ScoreTable
+from weft.runs.evidence import Event
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest, Status
 from weft.runs.writer import RunWriter
@@ -26,6 +29,11 @@ class SilentWriter(RunWriter):
         """Leave it to the first process, as all of these."""
 
     def evidence(self, record: Record) -> None:  # noqa: D102
+        pass
+
+    def record(  # noqa: D102
+        self, event: Event, arrays: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         pass
 
     def sample(self, record: Record) -> None:  # noqa: D102

@@ -6,13 +6,15 @@ at every moment a complete run, a run that can be reopened, or not yet a run.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from weft.core.errors import InputError, WeftError
@@ -21,6 +23,7 @@ from weft.core.files import (
     append_jsonl,
     read_json,
     read_jsonl,
+    remove_dir,
     remove_leftovers,
     sync,
     truncate_jsonl,
@@ -29,8 +32,10 @@ from weft.core.files import (
 )
 from weft.core.table import ScoreTable
 from weft.runs import checkpoints
+from weft.runs.evidence import Event
 from weft.runs.layout import ExperimentLayout, RunLayout
 from weft.runs.manifest import SCHEMA_VERSION, Manifest, Status, utc_now
+from weft.runs.recording import About, RecordingWriter, is_recording
 from weft.runs.timing import TIMES, Breakdown, Stopwatch
 
 
@@ -53,6 +58,7 @@ class RunWriter:
         self._earlier: Breakdown | None = None  # what processes before this one took
         self._forgotten: dict[tuple[int, str | None], Record] = {}  # evidence of steps to retake
         self._retaken: list[bool] = []  # whether each is as before
+        self._recording: RecordingWriter | None = None  # begun with its first event
 
     @classmethod
     def create(
@@ -133,6 +139,18 @@ class RunWriter:
             lines, same = len(self._retaken), sum(self._retaken)
             self.event("taken again", step=name[0], lines=lines, same=same)
 
+    def record(self, event: Event, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        """Append to the run's recording what stands nowhere else, with the arrays that it names."""
+        if self._recording is None:
+            about = About(source="weft", name=self.manifest.name)
+            self._recording = RecordingWriter(self.layout.recording, about)
+        self._recording.add(event, arrays)
+
+    @property
+    def records(self) -> bool:
+        """Whether the run has begun its recording."""
+        return self._recording is not None
+
     def sample(self, record: Record) -> None:
         """Append one generated text."""
         append_jsonl(self.layout.samples, record)
@@ -174,6 +192,8 @@ class RunWriter:
         for lines in self.layout.lines:
             if lines.exists():
                 sync(lines)
+        if self._recording is not None:
+            self._recording.sync()
         checkpoints.save(self.layout.checkpoints, step, write)
         self._write_times()
 
@@ -196,12 +216,15 @@ class RunWriter:
         }
         for lines in self.layout.lines:
             truncate_jsonl(lines, lambda record: record.get("step", 0) <= step)
+        self._reopen_recording(step)
         checkpoints.drop_after(self.layout.checkpoints, step)
         self._forget_events(step)
 
     def finish(self, status: Status) -> None:
         """Record how the run ended; `finished` makes it complete and is the last call."""
         self._write_times()
+        if self._recording is not None:
+            self._recording.finish(status=status)
         self._set(status=status)
         if status == "finished":
             done = {"schema_version": SCHEMA_VERSION, "finished": utc_now()}
@@ -230,6 +253,14 @@ class RunWriter:
         self._set(events=tuple(events))
         self.event("resumed", step=step)
 
+    def _reopen_recording(self, step: int) -> None:
+        """With the events up to a step; at its beginning a run records anew."""
+        place = self.layout.recording
+        if step and is_recording(place):
+            self._recording = RecordingWriter.reopen(place, lambda event: happened(event) <= step)
+        else:
+            remove_dir(place)
+
     def _write_times(self) -> None:
         times = self._clock.breakdown(self._since)
         times = times if self._earlier is None else times.after(self._earlier)
@@ -240,6 +271,13 @@ class RunWriter:
         manifest = self.manifest.model_copy(update=fields)
         manifest.save(self.layout.manifest)
         self.manifest = manifest
+
+
+def happened(event: Record) -> float:
+    """The step after which an event of a run's recording came; passes that train are numbered."""
+    if event["kind"] == "pass":
+        return event["index"] + 1 if event["phase"] == "train" else math.inf
+    return event.get("step") or 0
 
 
 def refuse_occupied(root: Path, option: str = "--run-dir") -> None:
