@@ -70,3 +70,14 @@ def log_exponential(count: int, key: Key, position: int) -> np.ndarray:
     """
     noise = np.random.Generator(np.random.Philox(key=key.value, counter=[0, 0, 0, position]))
     return np.log(noise.standard_exponential(count)).astype(np.float32)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Give PyTorch's global generators a user's own seed for a while, and put the old state back.
+
+    For draws of other code that are drawn again as it drew them.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,109 @@
+"""What a model is fed when it reads a prompt and then a completion, in the way of a replica.
+
+Decoding with a cache and reading everything again are the same function, so a completion is read
+in one pass where it can be: each position attends to what its decoding step saw.
+
+Shapes: T positions of one text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from weft.diagnose.proof.replica import Context, Row
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A text, where its tokens stand, what each may see, and where the next token is asked for."""
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    outs: tuple[int, ...]
+    open_T: np.ndarray  # bool, columns that may be attended to
+    open_TT: np.ndarray | None = None  # bool, where positions see different things
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def readings(
+    row: Row, context: Context, tokens: tuple[int, ...] = (), tail: int = 1
+) -> tuple[Reading, ...]:
+    """Readings that ask for the last `tail` positions of a prompt, then for one a token."""
+    width = len(row.ids)
+    outs = tuple(range(width - min(tail, len(row.prompt)), width))
+    open_T = np.ones(width, bool)
+    if not row.attended:
+        open_T[: row.left] = False
+    if not tokens:
+        return (Reading(row.ids, row.positions, outs, open_T),)
+    if context.plain or (not row.left and not _limited(context)):
+        start = row.positions[-1] + 1
+        on = (start + t + context.shifted(t + 1) for t in range(len(tokens)))
+        return (
+            Reading(
+                row.ids + tokens,
+                (*row.positions, *on),
+                (*outs, *range(width, width + len(tokens))),
+                np.concatenate([open_T, np.ones(len(tokens), bool)]),
+            ),
+        )
+    if any(_slides(context, step) for step in range(1, len(tokens) + 1)):
+        alone = (_window(row, context, tokens, step) for step in range(1, len(tokens) + 1))
+        return (Reading(row.ids, row.positions, outs, open_T), *alone)
+    return (_stepwise(row, context, tokens, outs, open_T),)
+
+
+def _limited(context: Context) -> bool:
+    return any(seen is not None for seen in context.visible)
+
+
+def _slides(context: Context, step: int) -> bool:
+    """Whether a step sees other starts than the step before: a window that was read anew."""
+    seen = context.sees(step)
+    if seen is None or seen == 1:
+        return False
+    before = context.sees(step - 1) if step > 1 else None
+    return before is None or seen != before + 1
+
+
+def _window(row: Row, context: Context, tokens: tuple[int, ...], step: int) -> Reading:
+    """The newest positions, read on their own."""
+    whole = row.ids + tokens[:step]
+    seen = min(context.sees(step) or len(whole), len(whole))
+    at = len(whole) - seen
+    own = (*row.positions, *(row.positions[-1] + 1 + t for t in range(step)))[at:]
+    start = 0 if context.fresh else own[0]
+    positions = tuple(start + context.shifted(step) + i for i in range(seen))
+    hidden = max(0, row.left - at) if context.masked and not row.attended else 0
+    open_T = np.arange(seen) >= hidden
+    return Reading(whole[at:], positions, (seen - 1,), open_T)
+
+
+def _stepwise(
+    row: Row,
+    context: Context,
+    tokens: tuple[int, ...],
+    outs: tuple[int, ...],
+    open_T: np.ndarray,
+) -> Reading:
+    """One reading in which each position of the completion sees what its step saw."""
+    width, whole = len(row.ids), len(row.ids) + len(tokens)
+    open_TT = np.tril(np.ones((whole, whole), bool))
+    open_TT[:width, :width] &= open_T
+    positions = list(row.positions)
+    for step in range(1, len(tokens) + 1):
+        at, seen = width + step - 1, context.sees(step)
+        natural = row.positions[-1] + step
+        if seen is not None and seen <= at:
+            open_TT[at, : at + 1 - seen] = False
+            natural = seen - 1 if context.fresh else natural
+        if context.masked and not row.attended:
+            open_TT[at, : row.left] = False
+        positions.append(natural + context.shifted(step))
+    full = np.ones(whole, bool)
+    asked = (*outs, *range(width, whole))
+    return Reading(row.ids + tokens, tuple(positions), asked, full, open_TT)

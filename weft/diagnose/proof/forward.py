@@ -1,0 +1,289 @@
+"""Replicas on a plain PyTorch engine: transformers' own model, adapters as forward hooks.
+
+Shapes: N readings, T positions, V vocabulary, S positions asked for, L blocks, D hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from weft.core.errors import InputError
+from weft.core.keys import Key
+from weft.data.tokenizer import resolve_base
+from weft.diagnose.proof.feeding import Reading
+from weft.diagnose.proof.replica import BaseValue, Updates
+from weft.model.base import LOADING_ERRORS, first_line
+from weft.model.noise import global_generator, rademacher
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+NUMBERS = 24_000_000
+"""Logits held at a time."""
+
+KEPT = 4
+"""Bases with weights of their own that are kept at a time."""
+
+
+class Unspliced(Exception):
+    """A stage of a replica that cannot be run here; says why."""
+
+
+class Engine:
+    """Runs replicas, and counts the forwards that it took."""
+
+    def __init__(self, override: str | None = None) -> None:
+        """`override` is the base to load in place of what a side names."""
+        self.forwards = 0
+        self._override = override
+        self._loaded: dict[tuple, nn.Module] = {}
+        self._made: dict[tuple, tuple[BaseValue, nn.Module]] = {}
+
+    def model(self, base: BaseValue) -> nn.Module:
+        """The base's model in evaluation mode, frozen; do not write to it."""
+        key = (*_form(base), tuple((name, id(each)) for name, each in sorted(base.changed.items())))
+        if key not in self._made:
+            if len(self._made) >= KEPT:
+                self._made.pop(next(iter(self._made)))
+            self._made[key] = base, _changed(self._plain(base), base)
+        return self._made[key][1]
+
+    def own(self, base: BaseValue) -> nn.Module:
+        """A copy of it that may be written to."""
+        return copy.deepcopy(self.model(base))
+
+    def _plain(self, base: BaseValue) -> nn.Module:
+        key = _form(base)
+        if key not in self._loaded:
+            self._loaded[key] = (
+                _load(self._override or base.load, base).eval().requires_grad_(False)
+            )
+        return self._loaded[key]
+
+    @torch.no_grad()
+    def logits(
+        self,
+        base: BaseValue,
+        updates: Updates,
+        read: Sequence[Reading],
+        *,
+        nudge: Key | None = None,
+        dropping: Key | None = None,
+        alone: bool = False,
+    ) -> list[torch.Tensor]:
+        """Float32 logits [S, V] of each reading, in order, on the CPU.
+
+        `nudge` moves embeddings by about one unit in the last place, `dropping` puts dropout to
+        work, `alone` gives each reading a forward of its own.
+        """
+        model = self.model(base)
+        found: list[torch.Tensor | None] = [None] * len(read)
+        with ExitStack() as stack:
+            stack.enter_context(woven(model, updates, training=dropping is not None))
+            if nudge is not None:
+                stack.enter_context(nudged(model, nudge))
+            if dropping is not None:
+                stack.enter_context(global_generator(dropping))
+                model.train()
+                stack.callback(model.eval)
+            for batch in batches(read, _vocabulary(model), 1 if alone else len(read)):
+                inputs = tensors([read[n] for n in batch], model)
+                logits_NTV = model(**inputs, use_cache=False).logits
+                self.forwards += 1
+                for i, n in enumerate(batch):
+                    found[n] = logits_NTV[i, list(read[n].outs)].float()
+        return [each for each in found if each is not None]
+
+    @torch.no_grad()
+    def hidden(self, base: BaseValue, updates: Updates, read: Sequence[Reading]) -> np.ndarray:
+        """Hidden states [L + 1, N, D] float32 at each reading's first asked position."""
+        model = self.model(base)
+        found = []
+        with woven(model, updates):
+            for reading in read:
+                out = model(**tensors([reading], model), use_cache=False, output_hidden_states=True)
+                self.forwards += 1
+                found.append(
+                    torch.stack([h[0, reading.outs[0]].float() for h in out.hidden_states])
+                )
+        return torch.stack(found, 1).numpy()
+
+
+def _form(base: BaseValue) -> tuple:
+    return base.load, base.dtype, base.attention
+
+
+def _load(ref: str | None, base: BaseValue) -> nn.Module:
+    dtype = DTYPES.get(base.dtype.removeprefix("torch."), torch.float32)
+    options: dict[str, Any] = {"dtype": dtype}
+    if base.attention in ("eager", "sdpa"):  # others are the same function, or not to be had here
+        options["attn_implementation"] = base.attention
+    try:
+        if ref is not None:
+            return AutoModelForCausalLM.from_pretrained(
+                resolve_base(ref), use_safetensors=True, **options
+            )
+        if not base.config.get("model_type"):
+            raise Unspliced("the recording does not say from where the base can be loaded")
+        given = {k: v for k, v in base.config.items() if k not in ("model_type", "dtype")}
+        config = AutoConfig.for_model(base.config["model_type"], **given)
+        model = AutoModelForCausalLM.from_config(config, **options)
+    except (InputError, *LOADING_ERRORS) as error:
+        raise Unspliced(f"the base {ref!r} cannot be loaded: {first_line(error)}") from None
+    lost = {name for name, _ in model.named_parameters()} - set(base.changed)
+    if lost:
+        raise Unspliced(f"the weights of the base were not recorded: {sorted(lost)[0]}")
+    return model
+
+
+def _changed(model: nn.Module, base: BaseValue) -> nn.Module:
+    """A model with tensors of its own where the base has changed; all others are shared."""
+    if not base.changed:
+        return model
+    shared = (*model.parameters(), *model.buffers())
+    made: nn.Module = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    for name, array in base.changed.items():
+        where, _, leaf = name.rpartition(".")
+        try:
+            old = getattr(made.get_submodule(where), leaf)
+        except AttributeError:
+            raise Unspliced(f"the base has no tensor {name}, which the recording has") from None
+        if tuple(old.shape) != array.shape:
+            raise Unspliced(f"{name} is {tuple(old.shape)} in the base and {array.shape} recorded")
+        data = torch.from_numpy(np.array(array)).to(old.dtype)
+        held = nn.Parameter(data, False) if isinstance(old, nn.Parameter) else data
+        setattr(made.get_submodule(where), leaf, held)
+    return made
+
+
+def _vocabulary(model: nn.Module) -> int:
+    return int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
+
+
+@contextmanager
+def woven(
+    model: nn.Module,
+    updates: Updates | Mapping[str, tuple[torch.Tensor, torch.Tensor, float, float]],
+    *,
+    training: bool = False,
+) -> Iterator[None]:
+    """Add s * (x A^T) B^T to what the adapted modules give, in the dtype of A and B.
+
+    Tensors in place of an `Update` are (A, B, s, dropout), and can be trained.
+    """
+    handles = []
+    try:
+        for name, update in updates.items():
+            try:
+                module = model.get_submodule(name)
+            except AttributeError:
+                raise Unspliced(f"the base has no module {name}, which is adapted") from None
+            if isinstance(update, tuple):
+                a, b, scale, rate = update
+            else:
+                a, b = (torch.from_numpy(np.array(x)).float() for x in (update.a_RI, update.b_OR))
+                scale, rate = update.scale, update.dropout
+            handles.append(
+                module.register_forward_hook(_adding(a, b, scale, rate if training else 0.0))
+            )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adding(
+    a_RI: torch.Tensor, b_OR: torch.Tensor, scale: float, rate: float
+) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:
+    def hook(module: nn.Module, args: tuple, out: torch.Tensor) -> torch.Tensor:
+        if isinstance(module, nn.Embedding):
+            down = F.embedding(args[0], a_RI.T)
+        else:
+            x = args[0].to(a_RI.dtype)
+            down = F.linear(F.dropout(x, rate) if rate else x, a_RI)
+        return (out + F.linear(down, b_OR) * scale).to(out.dtype)
+
+    return hook
+
+
+@contextmanager
+def nudged(model: nn.Module, key: Key) -> Iterator[None]:
+    """Each number that embedding gives is moved by about one unit in the last place."""
+    calls = iter(range(10**9))
+
+    def hook(module: nn.Module, args: tuple, out: torch.Tensor) -> torch.Tensor:
+        sign = rademacher(out.numel(), key.fold(next(calls))).view(out.shape)
+        eps = torch.finfo(out.dtype).eps
+        return (out.double() * (1 + eps * sign.double())).to(out.dtype)
+
+    handle = model.get_input_embeddings().register_forward_hook(hook)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def batches(read: Sequence[Reading], vocabulary: int, most: int) -> Iterator[list[int]]:
+    """Numbers of readings that share a forward: of one kind, and few enough for memory."""
+    for kind in (False, True):
+        batch: list[int] = []
+        for n in sorted(range(len(read)), key=lambda n: len(read[n])):
+            if (read[n].open_TT is not None) != kind:
+                continue
+            if batch and (
+                len(batch) >= most or (len(batch) + 1) * len(read[n]) * vocabulary > NUMBERS
+            ):
+                yield batch
+                batch = []
+            batch.append(n)
+        if batch:
+            yield batch
+
+
+def tensors(read: Sequence[Reading], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Readings as a batch, padded on the right: what a forward takes."""
+    width = max(len(each) for each in read)
+    ids_NT = torch.zeros(len(read), width, dtype=torch.long)
+    at_NT = torch.zeros(len(read), width, dtype=torch.long)
+    for n, each in enumerate(read):
+        ids_NT[n, : len(each)] = torch.tensor(each.ids)
+        at_NT[n, : len(each)] = torch.tensor(each.positions)
+    inputs = {"input_ids": ids_NT, "attention_mask": _mask(read, width, model)}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = at_NT
+    elif any(each.positions != _counted(each) for each in read):
+        raise Unspliced(f"{type(model).__name__} takes no positions")
+    return inputs
+
+
+def _mask(read: Sequence[Reading], width: int, model: nn.Module) -> torch.Tensor:
+    if read[0].open_TT is None:
+        open_NT = torch.zeros(len(read), width, dtype=torch.long)
+        for n, each in enumerate(read):
+            open_NT[n, : len(each)] = torch.from_numpy(each.open_T.astype(np.int64))
+        return open_NT
+    open_NTT = torch.zeros(len(read), width, width, dtype=torch.bool)
+    for n, each in enumerate(read):
+        open_NTT[n, : len(each), : len(each)] = torch.from_numpy(each.open_TT)
+    if model.config._attn_implementation == "sdpa":  # type: ignore[union-attr]
+        return open_NTT[:, None]
+    dtype = next(model.parameters()).dtype
+    closed = torch.full((), torch.finfo(dtype).min, dtype=dtype)
+    return torch.where(open_NTT, torch.zeros((), dtype=dtype), closed)[:, None]
+
+
+def _counted(reading: Reading) -> tuple[int, ...]:
+    return tuple(np.maximum(np.cumsum(reading.open_T) - 1, 0).tolist())

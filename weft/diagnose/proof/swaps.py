@@ -1,0 +1,315 @@
+"""Exchanges between replicas: one factor of a replica is given the value that another has.
+
+A swap returns the replica itself where the other's value is its own already, so that a factor in
+which two replicas do not differ is seen at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from weft.diagnose.proof.replica import BaseValue, Lesson, Micro, Replica, Update, Updates
+
+Function = Callable[[Replica, Replica, Collection[str], int | None], Replica]
+
+
+def ids(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """The token ids of prompts; padding and positions by one's own rule."""
+    rows = tuple(
+        replace(mine, prompt=its.prompt, held=() if mine.prompt != its.prompt else mine.held)
+        for mine, its in zip(to.rows, other.rows, strict=True)
+    )
+    to = to if rows == to.rows else to.with_(rows=rows)
+    return _batches(to, other)
+
+
+def mask(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """Whether padding is open to attention, in prompts and in decoding."""
+    rows = tuple(
+        replace(mine, attended=its.attended) for mine, its in zip(to.rows, other.rows, strict=True)
+    )
+    to = to if rows == to.rows else to.with_(rows=rows)
+    if to.context.masked != other.context.masked:
+        to = to.with_(context=replace(to.context, masked=other.context.masked))
+    return _inputs(to, other, "mask_BT")
+
+
+def positions(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """The rule of positions in prompts."""
+    rows = tuple(
+        replace(
+            mine, rule=its.rule, held=its.held if len(its.held) in (0, len(mine.ids)) else mine.held
+        )
+        for mine, its in zip(to.rows, other.rows, strict=True)
+    )
+    to = to if rows == to.rows else to.with_(rows=rows)
+    return _inputs(to, other, "positions_BT")
+
+
+def base(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """The weights of the base; dtype and attention stay one's own."""
+    if same_weights(to.base, other.base):
+        return to
+    its = other.base
+    return to.with_(
+        base=replace(
+            to.base, load=its.load, changed=its.changed, config=its.config, digests=its.digests
+        )
+    )
+
+
+def dtype(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """The dtype of the base and its implementation of attention."""
+    mine, its = to.base, other.base
+    if (mine.dtype, mine.attention) == (its.dtype, its.attention):
+        return to
+    return to.with_(base=replace(mine, dtype=its.dtype, attention=its.attention))
+
+
+def adapter(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """The updates of modules, whole: factors and scale; of all modules without places."""
+    its = _placed(to.adapter, other.adapter, places)
+    to = to if its is to.adapter else to.with_(adapter=its)
+    if to.course is None or other.course is None:
+        return to
+    start = _placed(to.course.start, other.course.start, places)
+    return to if start is to.course.start else _taught(to, start=start)
+
+
+def scale(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """What multiplies B A, where both sides adapt a module."""
+    its = _scaled(to.adapter, other.adapter, places)
+    to = to if its is to.adapter else to.with_(adapter=its)
+    if to.course is None or other.course is None:
+        return to
+    start = _scaled(to.course.start, other.course.start, places)
+    return to if start is to.course.start else _taught(to, start=start)
+
+
+def init(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """The factors that training starts from; one's own scale."""
+    if to.course is None or other.course is None:
+        return adapter(to, other, places, step)
+    mine, its = to.course.start, other.course.start
+    start = {
+        name: replace(each, scale=mine[name].scale if name in mine else each.scale)
+        for name, each in its.items()
+    }
+    return to if same_updates(mine, start) else _taught(to, start=start)
+
+
+def context(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """How decoding steps are fed."""
+    its = replace(other.context, masked=to.context.masked)
+    return to if to.context == its else to.with_(context=its)
+
+
+def sampler(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """How a token is chosen."""
+    return to if to.sampler == other.sampler else to.with_(sampler=other.sampler)
+
+
+def stop(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """When a completion ends."""
+    return to if to.stop == other.stop else to.with_(stop=other.stop)
+
+
+def seed(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """The seed of draws."""
+    return to if to.seed == other.seed else to.with_(seed=other.seed)
+
+
+def mode(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """Whether dropout is at work."""
+    return to if to.dropping == other.dropping else to.with_(dropping=other.dropping)
+
+
+def labels(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """Which tokens are asked for, on rows that both sides train on."""
+    return _inputs(to, other, "labels_BT")
+
+
+def order(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """Which rows make up the batch of a step, with their labels."""
+    return _batches(to, other)
+
+
+def normaliser(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """What the losses of a step are divided by."""
+    if to.course is None or other.course is None:
+        return to
+    its = other.course.normaliser
+    return to if to.course.normaliser == its else _taught(to, normaliser=its)
+
+
+def optimiser(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """The rule of updates, its settings, and the learning rate of each step."""
+    if to.course is None or other.course is None:
+        return to
+    mine, its = to.course, other.course
+    rates = [each.lr for each in its.lessons] or [0.0]
+    lessons = tuple(
+        replace(each, lr=rates[min(n, len(rates) - 1)]) for n, each in enumerate(mine.lessons)
+    )
+    same = [each.lr for each in lessons] == [each.lr for each in mine.lessons]
+    if same and mine.optimiser == its.optimiser:
+        return to
+    return _taught(to, lessons=lessons, optimiser=its.optimiser)
+
+
+def schedule(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """When the adapter goes into the weights or begins anew."""
+    if to.course is None or other.course is None:
+        return to
+    mine, its = to.course.turns, other.course.turns
+    same = [(each.what, each.after) for each in mine] == [(each.what, each.after) for each in its]
+    return to if same else _taught(to, turns=its)
+
+
+def trainable(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """What training may move: the adapter, the base."""
+    if to.course is None or other.course is None:
+        return to
+    mine, its = to.course, other.course
+    start = {
+        name: replace(each, trainable=its.start[name].trainable) if name in its.start else each
+        for name, each in mine.start.items()
+    }
+    same = (mine.trains_base, mine.trains_adapter) == (its.trains_base, its.trains_adapter)
+    if same and all(each.trainable == mine.start[name].trainable for name, each in start.items()):
+        return to
+    return _taught(to, start=start, trains_base=its.trains_base, trains_adapter=its.trains_adapter)
+
+
+SWAPS: Mapping[str, Function] = {
+    "prompt": ids,
+    "ids": ids,
+    "mask": mask,
+    "positions": positions,
+    "base": base,
+    "dtype": dtype,
+    "adapter": adapter,
+    "scale": scale,
+    "attach": adapter,
+    "init": init,
+    "context": context,
+    "mode": mode,
+    "sampler": sampler,
+    "stop": stop,
+    "seed": seed,
+    "labels": labels,
+    "normaliser": normaliser,
+    "order": order,
+    "optimiser": optimiser,
+    "schedule": schedule,
+    "trainable": trainable,
+}
+"""By the factor that a finding names."""
+
+
+def _taught(to: Replica, **changes: object) -> Replica:
+    assert to.course is not None
+    return to.with_(course=replace(to.course, **changes))  # type: ignore[arg-type]
+
+
+def _placed(mine: Updates, its: Updates, places: Collection[str]) -> Updates:
+    names = [each for each in places if each in mine or each in its] or list({**mine, **its})
+    made = {name: each for name, each in mine.items() if name not in names}
+    made |= {name: its[name] for name in names if name in its}
+    return mine if same_updates(mine, made) else made
+
+
+def _scaled(mine: Updates, its: Updates, places: Collection[str]) -> Updates:
+    both = mine.keys() & its.keys()
+    names = [each for each in places if each in both] or list(both)
+    made = {
+        name: replace(each, scale=its[name].scale) if name in names else each
+        for name, each in mine.items()
+    }
+    return mine if same_updates(mine, made) else made
+
+
+def same_updates(mine: Updates, its: Updates) -> bool:
+    """Whether two adapters hold the same numbers."""
+    return mine.keys() == its.keys() and all(_same(mine[name], its[name]) for name in mine)
+
+
+def _same(x: Update, y: Update) -> bool:
+    return x.scale == y.scale and np.array_equal(x.a_RI, y.a_RI) and np.array_equal(x.b_OR, y.b_OR)
+
+
+def same_weights(mine: BaseValue, its: BaseValue) -> bool:
+    """Whether two bases are one, as far as was recorded."""
+    if mine.digests and its.digests and mine.dtype == its.dtype:
+        return mine.digests == its.digests
+    return mine.load == its.load and not mine.changed and not its.changed
+
+
+def _batches(to: Replica, other: Replica) -> Replica:
+    """One's own course on the other's batches."""
+    if to.course is None or other.course is None:
+        return to
+    mine, its = to.course.lessons, other.course.lessons
+    if len(mine) == len(its) and all(map(_same_rows, mine, its)):
+        return to
+    lessons = tuple(replace(each, lr=mine[min(n, len(mine) - 1)].lr) for n, each in enumerate(its))
+    return _taught(to, lessons=lessons)
+
+
+def _same_rows(x: Lesson, y: Lesson) -> bool:
+    return sorted(_texts(x)) == sorted(_texts(y))
+
+
+def _texts(lesson: Lesson) -> list[tuple[int, ...]]:
+    return [text for micro in lesson.micros for text in map(_text, *_open(micro))]
+
+
+def _open(micro: Micro) -> tuple[np.ndarray, np.ndarray]:
+    mask = micro.mask_BT
+    return micro.ids_BT, np.ones_like(micro.ids_BT) if mask is None else mask
+
+
+def _text(ids_T: np.ndarray, mask_T: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in ids_T[mask_T != 0])
+
+
+def _inputs(to: Replica, other: Replica, name: str) -> Replica:
+    """One's own training batches with the other's labels, mask or positions, row by row."""
+    if to.course is None or other.course is None:
+        return to
+    lessons, changed = [], False
+    for mine, its in zip(to.course.lessons, other.course.lessons, strict=False):
+        micros = _matched(mine, its, name)
+        changed = changed or any(x is not y for x, y in zip(micros, mine.micros, strict=True))
+        lessons.append(replace(mine, micros=micros))
+    lessons += to.course.lessons[len(lessons) :]
+    return _taught(to, lessons=tuple(lessons)) if changed else to
+
+
+def _matched(mine: Lesson, its: Lesson, name: str) -> tuple[Micro, ...]:
+    by_ids = {
+        tuple(ids_T.tolist()): value[min(n, len(value) - 1)]
+        for micro in its.micros
+        if (value := getattr(micro, name)) is not None
+        for n, ids_T in enumerate(micro.ids_BT)
+    }
+    found = []
+    for micro in mine.micros:
+        rows = [by_ids.get(tuple(ids_T.tolist())) for ids_T in micro.ids_BT]
+        if any(row is None for row in rows):
+            found.append(micro)
+            continue
+        made = np.stack([row for row in rows if row is not None])
+        own = getattr(micro, name)
+        same = own is not None and np.array_equal(np.broadcast_to(own, made.shape), made)
+        found.append(micro if same else _with(micro, name, made))
+    return tuple(found)
+
+
+def _with(micro: Micro, name: str, made: np.ndarray) -> Micro:
+    changed: dict[str, Any] = {name: made}
+    return replace(micro, **changed)
