@@ -1,0 +1,151 @@
+"""Rung 8: what each decoding step was given, alone and across sides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.evidence import Side, pair
+from weft.diagnose.finding import Looked
+from weft.diagnose.rungs.decoding import check, look
+
+PROMPT = (5, 6, 7, 8)
+SAID = (9, 3, 9, 4)
+VOCABULARY = 12
+
+
+def logits_of(text: tuple[int, ...]) -> np.ndarray:
+    """A model that reads all of its text."""
+    seed = int(np.dot(text, [31**n % 9973 for n in range(len(text))]))
+    return 3 * np.random.default_rng(seed).standard_normal((1, VOCABULARY)).astype(np.float32)
+
+
+def decoded(way: str = "cached", *, offset: int = 0, noise: float = 0.0, said: Any = SAID) -> Side:
+    """A loop that feeds its tokens in one of several ways."""
+    made = Side()
+    for k in range(len(said)):
+        text = PROMPT + said[:k]
+        fed, past = text[-1:], len(text) - 1
+        if k == 0 or way == "whole":
+            fed, past = text, 0
+        elif way == "lost":
+            past = 0
+        elif way == "prompt only":
+            past = len(PROMPT)
+        elif way == "twice":
+            fed, past = text, len(text) - 1
+        seen = text[: past + 1][-past - 1 :] if way == "prompt only" and k else text
+        seen = fed if way == "lost" else seen
+        start = past + (offset if k else 0)
+        made.forward(
+            [fed],
+            phase="prefill" if k == 0 else "decode",
+            past=past,
+            positions=[list(range(start, start + len(fed)))],
+            logits=logits_of(seen) + noise * np.sin(np.arange(VOCABULARY)) * (k > 0),
+        )
+    return made.generation([PROMPT], [said], range(len(said)))
+
+
+def labels(looked: Looked) -> list[tuple[str, str]]:
+    return [(each.nature, each.label) for each in looked.findings]
+
+
+@pytest.mark.parametrize("way", ["cached", "whole"])
+def test_a_cache_and_reading_it_all_again_are_both_right(way: str) -> None:
+    assert check(decoded(way).evidence) == ()
+    looked = look(pair(decoded(), decoded(way)))
+    assert not looked.findings
+    assert any("whole text so far" in words for words in looked.equal)
+    assert any("decoding equal within noise: 3 steps" in words for words in looked.equal)
+
+
+def test_one_token_and_no_cache_is_lost_context_named_from_its_step() -> None:
+    looked = look(pair(decoded(), decoded("lost")))
+    found = looked.findings[0]
+    assert (found.nature, found.label, found.step) == ("factor", "cache", 2)
+    assert found.swap is not None and found.swap.factor == "context"
+    assert "in B, context is lost" in found.words and "not so in A" in found.words
+
+
+def test_lost_context_is_identified_by_the_distribution_of_the_token_alone() -> None:
+    (found,) = check(decoded("lost", said=(9, 3, 9, 4)).evidence)
+    assert "after token 9 the distribution is that of the token alone" in found.words
+
+
+def test_what_lost_context_does_is_measured_beyond_what_the_prompt_explains() -> None:
+    looked = look(pair(decoded(), decoded("lost")))
+    (outcome,) = looked.outcome
+    assert outcome.name == "kl decode" and outcome.rungs == (8,)
+    assert outcome.apart == "different"
+    assert looked.curves["decode"]["step"] == [1, 2, 3, 4]
+    assert looked.curves["decode"]["kl"][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("way", "said"), [("prompt only", "context is cut"), ("twice", "positions more than")]
+)
+def test_a_cache_that_does_not_grow_and_one_that_holds_text_twice(way: str, said: str) -> None:
+    found = look(pair(decoded(), decoded(way))).findings[0]
+    assert found.label == "cache" and said in found.words
+
+
+def test_positions_off_by_a_constant_are_told_with_the_constant() -> None:
+    looked = look(pair(decoded(), decoded(offset=1)))
+    found = looked.findings[0]
+    assert (found.nature, found.label, found.value, found.step) == ("factor", "cache-pos", 1.0, 2)
+    assert "off by +1 in 3 decoding steps" in found.words
+
+
+def test_a_cause_in_a_is_told_as_that() -> None:
+    assert "in A, context is lost" in look(pair(decoded("lost"), decoded())).findings[0].words
+
+
+def test_the_same_fault_on_both_sides_sets_them_not_apart() -> None:
+    looked = look(pair(decoded("lost"), decoded("lost")))
+    assert not looked.findings
+    assert any("in both sides alike" in words for words in looked.equal)
+
+
+def test_decoding_that_differs_after_an_equal_prompt_is_located_there() -> None:
+    looked = look(pair(decoded(), decoded(noise=0.5)))
+    assert labels(looked) == [("factor", "cache")]
+    assert looked.findings[0].place == "prompt 1, token 2"
+
+
+def test_decoding_that_differs_as_its_prompt_does_is_an_effect() -> None:
+    other = Side()
+    for k in range(len(SAID)):
+        text = PROMPT + SAID[:k]
+        fed = text if k == 0 else text[-1:]
+        other.forward([fed], past=len(text) - len(fed), logits=1.5 * logits_of(text))
+    other.generation([PROMPT], [SAID], range(len(SAID)))
+    assert labels(look(pair(decoded(), other))) == [("effect", "unknown")]
+
+
+def test_steps_are_compared_only_while_both_said_the_same() -> None:
+    looked = look(pair(decoded(), decoded(said=(9, 4, 4, 4))))
+    assert "1 decoding steps" in looked.outcome[0].words
+
+
+def test_left_padding_is_no_lost_context() -> None:
+    made = Side()
+    ids = [[0, 0, 5, 6], [5, 6, 7, 8]]
+    made.forward(ids, mask=[[0, 0, 1, 1], [1] * 4], positions=[[0, 0, 0, 1], [0, 1, 2, 3]])
+    made.forward([[9], [9]], past=4, mask=[[0, 0, 1, 1, 1], [1] * 5], positions=[[2], [4]])
+    made.generation([ids[0][2:], ids[1]], [(9, 3), (9, 3)], (0, 1))
+    assert check(made.evidence) == ()
+
+
+def test_a_prompt_that_is_read_in_chunks_is_one_prefill() -> None:
+    made = Side().forward([[5, 6, 7]], positions=[[0, 1, 2]])
+    made.forward([[8]], past=3, positions=[[3]], phase="decode")
+    made.forward([[9]], past=4, positions=[[4]], phase="decode")
+    made.generation([PROMPT], [(9, 3)], (0, 1, 2))
+    assert check(made.evidence) == ()
+
+
+def test_without_generations_it_says_so() -> None:
+    assert "neither side" in look(pair(Side(), Side())).unseen[0]
