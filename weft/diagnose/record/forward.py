@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -39,6 +39,8 @@ class Call:
     labels: torch.Tensor | None  # [B, T]
     given_positions: torch.Tensor | None
     past: int
+    names: tuple[str | None, str | None, str | None] = (None, None, None)
+    """What ids, mask and labels are called; None: the first argument, or not given."""
 
     @property
     def real(self) -> torch.Tensor:
@@ -60,6 +62,44 @@ class Call:
         index = (self.last.to(values.device) - missing).clamp(min=0)
         return values.detach()[torch.arange(values.shape[0], device=values.device), index]
 
+    def inputs(self, **changes: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments that call the model like this again, without a cache."""
+        ids_name, mask_name, labels_name = self.names
+        ids = changes.pop("ids", self.ids)
+        named = {mask_name: self.mask, labels_name: self.labels}
+        if self.given_positions is not None:
+            named["position_ids"] = self.given_positions
+        given = {str(name): value for name, value in named.items() if name and value is not None}
+        for key, name in (("mask", mask_name), ("labels", labels_name)):
+            if key in changes:
+                value = changes.pop(key)
+                if name is not None:
+                    given[name] = value
+        given |= changes
+        given = {key: value for key, value in given.items() if value is not None}
+        return ((ids,), given) if ids_name is None else ((), {ids_name: ids, **given})
+
+    def first(self, rows: int) -> Call:
+        """The first rows, as copies."""
+        return self._each(lambda tensor: tensor[:rows].clone())
+
+    def rows(self, part: slice) -> Call:
+        """Some of the rows."""
+        return self._each(lambda tensor: tensor[part])
+
+    def to(self, device: torch.device) -> Call:
+        """The same on another device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, make: Callable[[torch.Tensor], torch.Tensor]) -> Call:
+        mask, labels, positions = (
+            None if each is None else make(each)
+            for each in (self.mask, self.labels, self.given_positions)
+        )
+        return replace(
+            self, ids=make(self.ids), mask=mask, labels=labels, given_positions=positions
+        )
+
     def mask_numpy(self) -> np.ndarray | None:
         """The mask as zeros and ones."""
         return None if self.mask is None else (self.mask != 0).cpu().numpy()
@@ -77,24 +117,26 @@ class Call:
 
 def read_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     """The inputs by name; None where none of them is token ids."""
-    given = dict(kwargs)
+    given: dict[str | None, Any] = {**kwargs}
     names = _positional(type(module).forward)
     for index, value in enumerate(args):
-        given.setdefault(names[index] if index < len(names) else f"argument {index}", value)
-    ids = given.get("input_ids")
-    if ids is None:
-        ids = next((value for value in given.values() if _is_ids(value)), None)
-    if ids is None or ids.dim() != 2 or ids.is_floating_point():
+        known = index < len(names)
+        given.setdefault(names[index] if known else None if index == 0 else f" {index}", value)
+    ids_name: str | None = "input_ids"
+    if given.get("input_ids") is None:
+        ids_name = next((name for name, value in given.items() if _is_ids(value)), " ")
+    ids = given.get(ids_name)
+    if ids is None or not _is_ids(ids):
         return None
-    mask = next((given[name] for name in MASKS if _is_matrix(given.get(name))), None)
-    labels = given.get("labels")
-    positions = given.get("position_ids")
+    mask_name = next((name for name in MASKS if _is_matrix(given.get(name))), None)
+    labels, positions = given.get("labels"), given.get("position_ids")
     return Call(
         ids.detach(),
-        mask,
+        given.get(mask_name) if mask_name else None,
         labels if _is_matrix(labels) else None,
         positions if isinstance(positions, torch.Tensor) else None,
-        _cached(next((given[n] for n in CACHES if given.get(n) is not None), None)),
+        _cached(next((given[name] for name in CACHES if given.get(name) is not None), None)),
+        (ids_name, mask_name, "labels" if _is_matrix(labels) else None),
     )
 
 
@@ -163,11 +205,12 @@ class Watch:
         call: Call,
         phase: Literal["prefill", "decode", "score", "train"],
         rows: int,
+        follows: bool,
     ) -> None:
         """Hidden states are kept of so many `rows`."""
         self.recorder = recorder
         self.model, self.root, self.called, self.call = model, root, called, call
-        self.phase, self.rows = phase, rows
+        self.phase, self.rows, self.follows = phase, rows, follows
         self.grad = torch.is_grad_enabled()
         self.dropouts = _dropouts(root)
         self._positions: torch.Tensor | None = None

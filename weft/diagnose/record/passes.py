@@ -114,7 +114,8 @@ class _Tap:
         )
         if whole:
             self._kept[budget] += 1
-        return Watch(self.recorder, key, root, module, call, phase, KEPT_ROWS if whole else 0)
+        rows = KEPT_ROWS if whole else 0
+        return Watch(self.recorder, key, root, module, call, phase, rows, follows)
 
     def _phase(self, root: nn.Module, call: Call) -> Any:
         import torch
@@ -209,6 +210,8 @@ class _Tap:
                 None if last is None else last.detach(),
                 loss,
                 output,
+                call,
+                watch.follows,
             )
         )
 

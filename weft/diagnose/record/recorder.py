@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from weft.diagnose.record.files import DataRead
+    from weft.diagnose.record.forward import Call
     from weft.diagnose.record.models import Models
 
 SignalT = TypeVar("SignalT")
@@ -58,6 +59,8 @@ class PassSeen:
     logits: torch.Tensor | None  # [B, V] at each row's last real position
     loss: torch.Tensor | None  # not detached: what backward may be called on
     output: Any
+    call: Call | None = None
+    follows: bool = False  # it goes on with the prompt of the pass before, however it is fed
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from weft.diagnose.record import (
     adapters,
+    checks,
     draws,
     files,
     generate,
@@ -20,6 +21,7 @@ from weft.diagnose.record import (
     passes,
     seeds,
     tokenizers,
+    trainers,
     training,
     weights,
 )
@@ -37,9 +39,11 @@ TAPS: tuple[Tap, ...] = (
     loops.install,
     generate.install,
     training.install,
+    trainers.install,
     merging.install,
     weights.install,
     adapters.install,
+    checks.install,
     mlx.install,
 )
 
