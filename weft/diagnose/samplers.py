@@ -20,7 +20,7 @@ from weft.runs.evidence import Draw, Generation
 STOPS = ("max_tokens", "min_tokens", "eos", "stop")
 """Settings that say when to end; all others of a generation say how to choose."""
 
-NO_CHOICE = ("pad", "use_cache", "seed", "num_return_sequences", "driver")
+NO_CHOICE = ("feeding", "pad", "use_cache", "seed", "num_return_sequences", "driver")
 """Settings that say neither."""
 
 ONLY_DRAWN = ("temperature", "top_k", "top_p", "min_p", "typical_p")

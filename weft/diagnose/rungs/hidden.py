@@ -92,7 +92,7 @@ def growth(errors_L: np.ndarray, floor: float) -> Growth | None:
     if before > 0 and here <= SMOOTH * before:
         return Growth(at, "precision", f"it grows smoothly with depth, as rounding does ({sizes})")
     if at == last:
-        return Growth(at, "implementation", f"only the last block or final norm is off ({sizes})")
+        return Growth(at, "implementation", f"only the last block is off ({sizes})")
     steps = np.diff(errors_L)
     if here >= errors_L.max() / 2 and steps[at:].max(initial=0) < here / 2:
         return Growth(at, "implementation", f"one block makes it, later ones carry it ({sizes})")
