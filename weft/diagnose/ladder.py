@@ -12,7 +12,20 @@ from dataclasses import dataclass
 
 from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Looked
-from weft.diagnose.rungs import decoding, first_step, hidden, logits, sampling, trajectory
+from weft.diagnose.rungs import (
+    attachment,
+    decoding,
+    first_step,
+    hidden,
+    logits,
+    sampling,
+    settings,
+    text,
+    trajectory,
+    update,
+    validity,
+    weights,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,12 @@ class Rung:
 
 
 RUNGS: tuple[Rung, ...] = (
+    Rung(0, "validity", validity.look),
+    Rung(1, "settings", settings.look),
+    Rung(2, "text and tokens", text.look),
+    Rung(3, "base weights", weights.look),
+    Rung(4, "adapters", attachment.look),
+    Rung(5, "effective updates", update.look),
     Rung(6, "hidden states", hidden.look),
     Rung(7, "next-token distributions", logits.look),
     Rung(8, "decoding", decoding.look),

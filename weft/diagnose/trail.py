@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from weft.diagnose import noise
-from weft.diagnose.align import Ids, pad_ids, rows_of
+from weft.diagnose.align import pad_ids, rows_of
 from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.matching import Ids
 from weft.runs.evidence import Happened, TrainStep
 
 GROWTH = 10.0

@@ -1,0 +1,157 @@
+"""What training starts from: the norms of fresh factors, dropout, and what may move at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from weft.diagnose.evidence import Pair
+from weft.diagnose.finding import Finding, Swap
+from weft.diagnose.places import group, number
+from weft.diagnose.rungs.update import initial, training
+from weft.runs.evidence import AdapterModule, Snapshot
+
+RUNG = 4
+
+INIT = 0.1
+"""Norms of random starts of one kind differ by less than this from seed to seed."""
+
+Modules = Mapping[str, tuple[AdapterModule, AdapterModule]]
+
+
+def starts(pair: Pair, of_a: Snapshot, of_b: Snapshot, both: Modules) -> Iterator[Finding]:
+    """Norms of the factors before the first step."""
+    if not (initial(of_a) and initial(of_b) and training(pair)):
+        return
+    for factor, norms in (
+        ("A", {name: (x.norm_a, y.norm_a) for name, (x, y) in both.items()}),
+        ("B", {name: (x.norm_b, y.norm_b) for name, (x, y) in both.items()}),
+    ):
+        adjusted = {
+            name: y / x * np.sqrt(both[name][0].rank / both[name][1].rank)
+            for name, (x, y) in norms.items()
+            if x > 0 and y > 0
+        }
+        off = {name: ratio for name, ratio in adjusted.items() if abs(np.log(ratio)) > INIT}
+        zero = {
+            name: norms[name] for name in norms if (norms[name][0] == 0) != (norms[name][1] == 0)
+        }
+        if zero:
+            names = list(zero)
+            letter = "A" if zero[names[0]][0] == 0 else "B"
+            yield _start(
+                of_b,
+                names,
+                both,
+                f"factor {factor} starts at zero in {letter} and not in "
+                f"{'B' if letter == 'A' else 'A'}, at {group(names, list(both))}",
+                0.0 if letter == "B" else None,
+            )
+        elif off:
+            ratio = float(np.median(list(off.values())))
+            middle = [float(np.median([norms[name][i] for name in off])) for i in (0, 1)]
+            times = (
+                f"{number(1 / ratio)} times smaller"
+                if ratio < 1
+                else f"{number(ratio)} times larger"
+            )
+            place = group(list(off), list(both))
+            yield _start(
+                of_b,
+                list(off),
+                both,
+                f"factor {factor} starts {times} in B than in A at {place}: norm "
+                f"{number(middle[0])} in A, {number(middle[1])} in B (median)",
+                ratio,
+            )
+
+
+def _start(
+    of_b: Snapshot, names: Sequence[str], both: Modules, words: str, ratio: float | None
+) -> Finding:
+    return Finding(
+        RUNG,
+        "factor",
+        "init",
+        group(names, list(both)),
+        words,
+        value=ratio,
+        other=1.0,
+        unit="times A's norm",
+        where=of_b.where,
+        fix="start both from the same distribution",
+        swap=Swap("init", tuple(names) if len(names) < len(both) else ()),
+    )
+
+
+def dropouts(pair: Pair, both: Modules) -> Iterator[Finding]:
+    """Rates of dropout before A: a cause in training only."""
+    rates = {
+        name: (x.dropout, y.dropout) for name, (x, y) in both.items() if x.dropout != y.dropout
+    }
+    if not rates:
+        return
+    place = group(list(rates), list(both))
+    a, b = next(iter(rates.values()))
+    words = f"the adapter's dropout is {number(a)} in A and {number(b)} in B at {place}"
+    trains = training(pair)
+    yield Finding(
+        RUNG,
+        "factor" if trains else "harmless",
+        "settings",
+        place if trains else "adapter.dropout",
+        words if trains else f"{words}; it acts in training only",
+        value=b,
+        other=a,
+        unit="dropout",
+    )
+
+
+def trainable(pair: Pair, of_a: Snapshot | None, of_b: Snapshot | None) -> Iterator[Finding]:
+    """Counts of trainable parameters: a cause in training, and none in evaluation."""
+    counts = [None if of is None else of.trainable for of in (of_a, of_b)]
+    for (letter, side), of, count in zip(pair.sides, (of_a, of_b), counts, strict=True):
+        if of is not None and count and not side.steps and not count.get("adapter", 0):
+            yield Finding(
+                RUNG,
+                "harmless",
+                "trainable",
+                group(list(of.modules), list(of.modules)),
+                f"0 trainable parameters in {letter}: normal where nothing is trained, and the "
+                f"adapter is attached at {len(of.modules)} modules",
+            )
+    if not training(pair) or not counts[0] or not counts[1]:
+        return
+    a, b = counts[0], counts[1]
+    for part, place in (("adapter", "adapted modules"), ("base", "base weights")):
+        x, y = a.get(part, 0), b.get(part, 0)
+        if (x == 0) != (y == 0):
+            free, held = ("A", "B") if y == 0 else ("B", "A")
+            yield Finding(
+                RUNG,
+                "factor",
+                "trainable",
+                place,
+                f"{max(x, y):,} parameters of the {place} are trained in {free}, none in {held}",
+                value=float(y),
+                other=float(x),
+                unit="parameters",
+                where=None if of_b is None else of_b.where,
+                fix="freeze the base and leave the adapter trainable, after loading it"
+                if part == "base"
+                else "load the adapter as trainable",
+                swap=Swap("trainable"),
+            )
+        elif x != y and part == "base":
+            yield Finding(
+                RUNG,
+                "factor",
+                "trainable",
+                place,
+                f"{x:,} parameters of the base are trained in A, {y:,} in B",
+                value=float(y),
+                other=float(x),
+                unit="parameters",
+                swap=Swap("trainable"),
+            )

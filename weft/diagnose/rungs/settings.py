@@ -1,0 +1,177 @@
+"""Rung 1: resolved settings, those that matter, those that only round, those that only name.
+
+A setting that is read by something that was recorded is left to the rung that looks at it: there a
+difference is a fact, here only a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from weft.diagnose.evidence import Pair, Setting
+from weft.diagnose.finding import Finding, Looked, Swap
+from weft.diagnose.places import number
+from weft.diagnose.rungs import text
+from weft.diagnose.rungs.keys import Meaning, meaning
+
+RUNG = 1
+
+SCALE = ("adapter.alpha", "adapter.scale", "adapter.rslora")
+"""Settings that say one thing, the multiplier of B @ A."""
+
+UNSET = Setting(None, "not set")
+
+
+def look(pair: Pair) -> Looked:
+    """Values under the same key, with where they came from."""
+    a, b = pair.a.settings, pair.b.settings
+    if not a or not b:
+        lacking = " and ".join(name for name, side in pair.sides if not side.settings)
+        return Looked(unseen=(f"settings: none were recorded in {lacking}",))
+    whole = pair.a.kind == pair.b.kind and pair.a.kind in ("config", "run")
+    keys = sorted(a.keys() | b.keys() if whole else a.keys() & b.keys())
+    off = [key for key in keys if _plain(a.get(key, UNSET)) != _plain(b.get(key, UNSET))]
+    findings = [*_acting(pair, off)]
+    for weight, words in (
+        ("numeric", "change rounding only"),
+        ("cosmetic", "name or log things only"),
+    ):
+        idle = [key for key in off if meaning(key).weight == weight]
+        if idle:
+            shown = ", ".join(f"{key}: {_both(pair, key)}" for key in idle[:4])
+            more = f" and {len(idle) - 4} more" if len(idle) > 4 else ""
+            findings.append(
+                Finding(
+                    RUNG, "harmless", "settings", ", ".join(idle[:4]),
+                    f"settings that {words} differ ({shown}{more})",
+                )
+            )  # fmt: skip
+    same = len(keys) - len(off)
+    return Looked(tuple(findings), (f"settings equal: {same} of {len(keys)}",) if same else ())
+
+
+def _plain(setting: Setting) -> Any:
+    """A value that compares as it is meant: lists and tuples, 1 and 1.0 alike."""
+    value = setting.value
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(Setting(each)) for each in value)
+    return value
+
+
+def _acting(pair: Pair, off: Sequence[str]) -> Iterator[Finding]:
+    """Settings that change what is computed and that no later rung of this pair looks at."""
+    left = [key for key in off if meaning(key).weight == "semantic"]
+    if "optimiser.name" in left:  # its other settings are of another rule
+        left = [k for k in left if not k.startswith("optimiser.") or k.endswith((".name", ".lr"))]
+    if "method.name" in left:
+        left = [k for k in left if not k.startswith("method.") or k.endswith(".name")]
+    scales = [key for key in left if key in SCALE]
+    left = [key for key in left if key not in SCALE]
+    if scales and not _later(pair, meaning("adapter.scale")):
+        yield _scale(pair, "adapter.rank" in left)
+    for key in left:
+        known = meaning(key)
+        if _later(pair, known):
+            continue
+        if key.startswith("data."):
+            if _texts_say(pair):
+                continue
+            if _same_batches(pair):
+                yield _idle(pair, key, "all batches are equal")
+                continue
+        yield _finding(pair, key, known)
+
+
+def _later(pair: Pair, known: Meaning) -> bool:
+    return known.later is not None and known.later(pair)
+
+
+def _texts_say(pair: Pair) -> bool:
+    """Whether the texts themselves were seen to differ."""
+    return any(each.nature == "factor" for each in text.look(pair).findings)
+
+
+def _same_batches(pair: Pair) -> bool:
+    a, b = ([step.batch for step in side.steps] for _, side in pair.sides)
+    return bool(a) and all(a) and a == b
+
+
+def _both(pair: Pair, key: str) -> str:
+    a, b = (side.settings.get(key, UNSET) for _, side in pair.sides)
+    return f"{_shown(a)} in A, {_shown(b)} in B"
+
+
+def _shown(setting: Setting) -> str:
+    if setting is UNSET:
+        return "not set"
+    value = setting.value
+    if isinstance(value, float):
+        value = number(value)
+    words = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
+    said = {"default": "by default", "computed": "computed", "file": "in the file"}
+    origin = said.get(setting.origin, "")
+    return f"{words} {origin}".rstrip()
+
+
+def _idle(pair: Pair, key: str, why: str) -> Finding:
+    words = f"{key}: {_both(pair, key)}, and {why}"
+    return Finding(RUNG, "harmless", meaning(key).label, key, words)
+
+
+def _finding(pair: Pair, key: str, known: Meaning) -> Finding:
+    a, b = (side.settings.get(key, UNSET) for _, side in pair.sides)
+    ratio = ""
+    if _number(a.value) and _number(b.value) and a.value and key not in ("seed", "seeds"):
+        times = b.value / a.value
+        if times > 1.05 or times < 0.95:
+            ratio = f": {number(times)} times" if times > 1 else f": {number(1 / times)} times less"
+    return Finding(
+        RUNG,
+        "factor",
+        known.label,
+        key,
+        f"{key} is {_both(pair, key)}{ratio}",
+        value=float(b.value) if _number(b.value) else None,
+        other=float(a.value) if _number(a.value) else None,
+        unit=key.rpartition(".")[2],
+        where=b.where or a.where,
+        fix=f"set {key} alike in both",
+        swap=Swap(known.swap, (key,)) if known.swap else None,
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _scale(pair: Pair, rank_differs: bool) -> Finding:
+    """Alpha, rank and scale say one number; what differs and leaves it alone is harmless."""
+    a, b = (side.settings for _, side in pair.sides)
+    one, other = (each.get("adapter.scale", UNSET).value for each in (a, b))
+    said = ", ".join(
+        f"{key.removeprefix('adapter.')} {_both(pair, key)}"
+        for key in ("adapter.alpha", "adapter.rank", "adapter.rslora")
+        if _plain(a.get(key, UNSET)) != _plain(b.get(key, UNSET))
+    )
+    if not _number(one) or not _number(other) or not one:
+        return _finding(pair, "adapter.alpha", meaning("adapter.alpha"))
+    if abs(other / one - 1) < 1e-6:
+        words = f"alpha or rank differ and the scale is {number(one)} in both ({said})"
+        return Finding(RUNG, "harmless", "scale", "adapter.scale", words)
+    times = other / one
+    same_alpha = _plain(a.get("adapter.alpha", UNSET)) == _plain(b.get("adapter.alpha", UNSET))
+    same_rule = _plain(a.get("adapter.rslora", UNSET)) == _plain(b.get("adapter.rslora", UNSET))
+    return Finding(
+        RUNG,
+        "effect" if rank_differs and same_alpha and same_rule else "factor",
+        "scale",
+        "adapter.scale",
+        f"the scale of B @ A is {number(one)} in A and {number(other)} in B, {number(times)} times"
+        + (f" ({said})" if said else ""),
+        value=times,
+        other=1.0,
+        unit="times A's scale",
+        fix="scale alike in both: alpha / rank",
+        swap=Swap("scale", SCALE),
+    )
