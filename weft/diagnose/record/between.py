@@ -2,6 +2,7 @@
 
 After a step the points of base and factors are remembered; before the next step, at the first pass
 without gradients and at the end they are compared. What a library did is told by its own tap.
+Which line did it is not known.
 """
 
 from __future__ import annotations
@@ -58,12 +59,11 @@ class Between:
         adapted = {lora.name for lora in parts.adapters}
         merged = [name for name in moved if name.rpartition(".")[0] in adapted]
         others = [name for name in moved if name not in set(merged)]
-        where = self.recorder.where()
         if merged:
             names = [name.rpartition(".")[0] for name in merged]
-            self._emit("merge", before.step, _place(names, adapted), names, where)
+            self._emit("merge", before.step, _place(names, adapted), names)
         if others:
-            self._emit("edit", before.step, _place(others, set(parts.base)), others, where)
+            self._emit("edit", before.step, _place(others, set(parts.base)), others)
         if reset:
             names = list(dict.fromkeys(name.rpartition(".")[0] for name in reset))
             zero = all(not factor.any() for name, factor in parts.factors.items() if _is_b(name))
@@ -72,13 +72,13 @@ class Between:
                 "a_changed": any(not _is_b(name) for name in reset),
                 "b_changed": any(_is_b(name) for name in reset),
             }
-            self._emit("reset", before.step, _place(names, adapted), names, where, facts)
-        self._trainable(before, parts, where)
+            self._emit("reset", before.step, _place(names, adapted), names, facts)
+        self._trainable(before, parts)
         self.settled(model, before.root, parts, base)
         if moved or reset:
             self.recorder.tell(Changed("merge" if merged else "edit", before.root))
 
-    def _trainable(self, before: _State, parts: Parts, where: str | None) -> None:
+    def _trainable(self, before: _State, parts: Parts) -> None:
         """Write down what has begun or ceased to be trained."""
         tensors = {**parts.base, **parts.factors}
         now = {name for name, tensor in tensors.items() if tensor.requires_grad}
@@ -90,7 +90,7 @@ class Between:
             if names:
                 count = sum(tensors[name].numel() for name in names)
                 facts = {"parameters": count, "base": sum(name in parts.base for name in names)}
-                self._emit(what, before.step, _place(names, set(tensors)), names, where, facts)
+                self._emit(what, before.step, _place(names, set(tensors)), names, facts)
 
     def _emit(
         self,
@@ -98,7 +98,6 @@ class Between:
         step: int,
         place: str,
         names: Sequence[str],
-        where: str | None,
         facts: Mapping[str, object] | None = None,
     ) -> None:
         self.recorder.emit(
@@ -107,7 +106,6 @@ class Between:
                 step=step,
                 place=place,
                 facts={"by": "hand", "modules": len(names), **(facts or {})},
-                where=where,
             )
         )
 

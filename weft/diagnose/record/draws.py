@@ -126,23 +126,24 @@ def draw_of(
 
 
 def filters(fitted: Sequence[Fitted], size: int) -> dict[str, Any]:
-    """The one filter that explains every draw of a generation, as far as it can be told."""
-    if not fitted or any(each.kept is None for each in fitted):
+    """The one filter that explains every draw of a generation, as far as it can be told.
+
+    Where a nucleus and a min-p both do, it is the one that needs fewer decimals: people give those.
+    """
+    several = [each for each in fitted if each.kept != 1]  # every filter may leave one
+    if not several or any(each.kept is None for each in several):
         return {}
-    counts = {each.kept for each in fitted}
+    counts = {each.kept for each in several}
     if counts == {size}:
         return {"top_k": 0, "top_p": 1.0}
-    if counts == {1}:  # every filter may leave one
-        return {}
-    found: dict[str, Any] = {}
-    if len(counts) == 1 and len(fitted) > 1:
-        found["top_k"] = counts.pop()
-    cut = [each for each in fitted if each.kept != size]
-    for name in ("top_p", "min_p"):
-        shared = _shared(getattr(each, name) for each in cut)
-        if shared is not None:
-            found[name] = shortest(*shared)
-    return found if len(found) == 1 else {}
+    if len(counts) == 1 and len(several) > 1:
+        return {"top_k": counts.pop()}
+    cut = [each for each in several if each.kept != size]
+    spans = {name: _shared(getattr(each, name) for each in cut) for name in ("top_p", "min_p")}
+    found = {name: shortest(*span) for name, span in spans.items() if span is not None}
+    fewest = min((len(str(value)) for value in found.values()), default=0)
+    simple = {name: value for name, value in found.items() if len(str(value)) == fewest}
+    return simple if len(simple) == 1 else {}
 
 
 def _shared(spans: Iterable[tuple[float, float] | None]) -> tuple[float, float] | None:

@@ -50,6 +50,8 @@ class DataRead:
         self.slots = Slots()
         self.too_large: list[str] = []
         """Files whose records are not remembered."""
+        self.decode: Callable[[list[int]], str] | None = None
+        """For rows of ids that nobody saw a text become: a data set may have been encoded before."""
         self._seen: dict[Path, tuple[int, int]] = {}
         self._texts = 0
         self._rows: dict[tuple[int, ...], str] = {}
@@ -99,7 +101,12 @@ class DataRead:
         for length in sorted(self._lengths, reverse=True):
             if length <= len(row) and row[:length] in self._rows:
                 return self._rows[row[:length]]
-        return ""
+        if self.decode is None or not len(self.slots):
+            return ""
+        record = main_record(self.find(self.decode(list(row))))
+        self._rows[row] = record
+        self._lengths.add(len(row))
+        return record
 
 
 def main_record(slots: Sequence[Slot]) -> str:
@@ -121,7 +128,8 @@ def install(recorder: Recorder) -> Undo:
             return
         with recorder.aside():
             found = _data_file(path, mode, flags)
-            if found is not None and _reads_data(sys._getframe(2), recorder.is_own):
+            own = found is not None and recorder.is_own(str(found.absolute()))
+            if found is not None and own and _reads_data(sys._getframe(2), recorder.is_own):
                 data.read(found)
 
     def loads(original: Callable[..., Any]) -> Callable[..., Any]:

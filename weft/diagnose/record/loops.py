@@ -123,8 +123,8 @@ class Loop:
         ]
         return fitting[-1] if fitting else None
 
-    def settings(self, ended: Sequence[str]) -> dict[str, Any]:
-        """What its tokens say about how it was set."""
+    def settings(self, ended: Sequence[str], fitted: Sequence[Fitted]) -> dict[str, Any]:
+        """What its tokens say about how it was set; `fitted` are the draws of this place."""
         hows = {draw.how for draw in self.draws}
         found: dict[str, Any] = {"feeding": self.feeding or "all", "num_beams": 1}
         if "length" in ended:
@@ -137,7 +137,7 @@ class Loop:
         if temperatures:
             found["temperature"] = round(median(temperatures), 4)
         size = 0 if self.logits is None else self.logits.shape[-1]
-        return found | filters(self.fitted, size)
+        return found | filters(fitted, size)
 
     def kept(self) -> list[list[int]]:
         """New tokens; in a batch those of a row up to its end."""
@@ -188,6 +188,8 @@ class Loops:
         self.loop: Loop | None = None
         self.limits: dict[str | None, int] = {}
         """By the line of a prefill, the most tokens that a loop there went on for."""
+        self.fitted: dict[str | None, list[Fitted]] = {}
+        """Likewise, what the draws of all loops there say of their filters."""
 
     def passed(self, seen: PassSeen) -> None:
         """Go on with the loop, or end it and take this pass for the prefill of another."""
@@ -246,11 +248,14 @@ class Loops:
         limit = max(self.limits.get(loop.where, 0), *map(len, tokens))
         self.limits[loop.where] = limit
         ended = tuple(_ended(row, loop.eos, limit) for row in tokens)
+        fitted = self.fitted.setdefault(loop.where, [])
+        fitted += loop.fitted
+        del fitted[: -FITTED_STEPS * FITTED_ROWS]
         self.recorder.emit(
             Generation(
                 model=loop.model,
                 driver="loop",
-                settings=loop.settings(ended),
+                settings=loop.settings(ended, fitted),
                 prompts=tuple(loop.prompts),
                 tokens=tuple(map(tuple, tokens)),
                 ended=ended,

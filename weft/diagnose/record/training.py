@@ -94,6 +94,15 @@ class _Tap:
         else:
             self.since.fed.append(fed)
 
+    def optimiser(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Passes with gradients are training from when there is an optimiser."""
+
+        def __init__(*args: Any, **kwargs: Any) -> None:
+            original(*args, **kwargs)
+            self.recorder.optimising |= self.recorder.watching
+
+        return __init__
+
     def backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(*args: Any, **kwargs: Any) -> Any:
             if self.recorder.watching:
@@ -317,6 +326,7 @@ def install(recorder: Recorder) -> Undo:
         from torch.nn.utils import clip_grad
         from torch.optim import optimizer
 
+        undos.append(replace(torch.optim.Optimizer, "__init__", tap.optimiser))
         undos.append(replace(torch.autograd, "backward", tap.backward))
         undos.append(replace(torch.nn.functional, "cross_entropy", tap.cross_entropy))
         undos.append(replace(clip_grad, "_clip_grads_with_norm_", tap.clip))
