@@ -32,19 +32,23 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Put `content` at `path`: after a kill at any moment the file is the old or the new one."""
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Put `content` at `path`: after a kill at any moment the file is the old or the new one.
+
+    Also after the machine stops, if it is `durable`, which can take some hundredths of a second.
+    """
     data = content.encode() if isinstance(content, str) else content
     with _os_errors_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(path)
         try:
-            _write_new(temporary, data)
+            _write_new(temporary, data, durable=durable)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
 
 
 def check_place(path: Path, option: str) -> None:
@@ -272,11 +276,12 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def _write_new(path: Path, data: bytes, *, durable: bool) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         _write_all(descriptor, data)
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

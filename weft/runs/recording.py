@@ -63,14 +63,17 @@ class About(Part):
 class RecordingWriter:
     """Writes a recording. Each event is on disk when `add` returns."""
 
-    def __init__(self, root: Path, about: About, *, budget_mib: int = 256) -> None:
+    def __init__(
+        self, root: Path, about: About, *, budget_mib: int = 256, durable: bool = True
+    ) -> None:
         """Start one in a directory that is empty or not there.
 
-        Arrays past `budget_mib` in all are left out of their events, and a notice says so.
+        Arrays past `budget_mib` in all are left out of their events, and a notice says so. What is
+        not `durable` survives the end of the process, but perhaps not that of the machine.
         """
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise InputError(f"{root} is there already", hint="give --out an empty directory")
-        self.root, self.about = root, about
+        self.root, self.about, self._durable = root, about, durable
         self._left = budget_mib * 2**20
         self._count = 0
         (root / "tensors").mkdir(parents=True)
@@ -87,7 +90,7 @@ class RecordingWriter:
     ) -> Self:
         """Go on with a recording from before the first event that `keep` refuses."""
         writer = cls.__new__(cls)
-        writer.root, writer.about = root, Recording(root).about
+        writer.root, writer.about, writer._durable = root, Recording(root).about, True
         for directory in (root, root / "tensors"):
             remove_leftovers(directory)
         refused = False
@@ -129,7 +132,8 @@ class RecordingWriter:
             return EVENT.validate_python(_renamed(event.model_dump(), set(arrays), None))
         self._left -= size
         whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        write_atomic(self.root / "tensors" / f"{number}.safetensors", save(whole))
+        path = self.root / "tensors" / f"{number}.safetensors"
+        write_atomic(path, save(whole), durable=self._durable)
         return EVENT.validate_python(_renamed(event.model_dump(), set(arrays), number))
 
     def finish(self, **facts: Any) -> None:

@@ -117,7 +117,7 @@ class Call:
 
 def read_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     """The inputs by name; None where none of them is token ids."""
-    given: dict[str | None, Any] = {**kwargs}
+    given: dict[str | None, Any] = {name: value for name, value in kwargs.items()}
     names = _positional(type(module).forward)
     for index, value in enumerate(args):
         known = index < len(names)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -188,10 +189,10 @@ class Recorder:
         return self._places[filename]
 
     def _named(self, filename: str) -> str | None:
-        if filename.startswith("<"):
+        if filename.startswith("<") or filename.startswith(_foreign()):
             return None
         path = Path(filename).resolve()
-        return None if any(path.is_relative_to(each) for each in _foreign()) else self.named(path)
+        return None if str(path).startswith(_foreign()) else self.named(path)
 
     def named(self, path: Path) -> str:
         """A path below the script's directory relative to it, any other whole."""
@@ -251,7 +252,9 @@ class _Aside:
         return swallowed
 
 
-def _foreign() -> tuple[Path, ...]:
+@cache
+def _foreign() -> tuple[str, ...]:
     """Directories whose code is not the user's: Python, installed packages, Weft."""
     names = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
-    return (PACKAGE, *(Path(sysconfig.get_path(name)).resolve() for name in names))
+    places = [PACKAGE, *(Path(sysconfig.get_path(name)) for name in names)]
+    return tuple({f"{each}{os.sep}" for place in places for each in (place, place.resolve())})

@@ -35,7 +35,7 @@ def recording(root: Path, *, name: str, command: str, home: Path) -> Iterator[Re
     about = About(
         source="script", name=name, command=command, versions=versions(), hardware=hardware()
     )
-    recorder = Recorder(RecordingWriter(root, about), home)
+    recorder = Recorder(RecordingWriter(root, about, durable=False), home)
     undo = install(recorder)
     _current.append(recorder)
     facts: dict[str, Any] = {"status": "finished", "exit_code": 0}
