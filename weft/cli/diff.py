@@ -13,7 +13,7 @@ from weft.cli.options import Json
 from weft.cli.sections import Entry, Line, Section, put, shown
 
 if TYPE_CHECKING:
-    from weft.diagnose.finding import Cause, Diagnosis, Finding, Outcome
+    from weft.diagnose.finding import Cause, Diagnosis, Finding
 
 COLOURS = {"same": "bold green", "unsure": "bold yellow", "different": "bold red"}
 CONFIDENCE = {
@@ -100,14 +100,14 @@ def sections(found: Diagnosis, again: str) -> list[Section]:
     return [
         Section("VERDICT", (_verdict(found),)),
         Section("FIRST DIVERGENCE", tuple(_first(found))),
-        Section("CAUSES" if several else "CAUSE", tuple(_causes(found)), dear=True),
-        Section("PROOF", tuple(_proof(found)), dear=True),
+        Section("CAUSES" if several else "CAUSE", tuple(_causes(found)), worth=3),
+        Section("PROOF", tuple(_proof(found)), worth=2),
         Section("EFFECT", tuple(_effect(found)), least=3),
-        Section("FIX", tuple(_fixes(found.causes)), dear=True),
+        Section("FIX", tuple(_fixes(found.causes)), worth=1),
         Section("RULED OUT", _lines(found.ruled_out), least=3),
         Section("HARMLESS", _lines(found.harmless), least=1),
-        Section("NOT CHECKED", _lines(found.not_checked), least=2),
-        Section("COVERAGE", _lines(coverage(found)), dear=True, least=3),
+        Section("NOT CHECKED", _lines(found.not_checked), least=1),
+        Section("COVERAGE", _lines(coverage(found)), least=3),
         Section("REPRODUCE", (Entry.of(again),)),
     ]
 
@@ -168,9 +168,8 @@ def _proof(found: Diagnosis) -> Iterable[Entry]:
 
 
 def _effect(found: Diagnosis) -> Iterable[Entry]:
-    for outcome in found.outcome:
-        numbers = [measured(outcome)] * bool(outcome.unit or outcome.floor)
-        yield Entry.of(outcome.words, _after(numbers))
+    for outcome in sorted(found.outcome, key=lambda each: (each.unit != "nats", -each.value)):
+        yield Entry.of(outcome.words)
     for effect in found.effects:
         yield Entry.of(effect.words)
     for words in found.coverage.get("consequences", ()):
@@ -193,8 +192,9 @@ def amounts(cause: Cause) -> list[str]:
     """How large a difference is and how much of the gap it is, in words."""
     of = cause.finding
     parts = []
-    if of.value is not None and (of.unit or of.floor):
-        parts.append(f"{of.value:,.4g}{_unit(of.unit)}{_floor(of.floor, of.multiple)}")
+    if of.value is not None and of.floor:  # what is exact says its numbers in words
+        unit = f" {of.unit}" if of.unit else ""
+        parts.append(f"{of.value:,.4g}{unit}{_floor(of.floor, of.multiple)}")
     if cause.gap_closed is not None:
         parts.append(f"closes {cause.gap_closed:.1%} of the gap")
     if cause.reproduces is not None:
@@ -202,21 +202,17 @@ def amounts(cause: Cause) -> list[str]:
     return parts
 
 
-def measured(outcome: Outcome) -> str:
-    """A measure with its floor."""
-    multiple = outcome.value / outcome.floor if outcome.floor else None
-    return f"{outcome.value:,.4g}{_unit(outcome.unit)}{_floor(outcome.floor, multiple)}"
-
-
-def _unit(unit: str) -> str:
-    return f" {unit}" if unit else ""
-
-
 def _floor(floor: float | None, multiple: float | None) -> str:
     if not floor or multiple is None:
         return ""
-    times = f"{multiple:,.0f}" if multiple >= 10 else f"{multiple:.2g}"
-    return f" (floor {floor:.3g}, {times}x)"
+    return f" (floor {floor:.3g}, {times(multiple)}x)"
+
+
+def times(multiple: float) -> str:
+    """How many times the floor, no more exact than that is known."""
+    if multiple >= 1e6:
+        return f"{multiple:.0e}".replace("e+", "e")
+    return f"{multiple:,.0f}" if multiple >= 10 else f"{multiple:.2g}"
 
 
 def rung_name(number: int) -> str:

@@ -22,6 +22,7 @@ from weft.cli.check import check
 from weft.cli.compare import compare
 from weft.cli.demo import demo
 from weft.cli.diff import diff
+from weft.cli.doctor import doctor
 from weft.cli.eval import evaluate
 from weft.cli.experiment import experiment
 from weft.cli.export import export
@@ -44,6 +45,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "record": record,
     "diff": diff,
+    "doctor": doctor,
     "inspect": inspect,
     "export": export,
     "import": import_,

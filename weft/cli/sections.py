@@ -56,7 +56,7 @@ class Section:
     label: str
     entries: tuple[Entry, ...]
     least: int = 2
-    dear: bool = False  # folded only after those that are not
+    worth: int = 0  # what is worth more is folded later
 
 
 def shown(text: str) -> str:
@@ -93,7 +93,7 @@ def put(sections: Sequence[Section], rest: str) -> None:
 def folded(sections: Sequence[Section], width: int, lines: int = LINES) -> list[int]:
     """How many entries of each section are shown, so that all fit in `lines` if they can.
 
-    The longest of those that are not dear gives first.
+    The longest of those that are worth least gives first.
     """
     counts = [len(section.entries) for section in sections]
 
@@ -106,7 +106,7 @@ def folded(sections: Sequence[Section], width: int, lines: int = LINES) -> list[
         able = [i for i, section in enumerate(sections) if counts[i] > section.least]
         if not able:
             break
-        counts[max(able, key=lambda index: (not sections[index].dear, height(index)))] -= 1
+        counts[max(able, key=lambda index: (-sections[index].worth, height(index)))] -= 1
     return counts
 
 

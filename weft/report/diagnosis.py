@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from weft.diagnose.finding import Cause, Diagnosis, Finding, Outcome, Passage
-from weft.report.divergence import by_layer, by_position, by_step
+from weft.report.divergence import along, by_layer, by_step
 from weft.report.html import Figure, Rows, write_page
 
 VERDICTS = {"same": "better", "unsure": "", "different": "worse"}
@@ -102,18 +103,23 @@ def figures(found: Diagnosis) -> list[Figure]:
     first = found.first.step if found.first is not None and found.first.rung >= 10 else None
     drawn: dict[str, tuple[str, Callable[[Mapping[str, Any], Path], None]]] = {
         "layers": ("Hidden states of the same tokens, layer by layer.", by_layer),
+        "hidden by position": (
+            "Hidden states of the last block, position by position.",
+            partial(along, across="position", measure="relative"),
+        ),
         "positions": (
-            "How far apart the distributions of the next token are, position by position.",
-            by_position,
+            "Distributions of the next token, position by position.",
+            partial(along, across="position", measure="kl"),
+        ),
+        "prompts": (
+            "Distributions of the next token after each prompt.",
+            partial(along, across="prompt", measure="kl"),
         ),
         "decode": (
-            "How far apart they are while text is made, token by token.",
-            lambda curve, path: by_position(curve, path, across="step"),
+            "Distributions while text is made, token by token.",
+            partial(along, across="step", measure="kl"),
         ),
-        "steps": (
-            "Training, step by step.",
-            lambda curve, path: by_step(curve, path, first),
-        ),
+        "steps": ("Training, step by step.", partial(by_step, first=first)),
     }
     with tempfile.TemporaryDirectory() as folder:
         made = []
@@ -133,7 +139,7 @@ def _place(found: Finding) -> str:
 def _cause(cause: Cause) -> CauseShown:
     of = cause.finding
     facts = [f"rung {of.rung}, {_place(of)}"]
-    if of.value is not None and (of.unit or of.floor):
+    if of.value is not None and of.floor:
         facts.append(f"{of.value:,.4g} {of.unit}".strip())
     if of.floor and of.multiple is not None:
         facts.append(f"noise alone {of.floor:.3g}, so {_times(of.multiple)} times that")
@@ -146,6 +152,8 @@ def _cause(cause: Cause) -> CauseShown:
 
 
 def _times(multiple: float) -> str:
+    if multiple >= 1e6:
+        return f"{multiple:.0e}".replace("e+", "e")
     return f"{multiple:,.0f}" if multiple >= 10 else f"{multiple:.2g}"
 
 

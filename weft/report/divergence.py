@@ -14,6 +14,11 @@ from weft.report.canvas import COLOURS, QUIET, Label, canvas, dress, label_ends,
 
 LEAST = 1e-6
 """Where an axis ends on which everything is 0."""
+MEASURES = {
+    "kl": ("KL", "KL(A || B), nats"),
+    "relative": ("difference", "relative difference, B against A"),
+}
+"""How a measure is called beside its line, and above it."""
 MOST_NAMES = 14
 MOST_CHARACTERS = 70
 """Of names of layers below an axis: those of more layers are thinned out, or turned."""
@@ -39,12 +44,12 @@ def by_layer(curve: Mapping[str, Any], path: Path) -> None:
     save(figure, path)
 
 
-def by_position(curve: Mapping[str, Any], path: Path, across: str = "position") -> None:
-    """KL at each position, or decoding step, beside the floor."""
-    at = curve[across]
+def along(curve: Mapping[str, Any], path: Path, *, across: str, measure: str) -> None:
+    """A measure at each position, prompt or decoding step, beside the floor."""
     figure, axes = canvas(7.2, 3.3)
-    labels = _decades(axes, at, {"KL": curve["kl"]}, curve.get("floor"))
-    _dress(axes, across, "KL(A || B), nats")
+    name, title = MEASURES[measure]
+    labels = _decades(axes, curve[across], {name: curve[measure]}, curve.get("floor"))
+    _dress(axes, across, title)
     label_ends(figure, axes, labels)
     save(figure, path)
 

@@ -29,7 +29,7 @@ DIFFERENT = Diagnosis(
     SCALE.words,
     (Cause(SCALE, "proven", 0.999, 0.98, ("B with A's scale: mean KL 1.84 -> 0.0007 nats",)),),
     SCALE,
-    (Outcome("kl", 1.84, 0.0011, "nats", "mean KL at matched positions"),),
+    (Outcome("kl", 1.84, 0.0011, "nats", "mean KL 1.84 nats (floor 0.0011)"),),
     harmless=("keys are in another order",),
     ruled_out=("token ids are equal: 16 of 16 prompts",),
     not_checked=("training: neither side trained",),
@@ -65,7 +65,7 @@ def test_the_screen_names_cause_value_floor_multiple_and_confidence(cli, answer)
     assert "rung 5" in said.out and "all 12 adapted modules" in said.out
     assert "8 (floor 0.001, 8,000x)" in said.out
     assert "closes 99.9% of the gap; reproduces 98.0%" in said.out
-    assert "1.84 nats (floor 0.0011, 1,673x)" in said.out
+    assert "EFFECT            mean KL 1.84 nats (floor 0.0011)" in said.out
 
 
 def test_the_screen_says_what_passed_what_was_not_checked_and_how_to_mend_it(cli, answer):
@@ -162,6 +162,6 @@ def test_shown_leaves_plain_text_alone():
     assert shown("zażółć gęślą 漢字 -> 'x'") == "zażółć gęślą 漢字 -> 'x'"
 
 
-def test_what_is_dear_is_folded_last():
+def test_what_is_worth_more_is_folded_last():
     lines = tuple(Entry.of(str(n)) for n in range(30))
-    assert folded([Section("a", lines, dear=True), Section("b", lines)], 80) == [30, 9]
+    assert folded([Section("a", lines, worth=1), Section("b", lines)], 80) == [30, 9]

@@ -42,6 +42,8 @@ CURVES = {
         "floor": 1e-3,
     },
     "positions": {"position": [0, 1, 2], "kl": [0.0, math.nan, math.inf], "floor": None},
+    "hidden by position": {"position": [0, 1], "relative": [0.0, 0.2], "floor": 1e-5},
+    "prompts": {"prompt": [1, 2], "kl": [0.1, 0.2], "floor": 1e-3},
     "decode": {"step": [1], "kl": [2.0]},
     "steps": {"step": [1, 2, 3], "a": [3.0, 2.0, None], "b": [3.0, math.nan, 1.0], "name": "loss"},
 }
@@ -71,7 +73,7 @@ def test_nothing_in_it_is_taken_for_markup(tmp_path):
 def test_it_loads_nothing(tmp_path):
     page = written(replace(DIAGNOSIS, curves=CURVES), tmp_path)
     assert not re.search(r"<script|https?://|src=\"(?!data:)", page)
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == len(CURVES)
 
 
 def test_the_first_word_that_differs_is_marked(tmp_path):

@@ -1,0 +1,153 @@
+"""What came out: is it finite, and does a side agree with itself where it must?"""
+
+from __future__ import annotations
+
+import math
+
+from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.lint import Lint, Lints, State
+from weft.diagnose.noise import FAILED, START, Unit, dtype_of
+from weft.runs.evidence import Check, Pass
+
+FLOAT16 = 65504.0
+"""The largest number of float16."""
+
+AGAIN = {
+    "repeat": ("the same input twice", "call eval() on the model, or seed what it draws"),
+    "row": (
+        "a row alone and in its batch",
+        "pass attention mask and position ids that leave padding out",
+    ),
+    "cache": (
+        "decoding with the cache and without it",
+        "look at what is passed with a cache: positions, mask, the cache of the step before",
+    ),
+    "split": ("a batch at once and in parts", "divide by the tokens of the whole batch"),
+}
+UNITS: dict[str, Unit] = {
+    "nats": "nats",
+    "hidden": "hidden",
+    "logits": "logits",
+    "relative": "loss",
+}
+
+
+def look(side: Evidence) -> Lints:
+    """All of it."""
+    yield from _status(side)
+    yield from _finite(side)
+    yield from _dropout(side)
+    yield from _checks(side)
+
+
+def _status(side: Evidence) -> Lints:
+    status = side.about.get("status")
+    error = side.about.get("error")
+    if status in ("failed", "interrupted", "recording", "running"):
+        told = f": {error}" if error else ""
+        cut = {"recording": "was cut off", "running": "did not end"}
+        words = f"the {side.kind} {cut.get(str(status), str(status))}{told}"
+        state: State = "problem" if status == "failed" else "warning"
+        yield Lint("status", state, words, value=str(status))
+    elif status is not None:
+        yield Lint("status", "ok", f"the {side.kind} {status}", value=str(status))
+    if side.kind in ("run", "recording") and not (side.passes or side.steps or side.generations):
+        yield Lint(
+            "status",
+            "problem",
+            "nothing was computed: no pass of a model, no step, no text",
+            value=0,
+            fix="see what was not observed below",
+        )
+
+
+def _finite(side: Evidence) -> Lints:
+    broken = next((each for each in side.passes if each.nonfinite), None)
+    losses = [(each.step, each.loss) for each in side.steps if each.loss is not None]
+    bad = next((step for step, loss in losses if not math.isfinite(loss)), None)
+    if broken is not None:
+        yield Lint(
+            "finite",
+            "problem",
+            f"the first module whose output is not finite is {broken.nonfinite} (pass "
+            f"{broken.index}, {broken.dtype}){_before(broken)}",
+            value=str(broken.nonfinite),
+            place=str(broken.nonfinite),
+            where=broken.where,
+            fix="compute in bfloat16 or float32" if "float16" in _short(broken) else None,
+        )
+    elif bad is not None:
+        yield Lint(
+            "finite",
+            "problem",
+            f"the loss of step {bad} is not finite",
+            value=bad,
+            place=f"step {bad}",
+            fix="a lower rate, clipping, or a step without supervised tokens",
+        )
+    elif side.passes or losses:
+        yield Lint("finite", "ok", f"finite: {len(side.passes)} passes, {len(losses)} losses")
+
+
+def _short(seen: Pass) -> str:
+    return seen.dtype.removeprefix("torch.")
+
+
+def _before(seen: Pass) -> str:
+    """The largest magnitude before it, where that says why."""
+    if not seen.largest:
+        return ""
+    name, value = max(seen.largest.items(), key=lambda each: each[1])
+    limit = f", of at most {FLOAT16:,.0f} in float16" if _short(seen) == "float16" else ""
+    return f"; the largest number before it is {value:,.5g} at {name}{limit}"
+
+
+def _dropout(side: Evidence) -> Lints:
+    free = [each for each in side.passes if not each.grad and each.phase != "train"]
+    dropping = [each for each in free if each.dropouts]
+    if dropping:
+        first = dropping[0]
+        yield Lint(
+            "mode",
+            "problem",
+            f"dropout is active in {len(dropping)} of {len(free)} passes without gradients "
+            f"({first.dropouts} modules)",
+            value=first.dropouts,
+            where=first.where,
+            fix="model.eval() before scoring or generating",
+        )
+    elif free:
+        loud = sum(each.training for each in free)
+        words = f"no dropout in {len(free)} passes without gradients"
+        yield Lint("mode", "ok", words + f" ({loud} of them in training mode)" * bool(loud))
+
+
+def _checks(side: Evidence) -> Lints:
+    dtype = dtype_of(Pair(side, side))
+    for name, (what, fix) in AGAIN.items():
+        done = [each for each in side.checks if each.name == name and each.unit in UNITS]
+        if not done:
+            continue
+        worst = max(done, key=lambda check: _largest(check) / _limit(check, dtype))
+        value, limit = _largest(worst), _limit(worst, dtype)
+        size = f"{value:.1g} {'nats' if worst.unit == 'nats' else f'({worst.unit})'}"
+        if value > limit:
+            yield Lint(
+                f"self-check: {name}",
+                "problem",
+                f"{what} differ by {size}, and rounding in {dtype} explains {limit:.1g}",
+                value=value,
+                fix=fix,
+            )
+        else:
+            yield Lint(f"self-check: {name}", "ok", f"{what} agree: {size} apart", value=value)
+
+
+def _largest(check: Check) -> float:
+    return max((v if math.isfinite(v) else math.inf for v in check.values), default=0.0)
+
+
+def _limit(check: Check, dtype: str) -> float:
+    """What is a fault rather than noise; 16 bits where a dtype has no value of its own."""
+    known = START[UNITS[check.unit]]
+    return FAILED * known.get(dtype, known["bfloat16"])
