@@ -51,7 +51,7 @@ class DataRead:
         self.too_large: list[str] = []
         """Files whose records are not remembered."""
         self.decode: Callable[[list[int]], str] | None = None
-        """For rows of ids that nobody saw a text become: a data set may have been encoded before."""
+        """For rows that nobody saw encoded: a data set may come out of a cache."""
         self._seen: dict[Path, tuple[int, int]] = {}
         self._texts = 0
         self._rows: dict[tuple[int, ...], str] = {}

@@ -48,6 +48,7 @@ class _Fed:
 class _Coming:
     """What is known of a step before it is taken."""
 
+    parts: Any
     random: str | None
     where: str | None
     lr: tuple[float, ...]
@@ -159,6 +160,7 @@ class _Tap:
             step = self.recorder.steps + 1
             detailed = step <= 4 or step & (step - 1) == 0
             self.since.coming = _Coming(
+                parts=parts,
                 random=random_digest(),
                 where=self.recorder.where(),
                 lr=tuple(float(group["lr"]) for group in optimiser.param_groups if "lr" in group),
@@ -189,9 +191,9 @@ class _Tap:
     def _emit(
         self, model: str, root: Any, since: _Since, coming: _Coming, trained: list[Any]
     ) -> None:
-        from weft.diagnose.record.fingerprints import Parts, Points, digest_of, norm_of
+        from weft.diagnose.record.fingerprints import Points, digest_of, norm_of
 
-        parts = Parts.of(root)
+        parts = coming.parts
         base = Points.of(parts.base)
         fed = [each for each in since.fed if each.model == model]
         fed = [each for each in fed if each.grad] or fed
