@@ -78,7 +78,7 @@ def _verdict(
         return "different"
     if "unsure" in apart:
         return "unsure"
-    seen = bool(outcome) or any(look.equal or look.findings for look in looks)
+    seen = bool(outcome) or any(look.equal for look in looks)
     return "same" if seen else "unsure"
 
 
