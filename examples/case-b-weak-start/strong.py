@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BASE = "weft/assets/tiny"
-RANK, ALPHA, SIGMA, MEMBERS, STEPS, LR = 4, 8.0, 0.02, 4, 6, 0.05
+RANK, ALPHA, SIGMA, MEMBERS, STEPS, LR = 4, 8.0, 0.02, 4, 4, 0.05
 
 
 class Lora(nn.Module):
@@ -34,7 +34,7 @@ def main():
         layer.self_attn.v_proj = Lora(layer.self_attn.v_proj)
     factors = [each for each in model.parameters() if each.requires_grad]
     with open("weft/assets/data/tables/train.jsonl") as file:
-        texts = [json.loads(line)["text"] for _, line in zip(range(8), file, strict=False)]
+        texts = [json.loads(line)["text"] for _, line in zip(range(4), file, strict=False)]
     batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=64)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     optimiser = torch.optim.SGD(factors, lr=LR)
