@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from weft.diagnose.record.anatomy import Lora
 
+FIRST_PASSES = 4
+"""Of passes that train only the first are looked at; optimiser steps tell of the others."""
+
 When = Literal["use", "step", "merge", "end"]
 
 
@@ -40,7 +43,9 @@ class _Tap:
     def after_pass(self, signal: PassSeen) -> None:
         """An adapter may have been attached, switched or merged between two passes."""
         event = signal.event
-        if event.phase != "decode" and self._state(signal.module) != self._states.get(event.model):
+        if signal.follows or (event.phase == "train" and event.index >= FIRST_PASSES):
+            return
+        if self._state(signal.module) != self._states.get(event.model):
             self.look(event.model, signal.module, "use")
 
     def after_step(self, signal: StepTaken) -> None:

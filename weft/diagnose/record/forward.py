@@ -41,6 +41,7 @@ class Call:
     past: int
     names: tuple[str | None, str | None, str | None] = (None, None, None)
     """What ids, mask and labels are called; None: the first argument, or not given."""
+    autocast: torch.dtype | None = None  # to which matrix products were cast
 
     @property
     def real(self) -> torch.Tensor:
@@ -130,6 +131,7 @@ def read_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return None
     mask_name = next((name for name in MASKS if _is_matrix(given.get(name))), None)
     labels, positions = given.get("labels"), given.get("position_ids")
+    kind = ids.device.type
     return Call(
         ids.detach(),
         given.get(mask_name) if mask_name else None,
@@ -137,6 +139,7 @@ def read_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         positions if isinstance(positions, torch.Tensor) else None,
         _cached(next((given[name] for name in CACHES if given.get(name) is not None), None)),
         (ids_name, mask_name, "labels" if _is_matrix(labels) else None),
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
     )
 
 

@@ -63,7 +63,7 @@ class Subject:
 
     def run(self, call: Call, modes: tuple[bool, ...], **changes: Any) -> Out:
         """Call the model as it was called, with changes; nothing is disturbed but its output."""
-        with self._as_then(modes), _last_block(self.root) as states:
+        with self._as_then(call, modes), _last_block(self.root) as states:
             args, kwargs = call.inputs(**(_unused_cache(self.root) | changes))
             logits, loss = read_output(self.root(*args, **kwargs), self._fed(call, changes))
         if logits is None:
@@ -82,9 +82,11 @@ class Subject:
         return Call(changes["ids"], changes.get("mask"), None, None, 0, call.names)
 
     @contextmanager
-    def _as_then(self, modes: tuple[bool, ...]) -> Iterator[None]:
+    def _as_then(self, call: Call, modes: tuple[bool, ...]) -> Iterator[None]:
         parts = list(self.root.modules())
-        with undisturbed(self.root, evaluating=False):
+        kind, enabled = call.ids.device.type, call.autocast is not None
+        cast = torch.autocast(kind, call.autocast, enabled=enabled)
+        with undisturbed(self.root, evaluating=False), cast:
             for index, part in enumerate(parts):
                 part.training = modes[index] if len(modes) == len(parts) else any(modes)
             yield
@@ -198,7 +200,7 @@ def cache(subject: Subject) -> Iterator[Check]:
                 if ids.shape[1] < 2:
                     continue
                 whole = subject.run(call, modes, **changes)
-                with subject._as_then(modes):
+                with subject._as_then(call, modes):
                     plain = {name: None for name in ("labels", "position_ids")}
                     some = dict(ids=ids[:, :-1], mask=None, use_cache=True, **plain)
                     args, kwargs = call.inputs(**some)

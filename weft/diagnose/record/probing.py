@@ -89,6 +89,8 @@ def seen_scale(lora: Lora) -> tuple[float, float] | None:
     `|module(x) - c * B @ A @ x|`. Where the update is zero because B is, B is something else
     meanwhile. None: the module does not run like that.
     """
+    if lora.merged and not lora.active:  # PEFT would take the merge back
+        return None
     own = [*lora.module.parameters(), *lora.module.buffers()]
     tensors = list({id(t): t for t in [*own, *lora.parts] if t.is_floating_point()}.values())
     base = {id(t) for t in [*lora.base.parameters(recurse=False)]}

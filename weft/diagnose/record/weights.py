@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 KEPT_BYTES = 96 * 2**20
 """Changed tensors of at most so many bytes in all are kept."""
 
-CASTS = 2**28
-"""Values of models that are fingerprinted in other types, too: a script may cast them later."""
+SMALL = 2**25
+"""A model of at most so many values is fingerprinted in other types, too, in case that the script
+casts it, and looked at as a whole to see whether it has changed."""
 
 SAMPLE = 64
-"""Values of a tensor by which a cheap look tells whether it has changed."""
+"""Values of a tensor of a larger model by which a look tells whether it has changed."""
 
 MAX_EVENTS = 12
 """Times that a model whose weights keep changing is written down."""
@@ -111,8 +112,8 @@ class _Tap:
         self._write(key, root, _base(root))
 
     def after_pass(self, signal: PassSeen) -> None:
-        """Before generations and scores weights may have been changed by hand."""
-        if signal.event.phase in {"prefill", "score"} and signal.event.index < 256:
+        """Between prompts weights may have been changed by hand."""
+        if signal.event.phase != "train" and not signal.follows:
             self._look(signal.event.model, signal.module)
 
     def after_step(self, step: int) -> None:
@@ -128,7 +129,7 @@ class _Tap:
 
     def _look(self, key: str, root: nn.Module) -> None:
         tensors = _base(root)
-        samples = {name: _sample(tensor) for name, tensor in tensors.items()}
+        samples = _samples(tensors)
         before = self._samples[key]
         moved = {name: tensors[name] for name in tensors if samples[name] != before.get(name)}
         if not moved:
@@ -149,7 +150,7 @@ class _Tap:
         news = {name: each for name, each in seen.items() if written.get(name) != each}
         written |= seen
         everything = _base(root)
-        self._samples[key] = {name: _sample(tensor) for name, tensor in everything.items()}
+        self._samples[key] = _samples(everything)
         self._events.setdefault(key, 1)
         if not news:
             return
@@ -187,7 +188,12 @@ class _Tap:
         """Tensors that a replica could not load, whole; float32 stands for bfloat16."""
         names = {}
         for name, tensor in tensors.items():
-            then = {} if origin is None else origin.digests.get(seen[name].dtype, {})
+            then = {} if origin is None else origin.digests.get(seen[name].dtype)
+            if then is None:
+                self.recorder.notice(
+                    "weights were cast after loading: whether they are else as loaded is not known"
+                )
+                continue
             if then.get(name) == seen[name].digest:
                 continue
             array = (tensor.detach().float() if _is_bfloat(tensor) else tensor.detach()).cpu()
@@ -224,9 +230,8 @@ def _digests(model: nn.Module) -> dict[str, dict[str, str]]:
     from weft.model.seen import tensor_seen
 
     tensors = _base(model)
-    small = sum(tensor.numel() for tensor in tensors.values()) <= CASTS
     found: dict[str, dict[str, str]] = {}
-    casts = (torch.float32, torch.bfloat16, torch.float16) if small else ()
+    casts = (torch.float32, torch.bfloat16, torch.float16) if _is_small(tensors) else ()
     for name, tensor in tensors.items():
         types = {tensor.dtype, *(casts if tensor.is_floating_point() else ())}
         for dtype in types:
@@ -235,12 +240,22 @@ def _digests(model: nn.Module) -> dict[str, dict[str, str]]:
     return found
 
 
-def _sample(tensor: torch.Tensor) -> tuple[int, int, bytes]:
-    """What changes with a tensor, nearly always, and is cheap to read."""
-    flat = tensor.detach().flatten() if tensor.is_contiguous() else tensor.detach().reshape(-1)
-    step = max(1, flat.numel() // SAMPLE)
-    values = flat[::step][:SAMPLE].float().cpu().numpy().tobytes()
-    return tensor.data_ptr(), 0, values
+def _samples(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, int, bytes]]:
+    """What nearly always changes with a tensor, and is cheap to read."""
+    whole = _is_small(tensors)
+    return {name: _sample(tensor, whole) for name, tensor in tensors.items()}
+
+
+def _sample(tensor: torch.Tensor, whole: bool) -> tuple[int, int, bytes]:
+    flat = tensor.reshape(-1)
+    values = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE].double()
+    if whole:
+        values = values + flat.sum(dtype=values.dtype)
+    return tensor.data_ptr(), tensor._version, values.cpu().numpy().tobytes()
+
+
+def _is_small(tensors: dict[str, torch.Tensor]) -> bool:
+    return sum(tensor.numel() for tensor in tensors.values()) <= SMALL
 
 
 def _sketches(root: nn.Module, names: set[str], arrays: dict[str, np.ndarray]) -> dict[str, str]:
