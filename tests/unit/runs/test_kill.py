@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from weft.core.errors import InputError
+from weft.runs.evidence import Event, Pass
 from weft.runs.reader import RunReader
+from weft.runs.recording import Recording, is_recording
 from weft.runs.writer import RunWriter
 
 TOY = [sys.executable, str(Path(__file__).with_name("toy_run.py"))]
@@ -24,6 +26,14 @@ def whole(tmp_path_factory) -> RunReader:
     root = tmp_path_factory.mktemp("runs") / "whole"
     subprocess.run([*TOY, "complete", root], check=True)
     return RunReader(root)
+
+
+def recorded(reader: RunReader) -> tuple[tuple[Event, ...], list[int]]:
+    """The events of a run's recording, and the numbers in their arrays."""
+    recording = Recording(reader.layout.recording)
+    assert recording.about.status == reader.manifest.status
+    passes = [each for each in recording.events if isinstance(each, Pass)]
+    return recording.events, [int(recording.array(each.ids)[0, 0]) for each in passes]
 
 
 def test_killed_at_every_operation_then_resumed_is_the_whole_run(tmp_path, whole):
@@ -39,6 +49,9 @@ def test_killed_at_every_operation_then_resumed_is_the_whole_run(tmp_path, whole
             assert all(table.means()[0] > 0 for table in reader.tables().values())
             assert reader.manifest.name == "toy"
             assert not reader.done or reader.results("eval") == whole.results("eval")
+            if is_recording(reader.layout.recording):
+                events = Recording(reader.layout.recording).events
+                assert events == recorded(whole)[0][: len(events)]
 
     subprocess.run([*TOY, "resume", tmp_path], check=True)
     for root in roots:
@@ -48,6 +61,7 @@ def test_killed_at_every_operation_then_resumed_is_the_whole_run(tmp_path, whole
         assert reader.evidence() == whole.evidence()
         assert reader.results("eval") == whole.results("eval")
         assert reader.table_names() == whole.table_names()
+        assert recorded(reader) == recorded(whole), root
         assert reader.manifest.notices == (), "atomic checkpoints are never damaged"
         evaluated = [e for e in reader.manifest.events if e["kind"] == "evaluated"]
         assert len(evaluated) == 1

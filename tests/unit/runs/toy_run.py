@@ -14,8 +14,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from weft.core.files import read_json, write_atomic, write_json
 from weft.core.table import ScoreTable
+from weft.runs.evidence import Pass, Snapshot
 from weft.runs.layout import RunLayout
 from weft.runs.manifest import Manifest
 from weft.runs.writer import RunWriter
@@ -37,6 +40,8 @@ def complete(root: Path, pause: float = 0.0) -> None:
     else:
         writer = RunWriter.create(root, Manifest(name="toy"), "steps: 5\n", "")
     with writer:
+        if step == 0:
+            writer.record(Snapshot(model="toy", when="use", step=0, style="weft", modules={}))
         while step < STEPS:
             step += 1
             if pause:
@@ -45,6 +50,9 @@ def complete(root: Path, pause: float = 0.0) -> None:
             theta = theta * 1.1 + step
             writer.step({"step": step, "theta": theta})
             writer.evidence({"step": step, "scalar": -theta})
+            if step in (2, 3):  # before and after a checkpoint
+                seen = Pass(model="toy", index=step - 1, phase="train", rows=1, length=1, ids="ids")
+                writer.record(seen, {"ids": np.array([[step]])})
             if step % 2 == 0:
                 writer.table(f"eval-{step}", ScoreTable(("toy",), ("v:1",), [[theta]], [[1]]))
                 writer.save_checkpoint(step, lambda path, theta=theta: save(path, theta))
