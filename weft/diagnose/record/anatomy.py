@@ -208,10 +208,15 @@ def _base(module: nn.Module) -> nn.Module | None:
 
 
 def _own_tensors(module: nn.Module, base: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Matrices of a module that are not its base's: its own, and those of its direct children."""
+    """Matrices of a module that are not its base's: its own, and those of its direct children.
+
+    Those of children with a linear layer of their own are the child's (attention holds LoRA layers
+    beside a linear one, and is none).
+    """
+    whole = [part for part in module.children() if any(is_linear(x) for x in part.children())]
     skip = {id(each) for each in (getattr(base, "weight", None), getattr(base, "bias", None))}
     found = []
-    for owner in (module, *module.children()):
+    for owner in (module, *(part for part in module.children() if part not in whole)):
         prefix = "" if owner is module else _name_in(module, owner) + "."
         tensors = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
         if owner is module:  # a list of factors is a child, a plain attribute is none
