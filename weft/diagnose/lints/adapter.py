@@ -20,7 +20,7 @@ UNEXPLAINED = 0.01
 COARSE = 0.25
 """Half a unit of the weights' last place to the numbers of an update: above it, merging loses."""
 
-Modules = Mapping[str, AdapterModule]
+DONE = {"load": "loaded", "save": "saved"}
 
 
 def look(side: Evidence) -> Lints:
@@ -38,15 +38,16 @@ def look(side: Evidence) -> Lints:
 
 
 def _absent(side: Evidence) -> Lints:
-    """No adapter: was one loaded or saved all the same?"""
-    loaded = [each for each in side.happened if each.what in ("load", "save")]
+    """No adapter: was one loaded or saved all the same? Of a base, such an event has its class."""
+    done = [each for each in side.happened if each.what in ("load", "save")]
+    loaded = [each for each in done if "class" not in each.facts and each.facts.get("modules")]
     count = max((each.facts.get("modules") or 0 for each in loaded), default=0)
     if count and side.passes:
-        path = next((each.facts.get("path") for each in loaded if each.facts.get("path")), None)
+        path = loaded[0].facts.get("path") or loaded[0].place
         yield Lint(
             "attached",
             "problem",
-            f"an adapter of {count} modules was {loaded[0].what}ed"
+            f"an adapter of {count} modules was {DONE[loaded[0].what]}"
             + (f" ({path})" if path else "")
             + ", and no pass used one",
             value=0,
