@@ -1,0 +1,1 @@
+ARGUMENTS = ["train", "plan.yaml", "--run-dir", "out"]
