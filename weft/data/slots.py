@@ -52,31 +52,26 @@ class Slots:
         return tuple(self._slot(text, start, stop, explained) for start, stop in taken)
 
     def _matches(self, text: str) -> Iterator[tuple[int, int]]:
-        """The longest value at every place where one starts and ends at the edge of a word."""
+        """Every place where a value stands between two edges of words."""
         if not self._sorted:
             self._sorted = sorted(self._owners)
             self._starts = {value[:SHORTEST] for value in self._sorted}
         for start in range(len(text) - SHORTEST + 1):
             if text[start : start + SHORTEST] in self._starts and _edge(text, start):
-                length = self._longest(text[start:])
-                if length:
+                for length in self._lengths(text[start:]):
                     yield start, start + length
 
-    def _longest(self, text: str) -> int:
-        """Length of the longest value that `text` begins with and a word ends with; 0: none."""
+    def _lengths(self, text: str) -> Iterator[int]:
+        """Lengths of the values that `text` begins with, where a word ends; the longest first."""
         below = text
-        while below:
-            place = bisect_right(self._sorted, below)
-            if not place:
-                return 0
+        while place := bisect_right(self._sorted, below):
             nearest = self._sorted[place - 1]
-            if text.startswith(nearest):
+            if below.startswith(nearest):
                 if _edge(text, len(nearest)):
-                    return len(nearest)
+                    yield len(nearest)
                 below = nearest[:-1]
             else:  # what begins `text` and sorts before `nearest` begins both
                 below = _shared(nearest, below)
-        return 0
 
     def _explained(self, text: str, spans: list[tuple[int, int]]) -> dict[str, int]:
         """Characters of the text that each record explains."""
