@@ -11,7 +11,7 @@ from weft.diagnose.lint import Lint, Lints, State, some
 from weft.diagnose.operators import adapter, declared_scale, factors, operators, path_scale
 from weft.diagnose.places import group, number
 from weft.diagnose.recipes import recipe
-from weft.runs.evidence import AdapterModule, Snapshot
+from weft.runs.evidence import Snapshot
 
 USUAL_SCALES = (1e-3, 64.0)
 """Scales outside are legal and rarely meant."""
