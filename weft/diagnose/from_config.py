@@ -9,7 +9,7 @@ import numpy as np
 
 from weft.core.errors import InputError
 from weft.diagnose.evidence import Evidence
-from weft.runs.evidence import Event, Notice, Settings
+from weft.runs.evidence import Settings
 from weft.training.config import RunConfig
 from weft.training.draft import pairs
 from weft.training.resolve import find, resolve
@@ -23,11 +23,9 @@ LACKS = "a configuration alone: no data was read, no weights were loaded and not
 def config_evidence(ref: str) -> Evidence:
     """A recipe or a YAML file, resolved as `weft train` would; `InputError` for all wrong in it."""
     resolved = resolve(ref)
-    events: tuple[Event, ...] = (
-        settings_of(resolved.config, resolved.origins),
-        *(Notice(text=text) for text in resolved.notices),
-    )
-    return Evidence(ref, "config", find(ref), events, _no_array, {"source": "weft"}, (LACKS,))
+    settings = settings_of(resolved.config, resolved.origins)
+    about = {"source": "weft", "name": resolved.name, "notices": resolved.notices}
+    return Evidence(ref, "config", find(ref), (settings,), _no_array, about, (LACKS,))
 
 
 def settings_of(

@@ -24,7 +24,6 @@ from weft.runs.evidence import (
     Event,
     Generation,
     Happened,
-    Notice,
     Pass,
     Settings,
     Snapshot,
@@ -64,12 +63,12 @@ def run_evidence(ref: str, root: Path, member: str | None = None) -> Evidence:
     trail, recorded = _recording(reader.layout.recording)
     ends, held = _ends(reader, resolved.config, lane.name, layout)
     events: list[Event] = [_settings(resolved.config, resolved.origins, lane, manifest)]
-    events += _of_member(trail, lane.name)
-    events += _steps(reader, None if alone else lane.name)
+    own = list(_of_member(trail, lane.name))
+    events += [each for each in own if not isinstance(each, TrainStep)]
+    events += _steps(reader, None if alone else lane.name, own)
     events += _happened(manifest, lane.name)
     events += ends
     events += _generations(reader, ref if alone else lane.name, alone)
-    events += [Notice(text=text) for text in manifest.notices]
 
     def array(name: str) -> np.ndarray:
         for prefix, arrays in held.items():
@@ -132,7 +131,7 @@ def _recording(root: Path) -> tuple[tuple[Event, ...], Arrays]:
 
 
 def _of_member(events: Sequence[Event], member: str) -> Iterator[Event]:
-    """What concerns one adapter, and what all share; steps stand in steps.jsonl."""
+    """What concerns one adapter, and what all share."""
     for event in events:
         whose = getattr(event, "model", MODEL)
         if whose in ("", MODEL):
@@ -141,21 +140,30 @@ def _of_member(events: Sequence[Event], member: str) -> Iterator[Event]:
             yield event.model_copy(update={"model": MODEL})
 
 
-def _steps(reader: RunReader, member: str | None) -> Iterator[TrainStep]:
-    """Steps as they were logged; a zeroth-order one with the losses that its evidence has."""
+def _steps(reader: RunReader, member: str | None, trail: Sequence[Event]) -> Iterator[TrainStep]:
+    """Steps as they were logged, with what evidence.jsonl and the run's recording add."""
+    passes = {each.index for each in trail if isinstance(each, Pass) and each.phase == "train"}
+    norms = {each.step: each.grad_norms for each in trail if isinstance(each, TrainStep)}
     seen = {line["step"]: line for line in reader.evidence() if line.get("member") == member}
     for record in reader.steps():
         if record.get("member") == member:
-            yield _step(record, seen.get(record["step"], {}))
+            step = record["step"]
+            yield _step(record, seen.get(step, {})).model_copy(
+                update={
+                    "passes": (step - 1,) if step - 1 in passes else (),
+                    "grad_norms": norms.get(step, {}),
+                }
+            )
 
 
 def _step(record: Record, seen: Record) -> TrainStep:
+    """`seen` is the evidence of a zeroth-order step, with the losses that it compared."""
     key = seen.get("key")
     return TrainStep(
         step=record["step"],
         model=MODEL,
         loss=step_loss(record),
-        losses=tuple(x for name in ("plus", "minus", "losses") for x in seen.get(name, ())),
+        losses=tuple(x for name in ("plus", "minus") for x in seen.get(name, ())),
         supervised=record["supervised_tokens"],
         batch=record.get("batch", ""),
         labels=record.get("labels", ""),
@@ -232,6 +240,7 @@ def _about(reader: RunReader, manifest: Manifest) -> dict[str, Any]:
         "fingerprints": manifest.fingerprints,
         "data": manifest.data,
         "events": manifest.events,
+        "notices": manifest.notices,
         "results": {name: its for name, its in results.items() if name.startswith("eval")},
     }
 

@@ -48,12 +48,15 @@ def digest_of(dtype: str, shape: tuple[int, ...], data: bytes) -> str:
     return made.hexdigest()[:16]
 
 
-def batch_digest(rows: Iterable[Sequence[int]]) -> str:
+Ids = Sequence[int] | np.ndarray
+
+
+def batch_digest(rows: Iterable[Ids]) -> str:
     """Of the rows of a batch, token ids without padding, in any order."""
     return _digest_of_set(np.asarray(row, np.int64).tobytes() for row in rows)
 
 
-def labels_digest(rows: Iterable[Sequence[int]], labels: Iterable[Sequence[int]]) -> str:
+def labels_digest(rows: Iterable[Ids], labels: Iterable[Ids]) -> str:
     """Of what is supervised in a batch: ids and labels of each row, both without padding.
 
     The label of a first position counts for nothing: nothing comes before it to predict it.

@@ -20,6 +20,7 @@ from weft.engines.reward import Reward
 from weft.methods.estimate import Estimate, Point
 from weft.runs.reader import COMPLETIONS_BEFORE, EVALUATION, STEP
 from weft.runs.writer import RunWriter
+from weft.training import trail
 from weft.training.advance import Ended, Moved, end_rounds, move
 from weft.training.completions import completions
 from weft.training.evaluate import Evaluation, evaluate
@@ -88,6 +89,7 @@ def take(part: Part, state: State, point: Point, estimate: Estimate, seconds: fl
                 after = _with_known_starts(job, after)
     with job.clock("records"):
         tokens = _record(part, after.step, point, estimate, moved, seconds)
+        trail.follow(job, writer, point, estimate.direction_LP, moved.state)
     return Taken(
         after,
         estimate.loss_L,
@@ -123,6 +125,7 @@ def _record(
         record = {
             n: None if isinstance(x, float) and math.isnan(x) else x for n, x in record.items()
         }
+        record |= trail.prints(read[index], moved.state.theta_LP[index])
         member = {"member": lane.name} if len(job.lanes) > 1 else {}
         writer.step(record | member)
         if estimate.evidence:

@@ -19,6 +19,7 @@ from weft.runs.reader import RunReader
 from weft.runs.silent import SilentWriter
 from weft.runs.timing import Stopwatch
 from weft.runs.writer import RunWriter
+from weft.training import trail
 from weft.training.begin import NOISE, noise_record
 from weft.training.config import RunConfig
 from weft.training.ending import Outcome, end, failed, finished
@@ -191,6 +192,7 @@ def _started(job: Job, root: Path) -> Iterator[Opened]:
         job.news.to(writer.notice)
         state = State.fresh(theta_LP)
         _keep_beginnings(job, writer)
+        trail.begin(job, state, writer)
         _preflight(job, state, writer)
         yield Opened(job, state, writer)
 
@@ -202,7 +204,9 @@ def _reopened(job: Job, writer: RunWriter, saved: State | None) -> Opened:
     writer.resume_at(state.step)
     if state.step == 0:  # it may have been killed before that was done
         _keep_beginnings(job, writer)
+        trail.begin(job, state, writer)
         _preflight(job, state, writer)
+    trail.go_on(state, writer)
     for notice in changes(writer.manifest, job):
         writer.notice(notice)
     return Opened(job, state, writer)
