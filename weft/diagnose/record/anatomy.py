@@ -5,9 +5,10 @@ Names of modules are those of transformers, without the wrappers of PEFT and oth
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import nn
 
 WRAPPED = ("_orig_mod", "module")
 """Where torch.compile, data parallelism and the like keep the model that they wrap."""
+
+PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def unwrapped(module: Any) -> nn.Module:
@@ -122,17 +125,18 @@ class Lora:
 def loras(root: nn.Module) -> list[Lora]:
     """All LoRA modules of a model in order, PEFT's and hand-written ones."""
     found: list[Lora] = []
-    inside: set[int] = set()
-    for name, module in root.named_modules():
-        if id(module) in inside:
+    around: set[int] = set()  # what has one inside is none itself
+    for name, module in reversed(list(root.named_modules())):
+        if any(id(part) in around for part in module.children()):
+            around.add(id(module))
             continue
         made = list(_peft(name, module)) if hasattr(module, "lora_A") else []
         if not made and not hasattr(module, "base_layer"):
             made = list(_hand_written(name, module))
         if made:
             found += made
-            inside |= {id(part) for part in module.modules()}
-    return found
+            around.add(id(module))
+    return found[::-1]
 
 
 def _peft(name: str, module: Any) -> Iterator[Lora]:
@@ -176,7 +180,7 @@ def _peft(name: str, module: Any) -> Iterator[Lora]:
 def _hand_written(name: str, module: nn.Module) -> Iterator[Lora]:
     """A module with a linear base and two factors whose product has its shape."""
     base = _base(module)
-    if base is None:
+    if base is None or not _takes_one(type(module).forward):
         return
     weight: torch.Tensor = base.weight  # type: ignore[assignment]
     outputs, inputs = weight.shape[::-1] if is_transposed(base) else weight.shape
@@ -197,6 +201,17 @@ def _hand_written(name: str, module: nn.Module) -> Iterator[Lora]:
                     **_declared(module),
                 )
                 return
+
+
+@cache
+def _takes_one(forward: Callable[..., Any]) -> bool:
+    """Whether a forward needs a single argument, as that of a linear layer does."""
+    try:
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return False
+    needed = [each for each in parameters if each.default is each.empty and each.kind in PLAIN]
+    return len(needed) <= 1
 
 
 def _base(module: nn.Module) -> nn.Module | None:
@@ -253,7 +268,7 @@ def _oriented(
             first, second = view()
             rank = first.shape[0]
             fits = (second.shape[0], first.shape[1]) == shape and second.shape[1] == rank
-            if not fits or not 0 < rank <= min(shape):
+            if not fits or not 0 < rank < min(shape):
                 continue
             votes = _vote(a_name, b_name) + 0.5 * float(not b.any()) + 0.1 * (not turned)
             if best is None or votes > best[0]:
