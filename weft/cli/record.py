@@ -11,7 +11,6 @@ from typer.core import TyperCommand
 
 from weft.cli import screen
 from weft.core.errors import InputError
-from weft.core.files import free_directory
 
 if TYPE_CHECKING:
     from weft.runs.recording import Recording
@@ -57,6 +56,8 @@ def record(
     from weft.runs.recording import Recording, is_recording
 
     program = understand(words)
+    from weft.core.files import free_directory
+
     root = out if out is not None else free_directory(Path("recordings"), program.name)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root} is there already", hint="give --out an empty directory")

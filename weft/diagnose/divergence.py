@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_softmax, rel_entr
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +42,8 @@ def divergence(a_NV: np.ndarray, b_NV: np.ndarray) -> Divergence:
 
 
 def _row(a_V: np.ndarray, b_V: np.ndarray) -> tuple[float, ...]:
+    from scipy.special import log_softmax, rel_entr  # a third of a second: not for runs alone
+
     open_a, open_b = a_V != -np.inf, b_V != -np.inf
     kept = open_a & open_b
     masked = int((open_a != open_b).sum())
@@ -72,6 +73,8 @@ def truncated_kl(a: Mapping[int, float], b: Mapping[int, float]) -> float:
     The tokens that both list are kept apart and all others are one bucket: summing probabilities
     can only lower a divergence (the log-sum inequality).
     """
+    from scipy.special import rel_entr
+
     shared = sorted(a.keys() & b.keys())
     p_K, q_K = (np.exp([side[token] for token in shared], dtype=np.float64) for side in (a, b))
     p = np.append(p_K, max(1 - p_K.sum(), 0.0))

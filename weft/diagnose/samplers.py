@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from weft.diagnose.decoded import steps_of
 from weft.diagnose.evidence import Evidence
@@ -115,6 +114,8 @@ def _order(generation: Generation, logits_V: np.ndarray, draw: Draw) -> bool | N
 
 def kept(logits_V: np.ndarray, settings: Mapping[str, Any], temperature: float) -> int:
     """How many tokens top-k, then top-p, then min-p leave at a temperature."""
+    from scipy.special import softmax
+
     p_V = np.sort(softmax(np.asarray(logits_V, np.float64) / temperature))[::-1]
     if (top_k := settings.get("top_k") or 0) > 0:
         p_V = p_V[:top_k] / p_V[:top_k].sum()
