@@ -52,12 +52,11 @@ def record(
 
     Example: `weft record --out good -- python generate.py --prompt "Hello"`
     """
+    from weft.core.files import free_directory
     from weft.diagnose.record.launch import end_like, run, understand
     from weft.runs.recording import Recording, is_recording
 
     program = understand(words)
-    from weft.core.files import free_directory
-
     root = out if out is not None else free_directory(Path("recordings"), program.name)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root} is there already", hint="give --out an empty directory")
