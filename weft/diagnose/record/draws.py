@@ -8,6 +8,7 @@ Shapes: N rows, K columns, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,10 +62,11 @@ def fit(logits: torch.Tensor, weights: torch.Tensor) -> Fitted:
     slope, offset = _line(z[top], p[top].log())
     if slope is None or slope <= 0:
         return Fitted(kept=int(left.sum()))
-    # what rounded to zero was not filtered out
-    vanished = ~left & (slope * z + offset < torch.log(torch.tensor(max(tiny, 1e-300) * 10.0)))
-    kept = int((left | vanished).sum())
-    return Fitted(1 / slope, kept, *_edges(torch.softmax(slope * z, -1), left | vanished))
+    # what rounds to zero may have been left all the same, if nothing else is missing
+    rounds = slope * z + offset < math.log(max(tiny, 1e-300) * 10)
+    if not bool((~left & ~rounds).any()):
+        left = torch.ones_like(left)
+    return Fitted(1 / slope, int(left.sum()), *_edges(torch.softmax(slope * z, -1), left))
 
 
 def _line(x: torch.Tensor, y: torch.Tensor) -> tuple[float | None, float]:
