@@ -219,3 +219,14 @@ def test_a_model_embeds_tokens_and_a_loss_does_not(make_model):
 )
 def test_a_plain_name_has_no_wrappers(name):
     assert plain_name(name) == "model.layers.0.q_proj"
+
+
+def test_what_has_adapters_inside_is_none_itself(make_model):
+    model = make_model("llama")
+    for layer in model.model.layers:
+        for name in ("q_proj", "v_proj"):
+            old = getattr(layer.self_attn, name)
+            new = Parameters(2.0, size=(old.out_features, old.in_features))
+            setattr(layer.self_attn, name, new)
+    names = [lora.name.rpartition(".")[2] for lora in loras(model)]
+    assert names == ["q_proj", "v_proj"] * 3

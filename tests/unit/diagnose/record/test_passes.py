@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from weft.runs.evidence import Notice, Pass
+from weft.runs.sketch import digest, projections
+
+LEFT = {
+    "input_ids": torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]]),
+    "attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]),
+}
+
+
+def score(model, **more):
+    with torch.no_grad():
+        return model(**LEFT, **more)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma", "gpt2", "opt", "bloom"])
+def test_a_pass_holds_what_the_model_really_computed(make_model, record, architecture):
+    model = make_model(architecture)
+    expected = score(model, output_hidden_states=True)
+    left = record(lambda: score(model))
+    (seen,) = left.of(Pass)
+    assert torch.equal(left.result.logits, expected.logits)
+    assert (seen.phase, seen.rows, seen.length, seen.past) == ("score", 2, 5, 0)
+    assert (seen.training, seen.dropouts, seen.grad, seen.dtype) == (False, 0, False, "float32")
+    assert seen.ids_digest == digest(LEFT["input_ids"].numpy().astype(np.int32))
+    np.testing.assert_array_equal(left.array(seen.ids), LEFT["input_ids"])
+    np.testing.assert_array_equal(left.array(seen.mask), LEFT["attention_mask"])
+    np.testing.assert_array_equal(left.array(seen.logits), expected.logits[:, -1])
+    log_p = torch.log_softmax(expected.logits[:, :-1], -1)
+    nll = -log_p.gather(2, LEFT["input_ids"][:, 1:, None])[..., 0]
+    np.testing.assert_allclose(left.array(seen.nll), nll, rtol=1e-5, atol=1e-6)
+    hidden, blocks = left.array(seen.hidden), expected.hidden_states
+    assert hidden.shape == (4, 2, 32)
+    for layer in range(3):  # the last of transformers' states is behind the norm
+        np.testing.assert_array_equal(hidden[layer], blocks[layer][:, -1])
+        np.testing.assert_allclose(
+            left.array(seen.sketch)[layer],
+            blocks[layer].numpy() @ projections(32),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_positions_are_those_that_the_model_used(make_model, record, architecture):
+    model = make_model(architecture)
+    (none,) = record(lambda: score(model), "none").of(Pass)
+    given = LEFT["attention_mask"].cumsum(-1).sub(1).clamp(min=0)
+    left = record(lambda: score(model, position_ids=given), "given")
+    (seen,) = left.of(Pass)
+    np.testing.assert_array_equal(left.array(seen.positions), given)
+    if architecture != "opt":  # OPT counts from its mask
+        plain = record(lambda: score(model), "again")
+        expected = np.tile(np.arange(5), (2, 1))
+        np.testing.assert_array_equal(plain.array(plain.of(Pass)[0].positions), expected)
+    assert none.mask is not None
+
+
+def test_the_last_real_position_of_rows_padded_on_the_right_is_found(make_model, record):
+    model = make_model("llama")
+    ids = torch.tensor([[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+
+    def run():
+        with torch.no_grad():
+            return model(ids, attention_mask=mask)
+
+    left = record(run)
+    (seen,) = left.of(Pass)
+    expected = torch.stack([left.result.logits[0, 2], left.result.logits[1, 4]])
+    np.testing.assert_array_equal(left.array(seen.logits), expected)
+
+
+def test_a_cached_step_says_how_much_came_before(make_model, record):
+    model = make_model("llama")
+    ids = torch.tensor([[5, 6, 7, 8]])
+
+    def run():
+        with torch.no_grad():
+            first = model(ids, use_cache=True)
+            return model(ids[:, :1], past_key_values=first.past_key_values)
+
+    left = record(run)
+    prefill, decode = left.of(Pass)
+    assert (prefill.phase, prefill.past) == ("score", 0)
+    assert (decode.phase, decode.past, decode.length) == ("decode", 4, 1)
+    np.testing.assert_array_equal(left.array(decode.positions), [[4]])
+
+
+def test_gradients_and_labels_make_it_a_pass_that_trains(make_model, record):
+    model = make_model("llama", attention_dropout=0.5).train()
+    labels = torch.tensor([[-100, 6, 7, 8]])
+
+    def run():
+        return model(torch.tensor([[5, 6, 7, 8]]), labels=labels).loss
+
+    left = record(run)
+    (seen,) = left.of(Pass)
+    assert (seen.phase, seen.training, seen.grad, seen.dropouts) == ("train", True, True, 3)
+    assert seen.loss == pytest.approx(left.result.item())
+    np.testing.assert_array_equal(left.array(seen.labels), labels)
+
+
+def test_a_script_that_forgets_no_grad_does_not_train(make_model, record):
+    model = make_model("llama")
+    (seen,) = record(lambda: model(torch.tensor([[5, 6]]))).of(Pass)
+    assert (seen.phase, seen.grad) == ("score", True)
+
+
+def test_the_first_module_that_is_not_finite_is_named(make_model, record):
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3] = float("inf")
+    (seen,) = record(lambda: score(model)).of(Pass)
+    assert seen.nonfinite == "model.layers.1.mlp.down_proj"
+    assert list(seen.largest)[-1] == "model.layers.1.mlp.act_fn" or seen.largest
+    assert all(np.isfinite(value) for value in seen.largest.values())
+
+
+def test_tokens_that_are_masked_in_the_logits_are_not_broken(record):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 9)
+
+        def forward(self, tokens):
+            logits = self.head(self.embed(tokens))
+            logits[..., 0] = -torch.inf
+            return logits
+
+    model = Masked()
+    left = record(lambda: model(torch.tensor([[1, 2, 3]])))
+    (seen,) = left.of(Pass)
+    assert seen.nonfinite is None
+    assert left.array(seen.logits).shape == (1, 9)
+
+
+def test_a_wrapper_and_its_base_are_one_model(make_model, record):
+    from peft import LoraConfig, get_peft_model
+
+    base = make_model("llama")
+
+    def run():
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+        score(model)
+        score(model.merge_and_unload())
+
+    assert {seen.model for seen in record(run).of(Pass)} == {"model-0"}
+
+
+def test_a_wrapper_of_the_users_own_without_token_ids_is_looked_into(make_model, record):
+    class Lit(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch):
+            return self.model(**batch)
+
+    wrapper = Lit(make_model("llama"))
+    (seen,) = record(lambda: wrapper(LEFT)).of(Pass)
+    assert (seen.rows, seen.length) == (2, 5)
+
+
+def test_nothing_of_the_watching_stays_in_a_model(make_model, record):
+    model = make_model("llama")
+    call = nn.Module.__call__
+    record(lambda: score(model))
+    assert nn.Module.__call__ is call
+    for part in copy.deepcopy(model).modules():
+        assert not part._forward_hooks and not part._forward_pre_hooks
+
+
+def test_an_error_in_a_forward_is_the_scripts_and_leaves_no_hooks(make_model, record):
+    model = make_model("llama")
+
+    def run():
+        with pytest.raises(IndexError):
+            model(torch.tensor([[5, 10_000]]))
+
+    record(run)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+def test_large_arrays_are_kept_of_the_first_passes_only(make_model, record):
+    model = make_model("llama")
+
+    def run():
+        for first in range(2, 24):
+            with torch.no_grad():
+                model(torch.tensor([[first, 3, 4]]))
+
+    left = record(run)
+    passes = left.of(Pass)
+    assert [seen.logits is not None for seen in passes] == [True] * 16 + [False] * 6
+    assert all(seen.ids is not None for seen in passes)
+
+
+def test_growing_text_does_not_use_up_what_is_kept_of_prompts(make_model, record):
+    model = make_model("llama")
+
+    def run():
+        for first in range(2, 8):
+            ids = torch.tensor([[first, 3, 4]])
+            with torch.no_grad():
+                for _ in range(8):
+                    logits = model(ids).logits
+                    ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+
+    passes = record(run).of(Pass)
+    assert all(seen.hidden is not None for seen in passes[::8])
+    assert not record(run, "again").of(Notice)
+
+
+def test_a_compiled_model_is_not_compiled_again(make_model, record):
+    model = make_model("llama")
+    compiled = torch.compile(model, backend="eager")
+    expected = score(compiled).logits
+    left = record(lambda: score(compiled))
+    assert torch.equal(left.result.logits, expected)
+    (seen,) = left.of(Pass)
+    np.testing.assert_array_equal(left.array(seen.logits), expected[:, -1])
