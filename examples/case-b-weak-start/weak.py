@@ -39,6 +39,8 @@ def main():
     batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=64)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     optimiser = torch.optim.SGD(factors, lr=LR)
+    with torch.no_grad():
+        print(f"start: reward {-model(**batch, labels=labels).loss.item():.4f}")
     for step in range(STEPS):
         slopes = [torch.zeros_like(each) for each in factors]
         total = 0.0

@@ -86,7 +86,7 @@ def _finite(side: Evidence) -> Lints:
             fix="a lower rate, clipping, or a step without supervised tokens",
         )
     elif side.passes or losses:
-        yield Lint("finite", "ok", f"finite: {len(side.passes)} passes, {len(losses)} losses")
+        yield Lint("finite", "ok", f"all values: {len(side.passes)} passes, {len(losses)} losses")
 
 
 def _short(seen: Pass) -> str:
@@ -125,8 +125,12 @@ def _dropout(side: Evidence) -> Lints:
 def _checks(side: Evidence) -> Lints:
     dtype = dtype_of(Pair(side, side))
     for name, (what, fix) in AGAIN.items():
-        done = [each for each in side.checks if each.name == name and each.unit in UNITS]
-        if not done:
+        done = [
+            each
+            for each in side.checks
+            if each.name == name and each.unit in UNITS and all(map(math.isfinite, each.values))
+        ]
+        if not done:  # what is not finite is told by itself
             continue
         worst = max(done, key=lambda check: _largest(check) / _limit(check, dtype))
         value, limit = _largest(worst), _limit(worst, dtype)
@@ -144,7 +148,7 @@ def _checks(side: Evidence) -> Lints:
 
 
 def _largest(check: Check) -> float:
-    return max((v if math.isfinite(v) else math.inf for v in check.values), default=0.0)
+    return max(check.values, default=0.0)
 
 
 def _limit(check: Check, dtype: str) -> float:
