@@ -65,41 +65,38 @@ class Loop:
             return None
         live = [row for row in range(len(rows)) if not self.is_over(row)]
         one = all(len(rows[row]) == 1 for row in live)
-        if past:
-            if one:
-                return "cache"
+        if past and not one:
             return "more prompt" if not self.steps and not self.chosen else None
+        picked = self.picked([row[-1] for row in rows])
+        if picked is None and self.chosen:  # what was chosen is not what is fed
+            return None
+        if past:
+            return "cache"
         if one and any(len(self.contexts[row]) > 1 or self.steps for row in live):
-            return "last token" if self.picked([row[-1] for row in rows], strict=True) else None
+            return "last token" if picked or self._likeliest(rows, live) else None
         pairs = [(list(rows[row]), self.contexts[row]) for row in live]
         if all(row[:-1] == context for row, context in pairs):
             return "all"
-        if all(_slides(row, context) for row, context in pairs) and (
-            self.feeding == "window" or self.picked([row[-1] for row in rows], strict=True)
-        ):
-            return "window"
-        return None
+        slides = all(_slides(row, context) for row, context in pairs)
+        return "window" if slides and (picked or self.feeding == "window") else None
 
-    def picked(self, tokens: Sequence[int], *, strict: bool = False) -> Chosen | bool | None:
-        """The choice that gave these tokens, the latest first; True for that of the likeliest.
+    def _likeliest(self, rows: Sequence[Sequence[int]], live: Sequence[int]) -> bool:
+        """Whether rows end with the likeliest token, chosen in a way that was not seen."""
+        best = None if self.logits is None else self.logits.argmax(-1).tolist()
+        return best is not None and all(best[row] == rows[row][-1] for row in live)
 
-        Unless `strict`, None stands for a choice that nobody saw.
-        """
+    def picked(self, tokens: Sequence[int]) -> Chosen | None:
+        """The choice that gave these tokens, a draw before an argmax, the latest first."""
         live = [row for row in range(len(tokens)) if not self.is_over(row)]
-        draws_first = sorted(reversed(self.chosen), key=lambda each: each.how != "draw")
-        for chosen in draws_first:
+        for chosen in sorted(reversed(self.chosen), key=lambda each: each.how != "draw"):
             given = last_of(chosen, len(tokens))
             if given is not None and all(given[row] == tokens[row] for row in live):
                 return chosen
-        if strict and self.logits is not None and not self.chosen:
-            best = self.logits.argmax(-1).tolist()
-            return all(best[row] == tokens[row] for row in live)
         return None
 
     def take(self, tokens: Sequence[int]) -> None:
         """A token a row was chosen."""
-        picked = self.picked(tokens)
-        chosen = picked if isinstance(picked, Chosen) else None
+        chosen = self.picked(tokens)
         fits = self.steps < FITTED_STEPS
         best = None if self.logits is None else self.logits.argmax(-1).tolist()
         for row, token in enumerate(tokens):
