@@ -12,9 +12,15 @@ from weft.diagnose.operators import Applied, Operator, adapter, operators
 from weft.diagnose.places import group
 from weft.diagnose.rungs.outset import Modules, dropouts, starts, trainable
 from weft.diagnose.rungs.update import strength, training
-from weft.runs.evidence import AdapterModule, Snapshot
+from weft.runs.evidence import AdapterModule, Happened, Snapshot
 
 RUNG = 4
+
+ADAPTERS = ("peft", "file", "load_state_dict")
+"""What an adapter is read and written by; a base has the class that read it."""
+
+TAKEN = {"unload": "unloaded it", "disable": "disabled it", "delete": "deleted it"}
+"""What takes an adapter away again."""
 
 
 def look(pair: Pair) -> Looked:
@@ -53,15 +59,39 @@ def _without(pair: Pair) -> Looked:
 
 
 def _unused(side: Evidence) -> str | None:
-    """What was done with an adapter that no pass used."""
-    for each in side.happened:
-        if each.what in ("load", "save"):
-            count = each.facts.get("modules")
-            many = f" of {count} modules" if count else ""
-            path = each.facts.get("path") or each.place
-            what = {"load": "loaded", "save": "saved"}[each.what]
-            return f"{what} an adapter{many}" + (f" ({path})" if path else "")
+    """What was done with an adapter that no pass used; the last thing that took it away first."""
+    taken = [each for each in side.happened if each.what in TAKEN]
+    if taken:
+        return f"{TAKEN[taken[-1].what]}{_at(taken[-1])}"
+    for what, words in (("load", "loaded"), ("save", "saved")):
+        for each in side.happened:
+            if each.what == what and each.facts.get("by") in ADAPTERS:
+                count = each.facts.get("modules")
+                many = f" of {count} modules" if count else ""
+                return f"{words} an adapter{many}{_at(each)}{_keys(each)}"
     return None
+
+
+def _at(event: Happened) -> str:
+    place = event.place if event.what in ("load", "save") else ""
+    told = [each for each in (place, event.where) if each]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _keys(event: Happened) -> str:
+    """Keys of a file that found no place, and places that found no key."""
+    said = [
+        f"{event.facts[what]} keys {words}"
+        for what, words in (("unexpected", "of the file had no place"), ("missing", "were missing"))
+        if event.facts.get(what)
+    ]
+    return f", {' and '.join(said)}" if said else ""
+
+
+def _lost_keys(side: Evidence) -> str:
+    """What loading left out, in words."""
+    loads = [each for each in side.happened if each.what == "load"]
+    return next((_keys(each) for each in loads if _keys(each)), "")
 
 
 def _named(of_b: Snapshot, of_a: Snapshot, name: str) -> AdapterModule | None:
@@ -92,7 +122,8 @@ def _presence(
             "attach-partial" if len(names) < len(every) else "attach",
             group(names, every),
             f"{letter} has an adapter at {len(names)} modules where {other} has none: "
-            f"{group(names, every)}{_asked(of_a, of_b)}",
+            f"{group(names, every)}{_asked(of_a, of_b)}"
+            f"{_lost_keys(pair.b if other == 'B' else pair.a)}",
             value=float(len(names)),
             other=float(len(every)),
             unit="modules",
@@ -148,7 +179,7 @@ def _one_sided(pair: Pair, letter: str, ops: Sequence[Operator]) -> Iterator[Fin
         "attach" if len(hurt) == len(ops) else "attach-partial",
         group(names, every),
         f"{letter} runs with an adapter at {group(every, every)}, {other} without: "
-        + (f"it {unused}, and no pass used it" if unused else "its base weights alone"),
+        + (f"it {unused}, and no pass uses it" if unused else "its base weights alone"),
         value=float(len(names)),
         other=float(len(every)),
         unit="modules",
@@ -168,8 +199,9 @@ def _of(op: Operator, letter: str) -> Applied | None:
 
 
 def _where_unused(side: Evidence) -> str | None:
-    seen = [each.where for each in side.happened if each.what in ("load", "save") and each.where]
-    return seen[0] if seen else next((each.where for each in side.weights if each.where), None)
+    told = (*TAKEN, "load", "save")
+    seen = [each.where for each in side.happened if each.what in told and each.where]
+    return seen[-1] if seen else next((each.where for each in side.weights if each.where), None)
 
 
 def _merged_there(
@@ -205,7 +237,7 @@ def _idle(pair: Pair, ops: Sequence[Operator]) -> Iterator[Finding]:
             "attach-partial",
             group(names, every),
             f"the update is zero in {letter} at {group(names, every)}, and "
-            f"is not in {other}: {why}",
+            f"is not in {other}: {why}{_lost_keys(side)}",
             value=float(len(names)),
             other=float(len(every)),
             unit="modules",

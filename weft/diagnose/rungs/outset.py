@@ -14,8 +14,8 @@ from weft.runs.evidence import AdapterModule, Snapshot
 
 RUNG = 4
 
-INIT = 0.1
-"""Norms of random starts of one kind differ by less than this from seed to seed."""
+INIT = 0.05
+"""Ratio of norms, as a logarithm, below which two random starts count as of one size."""
 
 Modules = Mapping[str, tuple[AdapterModule, AdapterModule]]
 
@@ -33,7 +33,7 @@ def starts(pair: Pair, of_a: Snapshot, of_b: Snapshot, both: Modules) -> Iterato
             for name, (x, y) in norms.items()
             if x > 0 and y > 0
         }
-        off = {name: ratio for name, ratio in adjusted.items() if abs(np.log(ratio)) > INIT}
+        off = _off(adjusted, both)
         zero = {
             name: norms[name] for name in norms if (norms[name][0] == 0) != (norms[name][1] == 0)
         }
@@ -65,6 +65,25 @@ def starts(pair: Pair, of_a: Snapshot, of_b: Snapshot, both: Modules) -> Iterato
                 f"{number(middle[0])} in A, {number(middle[1])} in B (median)",
                 ratio,
             )
+
+
+def _off(ratios: Mapping[str, float], both: Modules) -> dict[str, float]:
+    """Modules whose norms differ by more than other draws make them differ.
+
+    The logarithm of the ratio of two norms of n normal numbers has a standard deviation of about
+    1 / sqrt(n); five of them is more than chance in any of many modules.
+    """
+    count = {name: both[name][0].rank * both[name][0].shape[1] for name in ratios}
+    logs = {name: float(np.log(ratio)) for name, ratio in ratios.items()}
+    if logs:
+        together = abs(float(np.median(list(logs.values()))))
+        if together > max(INIT, 5 / np.sqrt(sum(count.values()))):
+            return dict(ratios)
+    return {
+        name: ratios[name]
+        for name, log in logs.items()
+        if abs(log) > max(2 * INIT, 5 / np.sqrt(count[name]))
+    }
 
 
 def _start(

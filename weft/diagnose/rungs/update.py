@@ -95,7 +95,8 @@ def look(pair: Pair) -> Looked:
     if scaled:
         findings.append(_scale(pair, scaled, compared))
     findings += _strange(pair)
-    findings += _harmless(compared, findings)
+    if of_a is not None and of_b is not None:  # else rung 4 says what is merged
+        findings += _harmless(compared)
     return Looked(tuple(findings), tuple(_equal(compared, rest, scaled, others)), _unseen(both))
 
 
@@ -320,7 +321,7 @@ def _strange(pair: Pair) -> list[Finding]:
     return found
 
 
-def _harmless(compared: Sequence[Compared], findings: Sequence[Finding]) -> list[Finding]:
+def _harmless(compared: Sequence[Compared]) -> list[Finding]:
     """Differences in how, not in what."""
     how: list[tuple[str, list[str]]] = []
     same = [each for each in compared if each.of.equal or _same(each)]
