@@ -66,8 +66,12 @@ class Floor:
     measured: bool = False
 
 
-def floor(pair: Pair, unit: Unit) -> Floor:
-    """The floor of the less exact of both sides."""
+def floor(pair: Pair, unit: Unit, trained: bool = False) -> Floor:
+    """The floor of the less exact of both sides.
+
+    What was `trained` since the evidence began has the rounding of all steps in it, which no null
+    of one forward shows: there the start value is the least.
+    """
     dtype = dtype_of(pair)
     start = _start(unit, dtype)
     draws = [value for check in _nulls(pair) for value in _values(check, unit, dtype)]
@@ -76,11 +80,13 @@ def floor(pair: Pair, unit: Unit) -> Floor:
         return Floor(start, f"start value for {dtype}: no null was measured")
     names = sorted({check.name for check in _nulls(pair) if _in_unit(check, unit)})
     value = max(float(np.percentile(draws, 99)), ROUNDING[unit])
-    measured = f"{len(draws)} null draws ({', '.join(names)})"
+    if "ulp" not in names and unit != "loss":
+        gaps = (*gaps, "units in the last place")
+    if trained and unit != "loss":
+        gaps = (*gaps, "training, which amplifies rounding")
     if gaps and start > value:
-        why = f"{', '.join(gaps)} differ, and no null did"
-        return Floor(start, f"start value for {dtype}: {why}")
-    return Floor(value, measured, True)
+        return Floor(start, f"start value for {dtype}: no null was measured for {', '.join(gaps)}")
+    return Floor(value, f"{len(draws)} null draws ({', '.join(names)})", True)
 
 
 def logit_floor(pair: Pair) -> Floor:

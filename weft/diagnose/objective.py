@@ -28,7 +28,10 @@ class Tokens:
 
 
 def tokens_of(side: Evidence, step: TrainStep) -> tuple[Tokens, ...]:
-    """Of each forward of a step; nothing if one of them recorded no nats or no labels."""
+    """Of each forward of a step; nothing if one of them recorded no nats or no labels.
+
+    Labels that the model was not given are those of all real tokens, if the step counted as many.
+    """
     known = {each.index: each for each in side.passes}
     found = []
     for index in step.passes:
@@ -36,14 +39,21 @@ def tokens_of(side: Evidence, step: TrainStep) -> tuple[Tokens, ...]:
         if seen is None or (tokens := _tokens(side, seen)) is None:
             return ()
         found.append(tokens)
+    if step.supervised not in (None, sum(each.count for each in found)):
+        return ()
     return tuple(found)
 
 
 def _tokens(side: Evidence, seen: Pass) -> Tokens | None:
-    if seen.nll is None or seen.labels is None:
+    if seen.nll is None:
         return None
     nll_BT = np.asarray(side.array(seen.nll), np.float64)
-    kept_BT = side.array(seen.labels)[:, 1:] != IGNORED
+    if seen.labels is not None:
+        kept_BT = side.array(seen.labels)[:, 1:] != IGNORED
+    elif seen.mask is not None:
+        kept_BT = side.array(seen.mask)[:, 1:] != 0
+    else:
+        kept_BT = np.ones_like(nll_BT, dtype=bool)
     if nll_BT.shape != kept_BT.shape:
         return None
     nll_BT = np.where(kept_BT, nll_BT, 0.0)

@@ -12,6 +12,7 @@ from weft.diagnose import noise
 from weft.diagnose.align import pad_ids, rows_of
 from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.matching import Ids
+from weft.diagnose.objective import minimised
 from weft.runs.evidence import Happened, TrainStep
 
 GROWTH = 10.0
@@ -44,15 +45,13 @@ def gaps(pair: Pair, steps: Steps) -> tuple[Gap, ...]:
     found: list[Gap] = []
     floor = start
     for a, b in steps:
-        if a.loss is None or b.loss is None:
+        x, y = minimised(pair.a, a), minimised(pair.b, b)
+        if x is None or y is None or (math.isnan(x) and math.isnan(y)):
             continue
-        if math.isnan(a.loss) and math.isnan(b.loss):
-            continue
-        value = abs(b.loss - a.loss) / max(abs(a.loss), 1e-12)
-        gap = Gap(a.step, value, floor)
+        gap = Gap(a.step, abs(y - x) / max(abs(x), 1e-12), floor)
         found.append(gap)
         if not gap.over:
-            floor = min(max(floor, GROWTH * value), most)
+            floor = min(max(floor, GROWTH * gap.value), most)
     return tuple(found)
 
 

@@ -224,7 +224,7 @@ def _gradients(pair: Pair, a: TrainStep, b: TrainStep) -> Looked:
     """Norms by module: one ratio everywhere is a scale, a start or a normaliser."""
     if not (a.batch and a.batch == b.batch):
         return Looked()
-    limit = max(10 * noise.floor(pair, "loss").value, 1e-4)
+    limit = max(100 * noise.floor(pair, "loss").value, 1e-3)
     ratios = dict(_ratios(a.grad_norms, b.grad_norms))
     if not ratios and a.grad_norm and b.grad_norm:
         ratios = {"all": b.grad_norm / a.grad_norm}

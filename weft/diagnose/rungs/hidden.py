@@ -40,7 +40,7 @@ def look(pair: Pair) -> Looked:
     if not finite:
         why = "none is finite" if kept else "no prompt with the same ids has them on both sides"
         return Looked(broken, unseen=(f"hidden states: {why}",))
-    limit = noise.floor(pair, "hidden")
+    limit = noise.floor(pair, "hidden", any(part.trained for part in together(pair)))
     errors_NL = np.array([relative(a_LD, b_LD, axis=1) for _, _, a_LD, b_LD in finite])
     errors_L = errors_NL.mean(0)
     names = _names(pair.a, len(errors_L) - 1)

@@ -53,7 +53,7 @@ def _part(pair: Pair, part: Together) -> Looked:
         unseen = (f"logits{when}: not recorded for a prompt of both sides",)
         return Looked(outcome=nll, unseen=() if nll else unseen)
     apart = divergence(np.array([x_V for *_, x_V, _ in read]), np.array([y_V for *_, y_V in read]))
-    limit = noise.floor(pair, "nats")
+    limit = noise.floor(pair, "nats", part.trained)
     outcome = [*_finite(read, when, suffix, rungs), *nll]
     if not apart.finite.any():
         return Looked(outcome=tuple(outcome), unseen=(f"logits{when}: none are finite",))

@@ -62,10 +62,9 @@ def stop_rules(rows: Rows) -> Looked:
 
 def _set(rows: Rows) -> Stop | None:
     """Settings that differ, one that acted first."""
-    a, b = (said.of.settings for said in rows[0])
     found = []
     for key, name in NAMES.items():
-        values = a.get(key), b.get(key)
+        values = _told([x for x, _ in rows], key), _told([y for _, y in rows], key)
         if as_set(values[0]) == as_set(values[1]):
             continue
         acted = _acted(rows, key, as_set(values[0]) | as_set(values[1]))
@@ -73,6 +72,12 @@ def _set(rows: Rows) -> Stop | None:
         words += f" ({acted or 'no text came so far'})"
         found.append(Stop(key, words, number_of(values[0]), number_of(values[1]), bool(acted)))
     return min(found, key=lambda each: not each.acted, default=None)
+
+
+def _told(said: Sequence[Said], key: str) -> Any:
+    """A setting of a side's completions; one that they contradict is none."""
+    values = {as_set(each.of.settings.get(key)) for each in said}
+    return said[0].of.settings.get(key) if len(values) == 1 else None
 
 
 def _acted(rows: Rows, key: str, ends: frozenset[Any]) -> str:

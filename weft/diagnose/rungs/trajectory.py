@@ -17,6 +17,7 @@ from weft.diagnose.align import adapted, steps
 from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.finding import Finding, Looked, Outcome, Swap
 from weft.diagnose.labels import Label
+from weft.diagnose.objective import minimised
 from weft.diagnose.operators import factors, path_scale
 
 RUNG = 11
@@ -52,7 +53,7 @@ def look(pair: Pair) -> Looked:
     findings += [*_losses(gaps), *_optimiser(pair, taken, findings)]
     outcome = [*_loss_outcome(gaps), *_adapter_outcome(pair)]
     return Looked(tuple(findings), tuple(_equal(pair, taken, gaps)), (), tuple(outcome),
-                  _curves(taken))  # fmt: skip
+                  _curves(pair, taken))  # fmt: skip
 
 
 def _lengths(pair: Pair, more_a: int, more_b: int) -> Iterator[Finding]:
@@ -297,8 +298,8 @@ def _loss_outcome(gaps: tuple[trail.Gap, ...]) -> Iterator[Outcome]:
     worst = max(gaps, key=lambda gap: math.inf if math.isnan(gap.value) else gap.value / gap.floor)
     over = sum(gap.over for gap in gaps)
     words = (
-        f"training loss differs in {over} of {len(gaps)} steps, by up to {worst.value:.2g} "
-        f"(step {worst.step}, floor {worst.floor:.1g})"
+        f"training loss differs in {over} of {len(gaps)} steps, by {worst.value:.2g} at step "
+        f"{worst.step} (floor {worst.floor:.1g})"
     )
     yield Outcome("loss", worst.value, worst.floor, "relative", words, over, len(gaps), MOVED)
 
@@ -342,13 +343,16 @@ def _equal(pair: Pair, taken: trail.Steps, gaps: tuple[trail.Gap, ...]) -> Itera
         yield f"merges and resets equal: {trail.rhythm(events[0])}"
 
 
-def _curves(taken: trail.Steps) -> dict[str, Any]:
-    nan = math.nan
+def _curves(pair: Pair, taken: trail.Steps) -> dict[str, Any]:
     return {
         "steps": {
             "step": [a.step for a, _ in taken],
-            "a": [nan if a.loss is None else a.loss for a, _ in taken],
-            "b": [nan if b.loss is None else b.loss for _, b in taken],
+            "a": [_plain(minimised(pair.a, a)) for a, _ in taken],
+            "b": [_plain(minimised(pair.b, b)) for _, b in taken],
             "name": "loss",
         }
     }
+
+
+def _plain(loss: float | None) -> float:
+    return math.nan if loss is None else loss
