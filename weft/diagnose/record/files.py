@@ -51,7 +51,7 @@ class DataRead:
         self.too_large: list[str] = []
         """Files whose records are not remembered."""
         self.decode: Callable[[list[int]], str] | None = None
-        """For rows that nobody saw encoded: a data set may come out of a cache."""
+        """That of the tokenizer that was used last."""
         self._seen: dict[Path, tuple[int, int]] = {}
         self._texts = 0
         self._rows: dict[tuple[int, ...], str] = {}
@@ -87,6 +87,10 @@ class DataRead:
         """The slots of a text."""
         self._texts += 1
         return self.slots.find(text) if len(self.slots) and self._texts <= TEXTS else ()
+
+    def texts(self, rows: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """Rows of ids as texts; empty where no tokenizer was used."""
+        return () if self.decode is None else tuple(self.decode(list(row)) for row in rows)
 
     def encoded(self, event: Encoded) -> None:
         """Remember the record that most of a text came from, by its ids."""

@@ -138,10 +138,10 @@ def completions(
         if end is not None:
             row, why = row[:end], "eos"
         else:
-            whole = len(row)
-            while row and row[-1] == pad:
+            full = limit is not None and len(row) >= limit
+            while stops and row and row[-1] == pad:  # a rule ends rows one by one
                 row.pop()
-            full = limit is not None and whole >= limit and len(row) == whole
+                full = False
             why = "length" if full else "stop" if stops else "unknown"
         tokens.append(tuple(row))
         ended.append(why)
@@ -242,6 +242,7 @@ class _Tap:
                 settings=settings,
                 prompts=tuple(tuple(row) for row in rows for _ in range(copies)),
                 tokens=tokens,
+                texts=self.recorder.data.texts(tokens),
                 ended=ended,
                 passes=tuple(call.passes),
                 draws=tuple(

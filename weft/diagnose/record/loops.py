@@ -255,6 +255,7 @@ class Loops:
                 settings=loop.settings(ended, fitted),
                 prompts=tuple(loop.prompts),
                 tokens=tuple(map(tuple, tokens)),
+                texts=self.recorder.data.texts(tokens),
                 ended=ended,
                 passes=tuple(loop.passes),
                 draws=tuple(loop.draws),

@@ -102,6 +102,7 @@ class _Tap:
 
     def _seen_now(self, tokenizer: Any) -> None:
         """Write down a tokenizer that is new, or not as it was."""
+        self.recorder.data.decode = tokenizer.decode
         now = (
             len(tokenizer),
             str(getattr(tokenizer, "chat_template", None)),
