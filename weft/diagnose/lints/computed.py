@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.evidence import Evidence
 from weft.diagnose.lint import Lint, Lints, State
-from weft.diagnose.noise import FAILED, START, Unit, dtype_of
+from weft.diagnose.rungs.validity import dropping, failed_checks, overflow
 from weft.runs.evidence import Check, Pass
 
 FLOAT16 = 65504.0
@@ -23,12 +23,6 @@ AGAIN = {
         "look at what is passed with a cache: positions, mask, the cache of the step before",
     ),
     "split": ("a batch at once and in parts", "divide by the tokens of the whole batch"),
-}
-UNITS: dict[str, Unit] = {
-    "nats": "nats",
-    "hidden": "hidden",
-    "logits": "logits",
-    "relative": "loss",
 }
 
 
@@ -62,7 +56,8 @@ def _status(side: Evidence) -> Lints:
 
 
 def _finite(side: Evidence) -> Lints:
-    broken = next((each for each in side.passes if each.nonfinite), None)
+    found = overflow(side)
+    broken = None if found is None else found.seen
     losses = [(each.step, each.loss) for each in side.steps if each.loss is not None]
     bad = next((step for step, loss in losses if not math.isfinite(loss)), None)
     if broken is not None:
@@ -103,14 +98,14 @@ def _before(seen: Pass) -> str:
 
 
 def _dropout(side: Evidence) -> Lints:
-    free = [each for each in side.passes if not each.grad and each.phase != "train"]
-    dropping = [each for each in free if each.dropouts]
-    if dropping:
-        first = dropping[0]
+    free = [each for each in side.passes if not each.grad]
+    dropped = dropping(side)
+    if dropped:
+        first = dropped[0]
         yield Lint(
             "mode",
             "problem",
-            f"dropout is active in {len(dropping)} of {len(free)} passes without gradients "
+            f"dropout is active in {len(dropped)} of {len(free)} passes without gradients "
             f"({first.dropouts} modules)",
             value=first.dropouts,
             where=first.where,
@@ -123,35 +118,19 @@ def _dropout(side: Evidence) -> Lints:
 
 
 def _checks(side: Evidence) -> Lints:
-    dtype = dtype_of(Pair(side, side))
+    failed = {each.name: each for each in failed_checks(side)}
     for name, (what, fix) in AGAIN.items():
-        done = [
-            each
-            for each in side.checks
-            if each.name == name and each.unit in UNITS and all(map(math.isfinite, each.values))
-        ]
-        if not done:  # what is not finite is told by itself
-            continue
-        worst = max(done, key=lambda check: _largest(check) / _limit(check, dtype))
-        value, limit = _largest(worst), _limit(worst, dtype)
-        size = f"{value:.1g} {'nats' if worst.unit == 'nats' else f'({worst.unit})'}"
-        if value > limit:
-            yield Lint(
-                f"self-check: {name}",
-                "problem",
-                f"{what} differ by {size}, and rounding in {dtype} explains {limit:.1g}",
-                value=value,
-                fix=fix,
-            )
-        else:
+        done = [each for each in side.checks if each.name == name and _measured(each)]
+        if name in failed and _measured(failed[name]):
+            value = max(failed[name].values)
+            words = f"{what} differ by {value:.1g} nats, more than rounding gives"
+            yield Lint(f"self-check: {name}", "problem", words, value=value, fix=fix)
+        elif done:  # what is not finite is told by itself
+            check = min(done, key=lambda each: each.unit != "nats")
+            value = max(check.values)
+            size = f"{value:.1g} {'nats' if check.unit == 'nats' else f'({check.unit})'}"
             yield Lint(f"self-check: {name}", "ok", f"{what} agree: {size} apart", value=value)
 
 
-def _largest(check: Check) -> float:
-    return max(check.values, default=0.0)
-
-
-def _limit(check: Check, dtype: str) -> float:
-    """What is a fault rather than noise; 16 bits where a dtype has no value of its own."""
-    known = START[UNITS[check.unit]]
-    return FAILED * known.get(dtype, known["bfloat16"])
+def _measured(check: Check) -> bool:
+    return bool(check.values) and all(map(math.isfinite, check.values))
