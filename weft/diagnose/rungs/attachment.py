@@ -11,13 +11,10 @@ from weft.diagnose.finding import Finding, Looked, Swap
 from weft.diagnose.operators import Applied, Operator, adapter, operators
 from weft.diagnose.places import group
 from weft.diagnose.rungs.outset import Modules, dropouts, starts, trainable
-from weft.diagnose.rungs.update import strength, training
+from weft.diagnose.rungs.update import READERS, strength, training
 from weft.runs.evidence import AdapterModule, Happened, Snapshot
 
 RUNG = 4
-
-ADAPTERS = ("peft", "file", "load_state_dict")
-"""What an adapter is read and written by; a base has the class that read it."""
 
 TAKEN = {"unload": "unloaded it", "disable": "disabled it", "delete": "deleted it"}
 """What takes an adapter away again."""
@@ -65,7 +62,7 @@ def _unused(side: Evidence) -> str | None:
         return f"{TAKEN[taken[-1].what]}{_at(taken[-1])}"
     for what, words in (("load", "loaded"), ("save", "saved")):
         for each in side.happened:
-            if each.what == what and each.facts.get("by") in ADAPTERS:
+            if each.what == what and each.facts.get("by") in READERS:
                 count = each.facts.get("modules")
                 many = f" of {count} modules" if count else ""
                 return f"{words} an adapter{many}{_at(each)}{_keys(each)}"

@@ -20,7 +20,7 @@ RUNG = 1
 SCALE = ("adapter.alpha", "adapter.scale", "adapter.rslora")
 """Settings that say one thing, the multiplier of B @ A."""
 
-UNSET = Setting(None, "not set")
+UNSET = Setting(None)
 
 
 def look(pair: Pair) -> Looked:
@@ -98,20 +98,21 @@ def _same_batches(pair: Pair) -> bool:
 
 
 def _both(pair: Pair, key: str) -> str:
+    """Both values, with where they came from where that differs."""
     a, b = (side.settings.get(key, UNSET) for _, side in pair.sides)
-    return f"{_shown(a)} in A, {_shown(b)} in B"
+    return ", ".join(
+        f"{_shown(mine)} in {letter}"
+        + (f" ({mine.origin})" if mine.origin not in ("", "seen", its.origin) else "")
+        for letter, mine, its in (("A", a, b), ("B", b, a))
+    )
 
 
 def _shown(setting: Setting) -> str:
     if setting is UNSET:
         return "not set"
     value = setting.value
-    if isinstance(value, float):
-        value = number(value)
-    words = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
-    said = {"default": "by default", "computed": "computed", "file": "in the file"}
-    origin = said.get(setting.origin, "")
-    return f"{words} {origin}".rstrip()
+    words = number(value) if isinstance(value, float) else str(value)
+    return words if len(words) <= 60 else f"{words[:57]}..."
 
 
 def _idle(pair: Pair, key: str, why: str) -> Finding:

@@ -29,6 +29,9 @@ SAME = 1e-5
 ROUNDED = 5e-3
 """The same, where the factors of one are those of the other rounded to 16 bits."""
 
+READERS = ("peft", "file", "load_state_dict")
+"""What an adapter is read by; a base has the class that read it."""
+
 UNEXPLAINED = 0.05
 """A module that adds more than this beside a multiple of B @ A computes something else."""
 
@@ -73,7 +76,7 @@ def look(pair: Pair) -> Looked:
         return Looked(unseen=("effective updates: no adapter was seen on either side",))
     both = [op for op in operators(pair) if op.a is not None and op.b is not None]
     later = training(pair)
-    fresh = all(each is not None and initial(each) for each in (of_a, of_b))
+    fresh = all(each is not None and initial(each) for each in (of_a, of_b)) and _given(pair)
     compared = [made for op in both if (made := compare(op, later, fresh)) is not None]
     if not compared:
         return Looked(unseen=("effective updates: no module acts on both sides",))
@@ -110,11 +113,23 @@ def initial(of: Snapshot) -> bool:
     return of.when == "use" and not of.step
 
 
+def _given(pair: Pair) -> bool:
+    """Whether a side starts from an adapter that it read."""
+    for _, side in pair.sides:
+        of = adapter(side)
+        start = side.settings.get("start")
+        if (of is not None and of.load) or (start is not None and start.value):
+            return True
+        if any(each.what == "load" and each.facts.get("by") in READERS for each in side.happened):
+            return True
+    return False
+
+
 def compare(op: Operator, trained: bool, fresh: bool) -> Compared | None:
     """A module whose update does something; None where both do nothing, or it cannot be said.
 
-    Where both sides train, factors are compared before the first step only: later ones are a
-    result. Their scales are compared in any case.
+    Where both sides train, factors are compared only where training starts from a given adapter
+    (`fresh`): drawn ones are for rungs 4 and 10, later ones are a result. Scales always are.
     """
     a, b = op.a, op.b
     if a is None or b is None:
