@@ -220,7 +220,7 @@ def _across(pair: Pair, explained: bool) -> Looked:
     mean = float(np.mean([kl for _, _, kl in later]))
     value = max(mean - before, 0.0) if explained else mean
     more = f", {value:.2g} more than at the prompt" if explained else ""
-    over = sum(kl > 3 * limit.value for kl in kl_of.values())
+    over = sum(bool(kl > 3 * limit.value) for kl in kl_of.values())
     outcome = Outcome(
         "kl decode",
         value,

@@ -184,7 +184,7 @@ def _nll(
         f"loss of given tokens{when}: {a.mean():.4f} and {b.mean():.4f} nats, perplexity "
         f"{perplexity(a):.3f} and {perplexity(b):.3f}, over {a.size:,} tokens"
     )
-    over = sum(each > 3 * limit for each in gaps_N)
+    over = sum(bool(each > 3 * limit) for each in gaps_N)
     return (Outcome(f"nll{suffix}", gap, limit, "relative", words, over, len(finite), rungs),)
 
 

@@ -322,7 +322,7 @@ def _adapter_outcome(pair: Pair) -> Iterator[Outcome]:
     value = float(np.linalg.norm(apart) / np.linalg.norm(size))
     floor = ADAPTERS.get(noise.dtype_of(pair), 5e-2)
     words = f"trained updates of {len(apart)} modules differ by {value:.2g} of their norm"
-    over = sum(x > 3 * floor * y for x, y in zip(apart, size, strict=True))
+    over = sum(bool(x > 3 * floor * y) for x, y in zip(apart, size, strict=True))
     yield Outcome("adapter", value, floor, "relative", words, over, len(apart), MOVED)
 
 
