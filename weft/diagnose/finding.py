@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from weft.diagnose.labels import Label
 
 Verdict = Literal["same", "unsure", "different"]
@@ -143,8 +145,8 @@ class Diagnosis:
     forwards: int = 0
 
     def record(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
+        """For `--json`: plain values only."""
+        found = {
             "a": self.a,
             "b": self.b,
             "verdict": self.verdict,
@@ -170,8 +172,18 @@ class Diagnosis:
             "seconds": self.seconds,
             "forwards": self.forwards,
         }
+        return {key: _plain(value) for key, value in found.items()}
 
 
 def _finding(found: Finding) -> dict[str, Any]:
     kept = {key: value for key, value in vars(found).items() if key not in ("swap", "nature")}
     return kept | {"multiple": found.multiple}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: rungs count and measure with NumPy."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -16,10 +16,19 @@ CERTAIN: frozenset[Label] = frozenset({"sampler"})
 FOLLOWS: Mapping[Label, frozenset[Label]] = {
     "init": frozenset({"rank"}),
     "tokens": frozenset({"template", "data", "tokenizer", "truncation"}),
-    "checkpoint": frozenset({"rank", "key-map", "layout"}),
-    "settings": frozenset(),
+    "checkpoint": frozenset({"rank", "key-map", "layout", "init"}),
+    "order": frozenset({"seed"}),
+    "precision": frozenset({"overflow"}),
 }
 """What can be no more than the consequence of another difference, where both are found."""
+
+SHARED = {
+    "config": frozenset({1}),
+    "adapter": frozenset({4, 5}),
+    "run": frozenset({2, 3, 4, 5, 6, 7, 10, 11}),
+    "recording": frozenset({2, 3, 4, 5, 6, 7, 10, 11}),
+}
+"""Rungs at which something equal, seen on both sides of a kind, makes them the same."""
 
 
 def judge(pair: Pair, looks: Mapping[Rung, Looked]) -> Diagnosis:
@@ -31,7 +40,7 @@ def judge(pair: Pair, looks: Mapping[Rung, Looked]) -> Diagnosis:
     acting = [each for each in factors if _acts(each, outcome)]
     idle = [each for each in factors if each not in acting]
     causes = _causes(acting, effects, outcome)
-    verdict = _verdict(acting, outcome, looks.values())
+    verdict = _verdict(acting, outcome, _known_equal(pair, looks))
     if verdict == "same":
         causes = ()
     ours = [cause.finding for cause in causes]
@@ -70,16 +79,24 @@ def _acts(factor: Finding, outcome: Sequence[Outcome]) -> bool:
     return any(each.apart != "same" for each in moved)
 
 
-def _verdict(
-    acting: Sequence[Finding], outcome: Sequence[Outcome], looks: Iterable[Looked]
-) -> Verdict:
+def _known_equal(pair: Pair, looks: Mapping[Rung, Looked]) -> bool:
+    """Whether both ended alike, and something was seen to be equal in both."""
+    cut_short = any(
+        each.nature != "harmless"
+        for rung, look in looks.items()
+        for each in look.findings
+        if rung.number == 0
+    )
+    shared = SHARED[pair.a.kind] & SHARED[pair.b.kind]
+    seen = any(look.outcome or (look.equal and r.number in shared) for r, look in looks.items())
+    return bool(seen) and not cut_short
+
+
+def _verdict(acting: Sequence[Finding], outcome: Sequence[Outcome], known: bool) -> Verdict:
     apart = {each.apart for each in outcome}
     if acting or "different" in apart:
         return "different"
-    if "unsure" in apart:
-        return "unsure"
-    seen = bool(outcome) or any(look.equal for look in looks)
-    return "same" if seen else "unsure"
+    return "unsure" if "unsure" in apart or not known else "same"
 
 
 def _causes(
