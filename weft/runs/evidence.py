@@ -231,6 +231,10 @@ class TrainStep(Part):
     batch: str = ""  # digest of the ids of its rows, in any order
     rows: tuple[str, ...] = ()  # names of the records, where they are known
     labels: str = ""  # digest of the supervised (row, position, label) triples
+    targets: dict[str, Array] = {}
+    """Labels [B, T] of passes that were not given any, by index of the pass: rows without padding,
+    filled up with -100. The script gave them to a loss of its own."""
+
     lr: tuple[float, ...] = ()
     grad_norm: float | None = None  # before clipping
     grad_norms: dict[str, float] = {}  # by module

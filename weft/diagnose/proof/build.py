@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.diagnose import align
 from weft.diagnose.evidence import Evidence, Pair
@@ -15,12 +17,14 @@ from weft.diagnose.proof.replica import (
     DECODED,
     BaseValue,
     Context,
+    Origin,
     Replica,
     Row,
     Sampler,
     Stop,
     Update,
     Updates,
+    natural,
 )
 from weft.diagnose.proof.schooling import course_of
 from weft.runs.evidence import AdapterModule, Event, Generation, Pass, Snapshot, TrainStep, Weights
@@ -81,8 +85,8 @@ def build(pair: Pair, *, seed: int = 0) -> Built:
             base_of(side, model, first),
             updates_of(side, snapshot_at(side, model, first)),
             _ruled([each.row for each in mine]),
-            _context(side, [each for each in mine if each.generation is not None], pads),
-            course=course_of(side, pads),
+            _context(side, [each for each in mine if each.generation is not None]),
+            course=course_of(side),
             dropping=any(each.of.training and each.of.dropouts > 0 for each in mine),
         )
         said = next((each.generation for each in mine if each.generation is not None), None)
@@ -95,7 +99,7 @@ def build(pair: Pair, *, seed: int = 0) -> Built:
     if not places:
         rows = _drawn(a.base, b.base, seed)
         a, b = a.with_(rows=rows), b.with_(rows=rows)
-    seen = [tuple(each[n].seen for each in places) for n in (0, 1)]
+    seen = [tuple(each[n].seen for each in places) or (Seen(),) * len(a.rows) for n in (0, 1)]
     return Built(a, b, seen[0], seen[1], not places, tuple(notes))
 
 
@@ -193,36 +197,47 @@ def _ruled(rows: Sequence[Row]) -> tuple[Row, ...]:
     )
 
 
-def _context(side: Evidence, places: Sequence[_Place], pads: frozenset[int]) -> Context:
-    """How decoding steps were fed, from the passes of the generation with the most padding."""
-    if not places:
-        return Context()
-    widest = max(places, key=lambda each: (each.row.left, len(each.row.tokens)))
-    assert widest.generation is not None
+def _context(side: Evidence, places: Sequence[_Place]) -> Context:
+    """How decoding steps were fed, from the passes of all generations that replicas have."""
     by_index = {each.index: each for each in side.passes}
-    passes = [by_index[index] for index in widest.generation.passes if index in by_index]
-    number = _number(widest)
-    end, width = widest.row.positions[-1], passes[0].length
     visible: list[int | None] = []
-    on, fresh, masked = [], [], True
-    for step, each in enumerate(passes[1 : DECODED + 1], start=1):
-        seen = each.past + each.length
-        visible.append(None if seen >= width + step else seen)
-        at = _last_position(side, each, number)
-        if at is not None:
-            on.append(at - end - step)
-            fresh.append(at - seen + 1)
-        if widest.row.left and not widest.row.attended:
-            masked = masked and _hides(side, each, number, widest.row.left)
+    seen_at: list[tuple[Row, int, int, int | None]] = []  # row, step, position, visible
+    masked = True
+    for place in places:
+        assert place.generation is not None
+        passes = [by_index[n] for n in place.generation.passes if n in by_index]
+        number, row = _number(place), place.row
+        mine: list[int | None] = []
+        for step, each in enumerate(passes[1 : DECODED + 1], start=1):
+            seen = each.past + each.length
+            mine.append(None if seen >= passes[0].length + step else seen)
+            at = _last_position(side, each, number)
+            if at is not None:
+                seen_at.append((row, step, at, mine[-1]))
+            if row.left and not row.attended:
+                masked = masked and _hides(side, each, number, row.left)
+        visible = max(visible, mine, key=len)
     lost = any(each is not None for each in visible)
-    anew = lost and sum(map(abs, fresh)) < sum(map(abs, on))
-    shift = tuple(fresh if anew else on)
-    return Context(
-        tuple(visible) if lost else (),
-        shift if any(shift) else (),
-        anew or (lost and not on),
-        masked,
-    )
+    origin, shift = _origin(seen_at)
+    return Context(tuple(visible) if lost else (), shift, origin, masked)
+
+
+ORIGINS: tuple[Origin, ...] = ("on", "counted", "index", "fresh")
+
+
+def _origin(seen_at: Sequence[tuple[Row, int, int, int | None]]) -> tuple[Origin, tuple[int, ...]]:
+    """The rule by which positions go on that is off by the same in all rows, and the least."""
+    best: tuple[tuple[int, int], Origin, tuple[int, ...]] | None = None
+    for origin in ORIGINS:
+        off: dict[int, set[int]] = {}
+        for row, step, at, seen in seen_at:
+            off.setdefault(step, set()).add(at - natural(origin, row, step, seen))
+        unlike = sum(len(each) - 1 for each in off.values())
+        shift = tuple(min(off[step], key=abs) for step in sorted(off))
+        rank = unlike, sum(map(abs, shift))
+        if best is None or rank < best[0]:
+            best = rank, origin, shift if any(shift) else ()
+    return (best[1], best[2]) if best is not None else ("on", ())
 
 
 def _number(place: _Place) -> int:
@@ -267,9 +282,17 @@ def base_of(side: Evidence, model: str | None, before: Event | None) -> BaseValu
         digests |= {name: tensor.digest for name, tensor in each.tensors.items()}
     first = seen[0]
     return BaseValue(
-        first.load or _named(side), seen[-1].dtype or "float32", first.attention,
+        _found(side, first.load) or _named(side), seen[-1].dtype or "float32", first.attention,
         changed, first.config, digests,
     )  # fmt: skip
+
+
+def _found(side: Evidence, ref: str | None) -> str | None:
+    """Where a base lies that a script named from its own directory."""
+    if ref is None or Path(ref).is_dir():
+        return ref
+    beside = next((each / ref for each in side.path.parents if (each / ref).is_dir()), None)
+    return str(beside) if beside is not None else ref
 
 
 def _named(side: Evidence) -> str | None:
@@ -373,7 +396,10 @@ def _drawn(a: BaseValue, b: BaseValue, seed: int) -> tuple[Row, ...]:
     ref = a.load or b.load
     if ref is None:
         return ()
-    size = int(load_config(ref).get_text_config().vocab_size)
+    try:
+        size = int(load_config(ref).get_text_config().vocab_size)
+    except InputError:
+        return ()
     drawn = Key.of(seed).fold("proof").numpy().integers(0, size, (8, DRAWN))
     return tuple(Row(tuple(int(i) for i in ids)) for ids in drawn)
 

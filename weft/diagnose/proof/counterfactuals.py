@@ -125,9 +125,9 @@ def _contexts(replica: Replica) -> Iterator[Guess]:
     if not any(row.tokens for row in replica.rows):
         return
     mine = replica.context
-    last = Context(visible=(1,), fresh=True, masked=mine.masked)
+    last = Context(visible=(1,), origin="fresh", masked=mine.masked)
     yield Guess("cache", "context", "decodes from the last token alone", _fed(replica, last))
-    grown = Context(visible=(1, 2), fresh=True, masked=mine.masked)
+    grown = Context(visible=(1, 2), origin="fresh", masked=mine.masked)
     yield Guess("cache", "context", "loses the prompt's cache", _fed(replica, grown))
     for by in (1, -1):
         shift = tuple(each + by for each in mine.shift) or (by,)

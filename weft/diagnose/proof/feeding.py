@@ -41,8 +41,7 @@ def readings(
     if not tokens:
         return (Reading(row.ids, row.positions, outs, open_T),)
     if context.plain or (not row.left and not _limited(context)):
-        start = row.positions[-1] + 1
-        on = (start + t + context.shifted(t + 1) for t in range(len(tokens)))
+        on = (context.position(row, step) for step in range(1, len(tokens) + 1))
         return (
             Reading(
                 row.ids + tokens,
@@ -75,9 +74,8 @@ def _window(row: Row, context: Context, tokens: tuple[int, ...], step: int) -> R
     whole = row.ids + tokens[:step]
     seen = min(context.sees(step) or len(whole), len(whole))
     at = len(whole) - seen
-    own = (*row.positions, *(row.positions[-1] + 1 + t for t in range(step)))[at:]
-    start = 0 if context.fresh else own[0]
-    positions = tuple(start + context.shifted(step) + i for i in range(seen))
+    last = context.position(row, step)
+    positions = tuple(range(last - seen + 1, last + 1))
     hidden = max(0, row.left - at) if context.masked and not row.attended else 0
     open_T = np.arange(seen) >= hidden
     return Reading(whole[at:], positions, (seen - 1,), open_T)
@@ -97,13 +95,11 @@ def _stepwise(
     positions = list(row.positions)
     for step in range(1, len(tokens) + 1):
         at, seen = width + step - 1, context.sees(step)
-        natural = row.positions[-1] + step
         if seen is not None and seen <= at:
             open_TT[at, : at + 1 - seen] = False
-            natural = seen - 1 if context.fresh else natural
         if context.masked and not row.attended:
             open_TT[at, : row.left] = False
-        positions.append(natural + context.shifted(step))
+        positions.append(context.position(row, step))
     full = np.ones(whole, bool)
     asked = (*outs, *range(width, whole))
     return Reading(row.ids + tokens, tuple(positions), asked, full, open_TT)

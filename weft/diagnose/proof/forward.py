@@ -109,17 +109,46 @@ class Engine:
 
     @torch.no_grad()
     def hidden(self, base: BaseValue, updates: Updates, read: Sequence[Reading]) -> np.ndarray:
-        """Hidden states [L + 1, N, D] float32 at each reading's first asked position."""
+        """Hidden states [L + 1, N, D] float32 at each reading's first asked position.
+
+        The first is what the first block is given, the others what each block gives.
+        """
         model = self.model(base)
         found = []
-        with woven(model, updates):
+        seen: dict[int, torch.Tensor] = {}
+
+        def before(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            seen[0] = args[0] if args else kwargs["hidden_states"]
+
+        def after(number: int) -> Callable[[nn.Module, tuple, Any], None]:
+            def hook(block: nn.Module, args: tuple, out: Any) -> None:
+                seen[number] = out[0] if isinstance(out, tuple) else out
+
+            return hook
+
+        with ExitStack() as stack:
+            stack.enter_context(woven(model, updates))
+            handles = [blocks(model)[0].register_forward_pre_hook(before, with_kwargs=True)]
+            handles += [
+                block.register_forward_hook(after(n))
+                for n, block in enumerate(blocks(model), start=1)
+            ]
+            for handle in handles:
+                stack.callback(handle.remove)
             for reading in read:
-                out = model(**tensors([reading], model), use_cache=False, output_hidden_states=True)
+                model(**tensors([reading], model), use_cache=False)
                 self.forwards += 1
-                found.append(
-                    torch.stack([h[0, reading.outs[0]].float() for h in out.hidden_states])
-                )
+                at = reading.outs[0]
+                found.append(torch.stack([seen[n][0, at].float() for n in sorted(seen)]))
         return torch.stack(found, 1).numpy()
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The layers of a decoder: its longest list of modules."""
+    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList)]
+    if not lists:
+        raise Unspliced(f"{type(model).__name__} has no blocks")
+    return max(lists, key=len)
 
 
 def _form(base: BaseValue) -> tuple:

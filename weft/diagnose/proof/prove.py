@@ -91,6 +91,8 @@ def _everything(
         case.not_checked.append(f"training was not taken again: {reason}")
     if taught is not None:
         _after_training(case, taught)
+    if taught is not None and built.drawn:
+        return  # what they learned says it all: neither reads anything besides
     if not built.a.rows:
         case.not_checked.append("predictions: neither side has prompts that both read")
         return
@@ -103,7 +105,8 @@ def _trials(causes: Sequence[Cause]) -> Iterator[Trial]:
     for number, cause in enumerate(causes):
         swap = cause.finding.swap
         if swap is not None and swap.factor in SWAPS:
-            yield Trial(swap.factor, swap.places, swap.step, number)
+            decoding = swap.factor == "positions" and cause.finding.rung == RUNG["context"]
+            yield Trial("context" if decoding else swap.factor, swap.places, swap.step, number)
 
 
 def _teller(watch: Watch | None, trials: int) -> Callable[[str], None]:
@@ -134,13 +137,16 @@ def _after_reading(case: _Case, found: Read, taught: Taught | None, pair: Pair) 
                 _add(case, found, shown, sure)
             continue
         nothing = max(shown.opens, abs(shown.alone - solved.gap)) <= 3 * solved.floor
-        if not accepted and nothing and sure:
+        if not accepted and sure and (nothing or solved.closed):
             case.idle[shown.trial.cause] = (
                 f"exchanging it changes no prediction: mean KL {shown.opens:.2g} nats"
+                if nothing
+                else "nothing is left of the gap once the other causes are exchanged"
             )
             continue
         _settle(case, shown, solved, sure, unit, "mean KL", by_nats=True)
-    live = {shown.trial.cause for shown in (*solved.accepted, *solved.others)}
+    _fold(case, [shown.trial for shown in solved.accepted])
+    live = {shown.trial.cause for shown in (*solved.accepted, *solved.others)} | set(case.idle)
     for number, cause in enumerate(case.diagnosis.causes):
         factor = cause.finding.swap.factor if cause.finding.swap else None
         if factor in READING and number not in live and number not in case.proven:
@@ -161,6 +167,21 @@ def _after_reading(case: _Case, found: Read, taught: Taught | None, pair: Pair) 
         )
     if found.in_float32 is not None:
         case.ruled_out.append(_precision(found.in_float32, solved.gap))
+
+
+def _fold(case: _Case, accepted: Sequence[Trial]) -> None:
+    """A factor that was found in several places is one cause."""
+    for number, cause in enumerate(case.diagnosis.causes):
+        swap = cause.finding.swap
+        same = [
+            each for each in _trials(case.diagnosis.causes)
+            if each.cause == number
+            for trial in accepted
+            if trial.cause not in (None, number)
+            and (trial.factor, trial.places) == (each.factor, each.places)
+        ]  # fmt: skip
+        if swap is not None and same:
+            case.idle[number] = "part of a cause above: they are exchanged together"
 
 
 def _unlike(words: str, found: Read, name: str) -> str:

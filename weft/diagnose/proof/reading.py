@@ -73,7 +73,11 @@ def read(
     solved = solve(a, b, _once([*suspected, *mine]), distance, floor.value, told)
     if not solved.closed and solved.gap > floor.value:
         named = {each.factor for each in [*suspected, *mine]}
-        more = [Trial(factor) for factor in FACTORS if factor not in named | {"prompt", "attach"}]
+        more = [
+            Trial(factor)
+            for factor in FACTORS
+            if factor not in named | {"prompt", "attach", "init"}
+        ]
         wider = solve(a, b, _once([*suspected, *mine, *more]), distance, floor.value, told)
         solved = wider if wider.left < solved.left else solved
     found = Read(a, b, measure, floor, (first, second), solved, guessed, at)

@@ -87,24 +87,28 @@ class Row:
         return (*before, *range(self.first, self.first + len(self.prompt)))
 
 
+Origin = Literal["on", "counted", "index", "fresh"]
+"""The position of a new token goes on from the prompt's last one, counts real tokens, is its
+column in the padded batch, or starts anew with what is visible."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What each decoding step sees of the text before it, by step from the first.
 
     `visible`: how many of the newest positions, None for all. `shift`: what is added to the
-    position of the new token; without a limit it goes on from the prompt, and where `fresh`
-    positions start anew with what is visible. Beyond its end a tuple goes on as it ends.
+    position of the new token. Beyond its end a tuple goes on as it ends.
     """
 
     visible: tuple[int | None, ...] = ()
     shift: tuple[int, ...] = ()
-    fresh: bool = False
+    origin: Origin = "on"
     masked: bool = True  # padding that the prompt hid stays hidden
 
     @property
     def plain(self) -> bool:
-        """Whether every step sees all that came before, at the positions that follow."""
-        return not any(self.shift) and all(v is None for v in self.visible) and self.masked
+        """Whether every step sees all that the prompt saw, and all that came after it."""
+        return all(v is None for v in self.visible) and self.masked
 
     def sees(self, step: int) -> int | None:
         """How many positions step `step` (from 1) sees, itself among them; None: all."""
@@ -117,9 +121,23 @@ class Context:
         before = self.visible[-2]
         return known if before is None else known + beyond * (known - before)
 
-    def shifted(self, step: int) -> int:
-        """What is added to the position of the token of step `step`."""
-        return self.shift[min(step, len(self.shift)) - 1] if self.shift else 0
+    def position(self, row: Row, step: int) -> int:
+        """Where the token of step `step` stands."""
+        at = natural(self.origin, row, step, self.sees(step))
+        return at + (self.shift[min(step, len(self.shift)) - 1] if self.shift else 0)
+
+
+def natural(origin: Origin, row: Row, step: int, seen: int | None) -> int:
+    """The position of a new token by a rule, when `seen` positions are visible (None: all)."""
+    match origin:
+        case "counted":
+            return len(row.prompt) - 1 + step
+        case "index":
+            return len(row.ids) - 1 + step
+        case "fresh":
+            return (len(row.ids) + step if seen is None else seen) - 1
+        case "on":
+            return row.positions[-1] + step
 
 
 @dataclass(frozen=True)

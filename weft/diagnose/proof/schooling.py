@@ -19,7 +19,7 @@ IGNORE = -100
 TURNS = ("merge", "reset", "commit")
 
 
-def course_of(side: Evidence, pads: frozenset[int]) -> Course | None:
+def course_of(side: Evidence) -> Course | None:
     """Its training as far as batches and labels were recorded; None where none was."""
     steps = _last_of_each(side.steps)
     by_index = {each.index: each for each in side.passes}
@@ -28,7 +28,7 @@ def course_of(side: Evidence, pads: frozenset[int]) -> Course | None:
         step = steps.get(number)
         if step is None:
             break
-        micros = _micros(side, step, by_index, pads)
+        micros = _micros(side, step, by_index)
         if not micros:
             break
         lessons.append(Lesson(micros, step.lr[0] if step.lr else 0.0, step.loss))
@@ -70,9 +70,7 @@ def _last_of_each(steps: tuple[TrainStep, ...]) -> dict[int, TrainStep]:
     return {each.step: each for each in steps}
 
 
-def _micros(
-    side: Evidence, step: TrainStep, passes: Mapping[int, Pass], pads: frozenset[int]
-) -> tuple[Micro, ...]:
+def _micros(side: Evidence, step: TrainStep, passes: Mapping[int, Pass]) -> tuple[Micro, ...]:
     found = []
     seen = [passes[index] for index in step.passes if index in passes]
     for n, each in enumerate(seen):
@@ -82,9 +80,13 @@ def _micros(
         mask_BT = None if each.mask is None else side.array(each.mask)
         if each.labels is not None:
             labels_BT = side.array(each.labels)
-        else:  # the script made its loss itself: of every next token, as far as anyone can see
-            hidden = np.isin(ids_BT, sorted(pads)) if mask_BT is None else mask_BT == 0
+        else:  # the script made its loss itself; if nobody saw of what: of every next token
+            hidden = np.zeros_like(ids_BT, bool) if mask_BT is None else mask_BT == 0
             labels_BT = np.where(hidden, IGNORE, ids_BT)
+            if str(each.index) in step.targets:
+                targets = side.array(step.targets[str(each.index)])
+                for row_T, open_T, its in zip(labels_BT, ~hidden, targets, strict=False):
+                    row_T[open_T] = its[: open_T.sum()]
         positions = None if each.positions is None else side.array(each.positions)
         whole = len(step.losses) == len(seen)
         loss = step.losses[n] if whole else each.loss

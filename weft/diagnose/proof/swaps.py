@@ -39,7 +39,7 @@ def mask(to: Replica, other: Replica, places: Collection[str], step: int | None)
 
 
 def positions(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
-    """The rule of positions in prompts."""
+    """The rule of positions, in prompts and in the decoding steps that go on from them."""
     rows = tuple(
         replace(
             mine, rule=its.rule, held=its.held if len(its.held) in (0, len(mine.ids)) else mine.held
@@ -47,6 +47,9 @@ def positions(to: Replica, other: Replica, places: Collection[str], step: int | 
         for mine, its in zip(to.rows, other.rows, strict=True)
     )
     to = to if rows == to.rows else to.with_(rows=rows)
+    mine, its_context = to.context, other.context
+    going = replace(mine, shift=its_context.shift, origin=its_context.origin)
+    to = to if going == mine else to.with_(context=going)
     return _inputs(to, other, "positions_BT")
 
 
@@ -150,24 +153,35 @@ def optimiser(to: Replica, other: Replica, places: Collection[str], step: int | 
     """The rule of updates, its settings, and the learning rate of each step."""
     if to.course is None or other.course is None:
         return to
-    mine, its = to.course, other.course
-    rates = [each.lr for each in its.lessons] or [0.0]
-    lessons = tuple(
-        replace(each, lr=rates[min(n, len(rates) - 1)]) for n, each in enumerate(mine.lessons)
-    )
-    same = [each.lr for each in lessons] == [each.lr for each in mine.lessons]
-    if same and mine.optimiser == its.optimiser:
-        return to
-    return _taught(to, lessons=lessons, optimiser=its.optimiser)
+    its = other.course.optimiser
+    made = to if to.course.optimiser == its else _taught(to, optimiser=its)
+    return _rates(made, other)
 
 
 def schedule(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
-    """When the adapter goes into the weights or begins anew."""
+    """When the adapter goes into the weights or begins anew, and how the learning rate goes.
+
+    Of places, `optimiser.lr` is the rates alone.
+    """
     if to.course is None or other.course is None:
         return to
-    mine, its = to.course.turns, other.course.turns
+    made = _rates(to, other)
+    if set(places) == {"optimiser.lr"}:
+        return made
+    assert made.course is not None
+    mine, its = made.course.turns, other.course.turns
     same = [(each.what, each.after) for each in mine] == [(each.what, each.after) for each in its]
-    return to if same else _taught(to, turns=its)
+    return made if same else _taught(made, turns=its)
+
+
+def _rates(to: Replica, other: Replica) -> Replica:
+    assert to.course is not None and other.course is not None
+    rates = [each.lr for each in other.course.lessons] or [0.0]
+    lessons = tuple(
+        replace(each, lr=rates[min(n, len(rates) - 1)]) for n, each in enumerate(to.course.lessons)
+    )
+    same = [each.lr for each in lessons] == [each.lr for each in to.course.lessons]
+    return to if same else _taught(to, lessons=lessons)
 
 
 def trainable(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:

@@ -22,10 +22,8 @@ from weft.diagnose.proof.replica import BaseValue, Replica, Row, Stop
 from weft.model.noise import seeded
 
 SPOKEN = 16
-"""Tokens of a completion that are drawn again, at most."""
-
-CALLS = 4
-"""Generations that are drawn again, at most; in order, as they share one stream of draws."""
+"""Tokens of each completion that are drawn again, at most; of the first generations in order, as
+they share one stream of draws, until there are so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +41,7 @@ class Voices:
         Only for a side whose own seed gives its own tokens again; None where that of A, or of B
         where A has none, does not.
         """
-        calls = generation_rows(self.pair.a)[:CALLS], generation_rows(self.pair.b)[:CALLS]
+        calls = [_first(generation_rows(side)) for _, side in self.pair.sides]
         if not all(calls) or self.a.sampler is None or self.b.sampler is None:
             return None
         said = [[row.tokens[:SPOKEN] for call in each for row in call] for each in calls]
@@ -75,14 +73,15 @@ class Voices:
         found: list[tuple[int, ...]] = []
         with seeded(seed):
             for call in calls:
-                found += self._call(replica, call)
+                found += self._call(replica, call, last=call is calls[-1])
         return found
 
-    def _call(self, replica: Replica, rows: Sequence[Row]) -> list[tuple[int, ...]]:
+    def _call(self, replica: Replica, rows: Sequence[Row], *, last: bool) -> list[tuple[int, ...]]:
         """One token a row at a time, of all rows that a call has."""
         sampler = replica.sampler
         assert sampler is not None
         longest = max((len(row.tokens) for row in rows), default=0)
+        longest = min(longest, SPOKEN) if last else longest
         said: list[tuple[int, ...]] = [() for _ in rows]
         for _ in range(longest):
             read = [
@@ -95,6 +94,15 @@ class Voices:
             drawn = p_BV.argmax(-1) if sampler.greedy else torch.multinomial(p_BV, 1)[:, 0]
             said = [(*own, int(token)) for own, token in zip(said, drawn, strict=True)]
         return [own[: min(len(row.tokens), SPOKEN)] for own, row in zip(said, rows, strict=True)]
+
+
+def _first(calls: Sequence[Sequence[Row]]) -> list[Sequence[Row]]:
+    found: list[Sequence[Row]] = []
+    for call in calls:
+        if sum(len(row.tokens) for each in found for row in each) >= SPOKEN:
+            break
+        found.append(call)
+    return found
 
 
 def apart(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> float:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from weft.core.batch import IGNORE
 from weft.diagnose.record.loops import unpadded
 from weft.diagnose.record.patching import Undo, replace, together, when_imported
@@ -42,6 +44,7 @@ class _Fed:
     mask: Any
     labels: list[list[int]] | None = None
     loss: float | None = None
+    by_hand: bool = False  # the script gave its labels to a loss of its own
 
 
 @dataclass(eq=False)
@@ -126,7 +129,7 @@ class _Tap:
                     target = args[1] if len(args) > 1 else kwargs["target"]
                     ignore = args[4] if len(args) > 4 else kwargs.get("ignore_index", IGNORE)
                     fed = self.since.fed[-1]
-                    fed.labels = _labels(target, ignore, fed)
+                    fed.labels, fed.by_hand = _labels(target, ignore, fed), True
             return made
 
         return cross_entropy
@@ -207,6 +210,7 @@ class _Tap:
             changes = [now.detach() - old for now, old in zip(trained, coming.before, strict=True)]
             moved = norm_of(changes)
         records = [self.recorder.data.record_of(row) for row in rows]
+        targets = {f"targets {each.index}": _even(each.labels) for each in fed if each.by_hand}
         self.recorder.emit(
             TrainStep(
                 step=self.recorder.steps,
@@ -220,6 +224,7 @@ class _Tap:
                 labels=labels_digest([row for each in labelled for row in each.rows], labels)
                 if labelled
                 else "",
+                targets={name.partition(" ")[2]: name for name in targets},
                 lr=coming.lr,
                 grad_norm=since.clipped[1] if since.clipped else coming.grad_norm,
                 grad_norms=coming.grad_norms,
@@ -229,7 +234,8 @@ class _Tap:
                 base=base.digest,
                 random=coming.random,
                 where=coming.where,
-            )
+            ),
+            targets,
         )
         self.between.settled(model, root, parts, base)
 
@@ -310,6 +316,13 @@ def _labels(target: Any, ignore: int, fed: _Fed) -> list[list[int]] | None:
     grid = grid[:, : width - 1].masked_fill(grid[:, : width - 1] == ignore, IGNORE)
     labels = torch.cat([grid.new_full((count, 1), IGNORE), grid], dim=1)
     return unpadded(labels, fed.mask)
+
+
+def _even(labels: list[list[int]] | None) -> np.ndarray:
+    """Labels [B, T] of rows without padding, filled up on the right."""
+    rows = labels or []
+    width = max(map(len, rows), default=0)
+    return np.array([row + [IGNORE] * (width - len(row)) for row in rows], np.int64)
 
 
 def _plain(value: Any) -> Any:

@@ -123,7 +123,7 @@ def test_lost_context_is_the_last_token_alone(base_on_disk):
     model = theirs(base)
     expected = [model(ids(*PROMPT)).logits[0, -1]]
     expected += [model(ids(token)).logits[0, -1] for token in TOKENS]
-    made = ours(base, Row(PROMPT), Context(visible=(1,), fresh=True))
+    made = ours(base, Row(PROMPT), Context(visible=(1,), origin="fresh"))
     torch.testing.assert_close(made, torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
@@ -135,7 +135,7 @@ def test_cache_that_is_dropped_grows_again(base_on_disk):
     expected = [out.logits[0, -2], out.logits[0, -1]]
     steps = [{"input_ids": ids(token)} for token in TOKENS[2:]]
     expected += list(loop(model, {"input_ids": ids(TOKENS[1])}, steps))
-    made = ours(base, Row(PROMPT), Context(visible=(None, 1, 2, 3), fresh=True))
+    made = ours(base, Row(PROMPT), Context(visible=(None, 1, 2, 3), origin="fresh"))
     torch.testing.assert_close(made, torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_window_that_is_read_anew_has_new_keys(base_on_disk):
     for n in range(1, len(TOKENS) + 1):
         window = whole[len(PROMPT) + n - 3 : len(PROMPT) + n]
         expected.append(model(ids(*window)).logits[0, -1])
-    made = ours(base, Row(PROMPT), Context(visible=(3,), fresh=True))
+    made = ours(base, Row(PROMPT), Context(visible=(3,), origin="fresh"))
     torch.testing.assert_close(made, torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
