@@ -6,6 +6,7 @@ since is known: those tensors are kept whole, where there is room.
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import Callable
@@ -163,7 +164,7 @@ class _Tap:
             Weights(
                 model=key,
                 name=_name(root, origin),
-                load=None if origin is None else origin.path,
+                load=None if origin is None else _absolute(origin.path),
                 architecture=type(root).__name__,
                 dtype=_dtype(everything),
                 attention=str(getattr(config, "_attn_implementation", "") or ""),
@@ -287,6 +288,11 @@ def _dtype(tensors: dict[str, torch.Tensor]) -> str:
         word = str(tensor.dtype).removeprefix("torch.")
         counts[word] = counts.get(word, 0) + tensor.numel()
     return max(counts, key=lambda word: counts[word], default="")
+
+
+def _absolute(path: str) -> str:
+    """A directory by its whole path, so that it is found from anywhere; an id as it is."""
+    return os.path.abspath(path) if os.path.isdir(path) else path
 
 
 def _name(root: nn.Module, origin: Origin | None) -> str:
