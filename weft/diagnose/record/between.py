@@ -57,10 +57,10 @@ class Between:
         base, factors = Points.of(parts.base), Points.of(parts.factors)
         moved, reset = base.changed(before.base), factors.changed(before.factors)
         adapted = {lora.name for lora in parts.adapters}
-        merged = [name for name in moved if name.rpartition(".")[0] in adapted]
-        others = [name for name in moved if name not in set(merged)]
+        merged = [parts.adapted[name] for name in moved if name in parts.adapted]
+        others = [name for name in moved if name not in parts.adapted]
         if merged:
-            names = [name.rpartition(".")[0] for name in merged]
+            names = list(dict.fromkeys(merged))
             self._emit("merge", before.step, _place(names, adapted), names)
         if others:
             self._emit("edit", before.step, _place(others, set(parts.base)), others)

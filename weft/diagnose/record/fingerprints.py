@@ -68,6 +68,7 @@ class Parts:
     adapters: list[Lora]
     factors: dict[str, torch.Tensor]  # by module and `A` or `B`
     base: dict[str, torch.Tensor]  # by plain name
+    adapted: dict[str, str]  # by name of a tensor of the base, the module that adapts it
 
     @classmethod
     def of(cls, root: nn.Module) -> Parts:
@@ -88,7 +89,9 @@ class Parts:
             for name, tensor in root.named_parameters()
             if id(tensor) not in own
         }
-        return cls(adapters, factors, base)
+        owners = {id(each): lora.name for lora in adapters for each in lora.base.parameters()}
+        adapted = {name: owners[id(each)] for name, each in base.items() if id(each) in owners}
+        return cls(adapters, factors, base, adapted)
 
 
 def _begins(factor: torch.Tensor, part: torch.Tensor) -> bool:
