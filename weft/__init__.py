@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from weft.analysis.compare import Comparison
     from weft.analysis.experiment import Findings
+    from weft.diagnose.doctor import Checkup
     from weft.diagnose.finding import Diagnosis
     from weft.formats.certificate import Certificate
     from weft.model.config import DType
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "compare",
     "diff",
+    "doctor",
     "evaluate",
     "experiment",
     "export_adapter",
@@ -86,6 +88,16 @@ def diff(
 
     where = None if base is None else str(base)
     return compare_sides(str(a), str(b), prove=prove, base=where, seed=seed)
+
+
+def doctor(thing: str | Path, *, base: str | None = None) -> Checkup:
+    """Look at a run, a recording or an adapter by itself; loads no weights.
+
+    `lints` of the answer are problems, warnings and what is fine, each with value and remedy.
+    """
+    from weft.diagnose.doctor import doctor as look
+
+    return look(str(thing), base)
 
 
 def experiment(
@@ -209,6 +221,7 @@ def generate(
     engine: str | Mapping[str, Any] = "local",
     batch_size: int = 32,
     notice: Callable[[str], None] | None = None,
+    record: str | Path | None = None,
     **parameters: Any,
 ) -> list[Generation]:
     """What runs, adapters and bases say on prompts: prompt by prompt, in it member by member.
@@ -217,8 +230,8 @@ def generate(
     user's turn with `chat=True`; an item of `messages` is a conversation for the chat template.
     `parameters` are the fields of `weft.model.decoding.Decoding`: `temperature` (0, which is
     greedy), `max_tokens`, `stop`, `seed` and so on. `engine` is a name, or a name with settings:
-    `{"name": "vllm", "url": ...}`. Nothing is written. Raises `InputError` for whatever is wrong,
-    before the first token.
+    `{"name": "vllm", "url": ...}`. Nothing is written but a recording for `diff`, in `record`,
+    where that is given. Raises `InputError` for whatever is wrong, before the first token.
     """
     from weft.data.prompts import Style, asked, conversations
     from weft.engines.registry import engine_config
@@ -242,7 +255,16 @@ def generate(
     if notice is not None:
         for text in session.notices:
             notice(text)
-    return [said for part in session.run(batch_size=batch_size) for said in part]
+    if record is None:
+        return [said for part in session.run(batch_size=batch_size) for said in part]
+    from weft.diagnose.record.own import OwnRecording
+
+    found = []
+    with OwnRecording(session, Path(record), "weft.generate") as recording:
+        for part in session.run(batch_size=batch_size, witness=recording.witness):
+            recording.add(part)
+            found += part
+    return found
 
 
 def inspect(subject: str | Path, *, base: str | None = None, replay: bool = False) -> Inspection:

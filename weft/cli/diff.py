@@ -71,7 +71,7 @@ def diff(
     if json:
         screen.put_json(found.record())
     else:
-        put(sections(found, again), "--json lists all")
+        put(sections(found, again, proving=prove), "--json lists all")
     if html is not None:
         from weft.report.diagnosis import write_diagnosis
 
@@ -94,9 +94,13 @@ def command(a: str, b: str, prove: bool, base: str | None, seed: int) -> str:
     return screen.command("weft", "diff", a, b, *given)
 
 
-def sections(found: Diagnosis, again: str) -> list[Section]:
-    """A diagnosis as it stands on the screen."""
+def sections(found: Diagnosis, again: str, *, proving: bool = False) -> list[Section]:
+    """A diagnosis as it stands on the screen.
+
+    What a proof could not do is said last of what was not checked, and matters most.
+    """
     several = len(found.causes) > 1
+    unchecked = reversed(found.not_checked) if proving else found.not_checked
     return [
         Section("VERDICT", (_verdict(found),)),
         Section("FIRST DIVERGENCE", tuple(_first(found))),
@@ -106,7 +110,7 @@ def sections(found: Diagnosis, again: str) -> list[Section]:
         Section("FIX", tuple(_fixes(found.causes)), worth=1),
         Section("RULED OUT", _lines(found.ruled_out)),
         Section("HARMLESS", _lines(found.harmless), least=1),
-        Section("NOT CHECKED", _lines(found.not_checked), least=1),
+        Section("NOT CHECKED", _lines(unchecked), least=1),
         Section("COVERAGE", _lines(coverage(found)), least=3),
         Section("REPRODUCE", (Entry.of(again),)),
     ]
