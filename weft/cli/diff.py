@@ -47,6 +47,7 @@ def diff(
 ) -> None:
     """Say why two runs differ: first divergence, causes, proof.
 
+    \b
     weft diff runs/a runs/b
     weft diff recordings/good recordings/bad --prove
     weft diff adapters/a adapters/b --base weft/tiny
