@@ -59,7 +59,7 @@ def batches(rows, batch_size):
 
 
 def train(model, given, after_step=None, after_epoch=None):
-    """Plain AdamW; what is to be done after a step or an epoch is told how many steps there were."""
+    """Plain AdamW. `after_step` and `after_epoch` are told how many steps there were."""
     factors = [each for each in model.parameters() if each.requires_grad]
     optimiser = torch.optim.AdamW(factors, lr=given["lr"], weight_decay=0.0)
     step = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from weft.diagnose.diff import diff
@@ -41,6 +44,25 @@ def test_case_b_the_start_is_20_times_weaker(recorded):
     first = found.causes[0].finding
     assert max(first.value, 1 / first.value) == pytest.approx(20, rel=1e-3)
     assert "20" in first.words
+
+
+def test_case_b_runs_of_weft_that_start_from_a_weaker_adapter(weft, root):
+    """The factors A of the start are 20 times smaller; population and steps are cut short."""
+    subprocess.run([sys.executable, "examples/case-b-weak-start/weaken.py"], cwd=root, check=True)
+    short = (
+        "steps=1",
+        "method.population=2",
+        "method.samples_per_generation=2",
+        "objective.decoding.max_tokens=4",
+        "eval.rows=2",
+        "eval.every=1",
+    )
+    weft("train", "countdown", *short, "--run-dir", "runs/strong")
+    weft("train", "countdown", *short, "start=runs/weak-start", "--run-dir", "runs/weak")
+    found = diff(str(root / "runs/strong"), str(root / "runs/weak"))
+    assert labels(found)[0] == "init"
+    first = found.causes[0].finding
+    assert max(first.value, 1 / first.value) == pytest.approx(20, rel=1e-3)
 
 
 def test_case_c_boosted_and_plain_agree_where_they_should(recorded):

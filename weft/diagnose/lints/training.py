@@ -36,7 +36,8 @@ def _learns(side: Evidence) -> Lints:
             f"the adapter is the same after each of {len(known)} steps",
             value=0,
             where=steps[0].where,
-            fix="give the optimiser the adapter's parameters, and call backward before step",
+            fix="see whether the optimiser has the adapter's parameters, and whether gradients (or "
+            "rewards of members) differ from nothing at all",
         )
     elif blind or flat:
         what = "no supervised token" if blind else "a gradient of 0"
