@@ -27,6 +27,7 @@ class Step:
     row: int
     number: int  # from 1
     of: Pass
+    probability: float | None = None  # of its token, by the model alone
 
     @property
     def text(self) -> tuple[int, ...]:
@@ -91,8 +92,10 @@ def steps_of(side: Evidence, generation: Generation, row: int) -> tuple[Step, ..
     passes = _passes(side, generation)
     told = generation.tokens[row] if row < len(generation.tokens) else ()
     rows = len(generation.prompts)
+    first = min((draw.step for draw in generation.draws), default=0)
+    of = {draw.step - first + 1: draw.probability for draw in generation.draws if draw.row == row}
     return tuple(
-        Step(side, generation, row, number, seen)
+        Step(side, generation, row, number, seen, of.get(number))
         for number, seen in enumerate(passes[: len(told)], start=1)
         if seen.rows == rows
     )

@@ -80,17 +80,17 @@ def rows_by_step(pair: Pair, side: Evidence) -> dict[int, tuple[Ids, ...]]:
 
 
 def names_or_rows(pair: Pair, steps: Steps) -> tuple[Counter[object], Counter[object]] | None:
-    """What was trained on over the common steps, by name or by ids; None if neither is known."""
+    """What was trained on, by name or by ids; None if neither is known of any step of both."""
     if all(a.rows and b.rows for a, b in steps):
         return Counter(n for a, _ in steps for n in a.rows), Counter(
             n for _, b in steps for n in b.rows
         )
-    numbers = [a.step for a, _ in steps]
     of_a, of_b = (rows_by_step(pair, side) for _, side in pair.sides)
-    if any(not of_a.get(k) or not of_b.get(k) for k in numbers):
+    known = [a.step for a, _ in steps if of_a.get(a.step) and of_b.get(a.step)]
+    if not known:
         return None
-    return Counter(row for k in numbers for row in of_a[k]), Counter(
-        row for k in numbers for row in of_b[k]
+    return Counter(row for k in known for row in of_a[k]), Counter(
+        row for k in known for row in of_b[k]
     )
 
 

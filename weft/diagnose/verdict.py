@@ -10,7 +10,7 @@ from weft.diagnose.finding import Cause, Diagnosis, Finding, Looked, Outcome, Ve
 from weft.diagnose.labels import Label
 from weft.diagnose.ladder import Rung
 
-CERTAIN: frozenset[Label] = frozenset({"sampler"})
+CERTAIN: frozenset[Label] = frozenset({"sampler", "cache", "cache-pos"})
 """Changes what may come out, whether or not it did this time."""
 
 FOLLOWS: Mapping[Label, frozenset[Label]] = {

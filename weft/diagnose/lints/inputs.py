@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from weft.core.batch import IGNORE
 from weft.diagnose.align import Row, pad_ids, prompt_passes, rows_of
+from weft.diagnose.context import FIXES, LABELS, check
 from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.lint import Lint, Lints, State, some
-from weft.diagnose.rungs.decoding import FIXES, LABELS, check
 from weft.diagnose.samplers import sampler_of
 from weft.runs.evidence import Pass
 

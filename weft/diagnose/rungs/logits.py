@@ -215,8 +215,10 @@ def _padded(rows: Rows, apart: Divergence, floor: float, when: str) -> tuple[Fin
         if not len(own) or pads_N.min() > 0 or len(set(pads_N)) < 2:
             continue
         right, wrong = kl_N[pads_N == 0], kl_N[pads_N > 0]
+        if right.max() > floor or np.median(wrong) <= 3 * floor:
+            continue
         rank = float(np.corrcoef(pads_N, kl_N)[0, 1])
-        if right.max() > floor or np.median(wrong) <= 3 * floor or not rank > 0:
+        if rank <= 0:
             continue
         facts = [fact for row, _ in own for fact in _wrong(row)]
         label: Label = facts[0] if facts else "mask"

@@ -161,6 +161,7 @@ class Parting:
     margin: float | None  # in A, nats
     kl: float | None
     by_noise: bool
+    other_state: bool  # drawn, from generators in other states or in states that are not known
 
 
 def _tokens(pair: Pair, rows: Rows, choosing: bool) -> Looked:
@@ -188,8 +189,8 @@ def _tokens(pair: Pair, rows: Rows, choosing: bool) -> Looked:
     chosen = first.kl is not None and first.kl <= limit
     finding = Finding(
         RUNG,
-        "effect" if choosing or not chosen else "factor",
-        "sampler" if chosen else "unknown",
+        "effect" if choosing or not chosen or first.other_state else "factor",
+        "unknown" if not chosen else "seed" if first.other_state else "sampler",
         f"prompt {first.prompt}, token {first.token}",
         f"texts part at {_told(first)}" + ("; the distributions are equal" if chosen else ""),
         step=first.token,
@@ -218,16 +219,22 @@ def _parting(number: int, x: Said, y: Said, slack: float, limit: float) -> Parti
     a, b = (said.tokens[at] if at < len(said.tokens) else None for said in (x, y))
     step_a, step_b = (_step(said, at) for said in (x, y))
     margin, kl, by_noise = None, None, False
+    drawn = not (_greedy(x) and _greedy(y))
+    same_state = x.of.random is not None and x.of.random == y.of.random
     logits_a, logits_b = (None if step is None else step.logits for step in (step_a, step_b))
     if logits_a is not None and logits_b is not None and logits_a.shape == logits_b.shape:
         kl = float(divergence(logits_a[None], logits_b[None]).kl[0])
         if a is not None and b is not None:
             margin = float(logits_a[a]) - float(logits_a[b])
             greedy = a == int(logits_a.argmax()) and b == int(logits_b.argmax())
-            drawn = x.of.random is not None and x.of.random == y.of.random
-            likely = abs(margin) <= slack if greedy else drawn
+            likely = abs(margin) <= slack if greedy else drawn and same_state
             by_noise = kl <= 3 * limit and likely
-    return Parting(number, at + 1, a, b, margin, kl, by_noise)
+    return Parting(number, at + 1, a, b, margin, kl, by_noise, drawn and not same_state)
+
+
+def _greedy(said: Said) -> bool:
+    hows = {draw.how for draw in said.of.draws if draw.row == said.number} - {"unknown"}
+    return hows == {"argmax"} if hows else bool(said.of.settings.get("greedy"))
 
 
 def _step(said: Said, at: int) -> Step | None:

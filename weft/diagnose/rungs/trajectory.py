@@ -93,12 +93,12 @@ def _batches(pair: Pair, taken: trail.Steps) -> Iterator[Finding]:
             else "; which rows they hold was not recorded"
         )
     else:
-        per_step = [sum(counts.values()) / len(taken) for counts in rows]
+        counts = [sum(each.values()) for each in rows]
         common = trail.overlap(*rows)
-        if per_step[0] != per_step[1]:
+        if counts[0] != counts[1]:
             nature, label = "effect", "settings"
-            words += f": {per_step[0]:g} rows a step in A, {per_step[1]:g} in B"
-        elif rows[0] == rows[1]:
+            words += f": {counts[0]} rows in the same steps of A, {counts[1]} of B"
+        elif rows[0] == rows[1] or _same_data(pair):
             words += ": the same rows in another order"
         elif common >= 0.5:
             words += f": rows of the same data in another order ({common:.0%} are in both)"
@@ -123,6 +123,12 @@ def _batches(pair: Pair, taken: trail.Steps) -> Iterator[Finding]:
         fix="shuffle with a seeded generator on both sides" if label == "order" else None,
         swap=Swap("order", step=at.step) if label == "order" else None,
     )
+
+
+def _same_data(pair: Pair) -> bool:
+    """Whether both sides recorded a digest of the training tokens, and it is the same."""
+    prints = [side.about.get("fingerprints", {}).get("tokens.train") for _, side in pair.sides]
+    return prints[0] is not None and prints[0] == prints[1]
 
 
 def _labels(taken: trail.Steps) -> Iterator[Finding]:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.support.evidence import Side, pair
+from weft.diagnose.context import check
 from weft.diagnose.finding import Looked
-from weft.diagnose.rungs.decoding import check, look
+from weft.diagnose.rungs.decoding import look
+from weft.runs.evidence import Draw
 
 PROMPT = (5, 6, 7, 8)
 SAID = (9, 3, 9, 4)
@@ -93,10 +95,58 @@ def test_a_cache_that_does_not_grow_and_one_that_holds_text_twice(way: str, said
 
 
 def test_positions_off_by_a_constant_are_told_with_the_constant() -> None:
-    looked = look(pair(decoded(), decoded(offset=1)))
+    looked = look(pair(decoded(), decoded(offset=1, noise=0.5)))
     found = looked.findings[0]
     assert (found.nature, found.label, found.value, found.step) == ("factor", "cache-pos", 1.0, 2)
     assert "off by +1 in 3 decoding steps" in found.words
+
+
+def test_positions_that_are_off_and_change_nothing_are_harmless() -> None:
+    looked = look(pair(decoded(), decoded(offset=1)))
+    assert labels(looked) == [("harmless", "cache-pos")]
+
+
+def test_positions_that_are_right_after_a_prompt_at_wrong_ones_are_an_effect_of_the_prompt() -> (
+    None
+):
+    late = decoded(offset=0, noise=0.5)
+    late.arrays["000000/positions"] = late.arrays["000000/positions"] + 3
+    looked = look(pair(decoded(), late))
+    assert ("effect", "positions") in labels(looked)
+    assert "their prompts were not" in looked.findings[0].words
+
+
+def test_what_a_step_does_is_measured_by_its_token_where_no_logits_were_kept() -> None:
+    def spoken(probabilities: tuple[float, ...], offset: int) -> Side:
+        made = decoded(offset=offset)
+        for event in made.events[2:-1]:
+            made.arrays[event.logits][:] = np.nan  # type: ignore[union-attr, index]
+        of = made.events.pop()
+        draws = tuple(Draw(row=0, step=k, token=SAID[k], how="argmax", probability=p)
+                      for k, p in enumerate(probabilities))  # fmt: skip
+        made.events = [
+            event.model_copy(update={"logits": None}) if k > 1 else event
+            for k, event in enumerate(made.events)
+        ]
+        made.events.append(of.model_copy(update={"draws": draws}))
+        return made
+
+    looked = look(pair(spoken((0.9, 0.9, 0.5, 0.5), 0), spoken((0.9, 0.9, 0.4, 0.5), 1)))
+    (outcome,) = looked.outcome
+    assert outcome.apart == "different" and "of which one token is known" in outcome.words
+    bound = 0.5 * np.log(0.5 / 0.4) + 0.5 * np.log(0.5 / 0.6)
+    assert looked.curves["decode"]["kl"][2] == pytest.approx(bound)
+
+
+def test_context_lost_at_one_step_and_cut_after_it_is_one_cause() -> None:
+    made = Side()
+    for k in range(len(SAID)):
+        text = PROMPT + SAID[:k]
+        fed, past = (text, 0) if k == 0 else (text[-1:], (len(text) - 1, 0, 1)[k - 1])
+        made.forward([fed], past=past, logits=logits_of(text if k < 2 else text[-1:]))
+    (found,) = check(made.generation([PROMPT], [SAID], range(4)).evidence)
+    assert (found.fault, found.step, found.steps) == ("lost", 3, 2)
+    assert "then context is cut" in found.words
 
 
 def test_a_cause_in_a_is_told_as_that() -> None:
