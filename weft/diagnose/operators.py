@@ -81,8 +81,13 @@ class Operator:
 
     @property
     def equal(self) -> bool | None:
-        """Whether both compute the same function, to rounding; None if it could not be seen."""
-        if self.whole is None:
+        """Whether both compute the same function, to rounding; None if it could not be seen.
+
+        Nor can it where no update does anything yet: fresh adapters of any kind are equal.
+        """
+        if self.whole is None or not any(
+            each is not None and each.norm for each in (self.a, self.b)
+        ):
             return None
         within = self.share is not None and self.share <= (0.1 if self.merged else 0.01)
         return self.whole <= EXACT or within

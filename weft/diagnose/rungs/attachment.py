@@ -8,7 +8,7 @@ from weft.diagnose.algebra import rank as rank_of_product
 from weft.diagnose.align import modules
 from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.finding import Finding, Looked, Swap
-from weft.diagnose.operators import Applied, Operator, adapter, operators
+from weft.diagnose.operators import Applied, Operator, adapter, operators, path_scale
 from weft.diagnose.places import group
 from weft.diagnose.rungs.outset import Modules, dropouts, starts, trainable
 from weft.diagnose.rungs.update import READERS, strength, training
@@ -130,6 +130,7 @@ def _presence(
         )
     if not training(pair):
         yield from _idle(pair, ops)
+        yield from _turned_off(pair)
 
 
 def _missing(ops: Sequence[Operator], letter: str) -> list[Operator]:
@@ -242,6 +243,50 @@ def _idle(pair: Pair, ops: Sequence[Operator]) -> Iterator[Finding]:
             fix=f"compare the keys of the adapter file with the names of modules in {letter}",
             swap=Swap("adapter", tuple(names)),
         )
+
+
+def _turned_off(pair: Pair) -> Iterator[Finding]:
+    """An adapter that acts at first and no more in later passes, on one side only."""
+    off = {letter: _off_later(side) for letter, side in pair.sides}
+    for (letter, side), other in zip(pair.sides, "BA", strict=True):
+        later = off[letter]
+        if later is None or off[other] is not None:
+            continue
+        names = [name for name, module in later.modules.items() if not _acts(module)]
+        taken = next((each for each in side.happened if each.what in TAKEN), None)
+        place = group(names, list(later.modules))
+        yield Finding(
+            RUNG,
+            "factor",
+            "attach" if len(names) == len(later.modules) else "attach-partial",
+            place,
+            f"the adapter acts in the first passes of {letter} and then no more, at {place}"
+            + (f": the script {TAKEN[taken.what]}{_at(taken)}" if taken is not None else "")
+            + f"; in {other} it stays",
+            value=float(len(names)),
+            other=float(len(later.modules)),
+            unit="modules",
+            where=(taken.where if taken is not None else None) or later.where,
+            fix=f"leave the adapter active in {letter} as long as it is used",
+            swap=Swap("attach", tuple(names) if len(names) < len(later.modules) else ()),
+        )
+
+
+def _off_later(side: Evidence) -> Snapshot | None:
+    """The first later use in which modules that acted do nothing; their update may be merged."""
+    used = [each for each in side.snapshots if each.when == "use"]
+    first = adapter(side)
+    if first is None or first not in used:
+        return None
+    on = {name for name, module in first.modules.items() if _acts(module)}
+    for each in used[used.index(first) + 1 :]:
+        if any(not _acts(module) for name, module in each.modules.items() if name in on):
+            return each
+    return None
+
+
+def _acts(module: AdapterModule) -> bool:
+    return module.merged or (module.norm_b > 0 and path_scale(module) != 0)
 
 
 def _ranks(

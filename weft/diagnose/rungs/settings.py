@@ -112,6 +112,8 @@ def _shown(setting: Setting) -> str:
         return "not set"
     value = setting.value
     words = number(value) if isinstance(value, float) else str(value)
+    if len(words) >= 32 and all(digit in "0123456789abcdef" for digit in words):
+        return words[:12]  # a digest
     return words if len(words) <= 60 else f"{words[:57]}..."
 
 

@@ -172,3 +172,18 @@ def test_dropout_is_a_cause_in_training_only() -> None:
     assert only(seen(training(adapter()), training(dropped))).label == "settings"
     found = seen(side(adapter(), trainable=1), side(dropped, trainable=1))
     assert [each.nature for each in found.findings] == ["harmless"]
+
+
+def test_an_adapter_that_is_turned_off_after_the_first_pass_is_told_with_the_line() -> None:
+    off = {name: lora.but(active=False, seen=0.0) for name, lora in adapter().items()}
+    gone = Happened(what="disable", facts={"by": "peft"}, where="run.py:50")
+    b = adapted(side(adapter()).add(gone), off)
+    factor = only(seen(side(adapter()), b))
+    assert (factor.label, factor.place) == ("attach", "all 9 adapted modules")
+    assert "acts in the first passes of B and then no more" in factor.words
+    assert "disabled it (run.py:50)" in factor.words
+
+
+def test_ranks_of_fresh_adapters_are_compared_although_both_compute_the_base() -> None:
+    a, b = ({name: draw(name, rank=rank) for name in NAMES} for rank in (4, 1))
+    assert only(seen(training(a), training(b))).label == "rank"

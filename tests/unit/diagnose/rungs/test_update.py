@@ -214,7 +214,7 @@ def test_where_both_train_only_scales_are_compared() -> None:
     def trained(scale: float, seed: int) -> Side:
         start = {n: lora.but(b=np.zeros_like(lora.b)) for n, lora in adapter(seed=seed).items()}
         later = each(adapter(seed=seed), scale=scale, seen=scale)
-        made = adapted(Side(), each(start, scale=2.0))
+        made = adapted(weighted(Side(), base()), each(start, scale=2.0))
         made.add(TrainStep(step=1))
         return adapted(made, later, when="step", step=1)
 
