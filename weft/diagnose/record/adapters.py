@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 FIRST_PASSES = 4
 """Of passes that train only the first are looked at; optimiser steps tell of the others."""
 
+SWITCHES = {"disable", "enable", "set", "freeze", "unfreeze"}
+"""What is done to an adapter that leaves its numbers as they are."""
+
 When = Literal["use", "step", "merge", "end"]
 
 
@@ -28,7 +31,7 @@ def install(recorder: Recorder) -> Undo:
     recorder.listen(ModelSeen, lambda signal: tap.look(signal.model, signal.module, "use"))
     recorder.listen(PassSeen, tap.after_pass)
     recorder.listen(StepTaken, lambda signal: tap.after_step(signal))
-    recorder.listen(Changed, lambda signal: tap.changed())
+    recorder.listen(Changed, tap.changed)
     recorder.listen(Ending, lambda signal: tap.end())
     return lambda: None
 
@@ -54,10 +57,11 @@ class _Tap:
             for key, root in self.recorder.models.live().items():
                 self.look(key, root, "step")
 
-    def changed(self) -> None:
-        """Something was merged, reset or loaded."""
-        for key, root in self.recorder.models.live().items():
-            self.look(key, root, "merge")
+    def changed(self, signal: Changed) -> None:
+        """Something was merged, reset or loaded; what only switches adapters is seen in use."""
+        if signal.what not in SWITCHES:
+            for key, root in self.recorder.models.live().items():
+                self.look(key, root, "merge")
 
     def end(self) -> None:
         """The script is over."""

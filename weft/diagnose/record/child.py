@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import runpy
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, ModuleType, TracebackType
 
 from weft.core.errors import WeftError
-from weft.core.files import sha256_file
 from weft.diagnose.record.recorder import PACKAGE
 from weft.diagnose.record.session import recording
 
@@ -27,14 +28,12 @@ def main() -> None:
         sys.path.insert(0, first)
     name = target if kind == "module" else Path(target).stem
     try:
-        with recording(Path(root), name=name, command=command, home=home) as recorder:
+        with recording(Path(root), name=name, command=command, home=home):
             try:
                 if kind == "module":
                     runpy.run_module(target, run_name="__main__", alter_sys=True)
                 else:
-                    script = os.path.abspath(target)
-                    recorder.files[Path(target).name] = sha256_file(Path(script))
-                    runpy.run_path(script, run_name="__main__")
+                    _run_script(os.path.abspath(target))
             except BaseException:
                 _hide_us()
                 raise
@@ -48,11 +47,29 @@ def main() -> None:
         raise
 
 
+class _Loader(SourceFileLoader):
+    """Reads a script, and leaves no bytecode beside it, as Python does with the main one."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile it."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _run_script(path: str) -> None:
+    """Run a file as `__main__`."""
+    loader = _Loader("__main__", path)
+    module = ModuleType("__main__")
+    facts = {"__file__": path, "__loader__": loader, "__builtins__": builtins, "__cached__": None}
+    vars(module).update(facts)
+    sys.modules["__main__"] = module
+    loader.exec_module(module)
+
+
 def _is_ours(error: WeftError) -> bool:
     """Whether the recording itself could not begin; the script may use Weft and raise, too."""
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == runpy.__file__ or _module_of(trace) == "runpy":
+        if trace.tb_frame.f_code.co_filename.startswith("<frozen"):  # runpy, or a loader
             return False
         trace = trace.tb_next
     return True
@@ -73,11 +90,9 @@ def _hide_us() -> None:
 
 def _is_before_script(trace: TracebackType) -> bool:
     file = trace.tb_frame.f_code.co_filename
-    return file == "<string>" or _module_of(trace) in {"runpy", "contextlib"} or _in_package(file)
-
-
-def _in_package(file: str) -> bool:
-    return Path(file).is_relative_to(PACKAGE)
+    if file.startswith("<frozen") or file == "<string>":
+        return True
+    return _module_of(trace) == "contextlib" or Path(file).is_relative_to(PACKAGE)
 
 
 def _module_of(trace: TracebackType) -> str | None:

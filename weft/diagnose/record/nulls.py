@@ -59,6 +59,7 @@ class Subject:
     def __init__(self, root: nn.Module, calls: Sequence[tuple[Call, tuple[bool, ...]]]) -> None:
         self.root = root
         self.calls = [(_moved(call, root), modes) for call, modes in calls]
+        self._generators = _generators()  # go on from run to run: dropout differs, where it is on
         self.small = any(p.dtype in (torch.float16, torch.bfloat16) for p in root.parameters())
 
     def run(self, call: Call, modes: tuple[bool, ...], **changes: Any) -> Out:
@@ -89,7 +90,9 @@ class Subject:
         with undisturbed(self.root, evaluating=False), cast:
             for index, part in enumerate(parts):
                 part.training = modes[index] if len(modes) == len(parts) else any(modes)
+            _go_on_from(self._generators)
             yield
+            self._generators = _generators()
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -104,6 +107,18 @@ def _moved(call: Call, root: nn.Module) -> Call:
     """A call on the device where the model is now."""
     device = next(root.parameters()).device
     return call if call.ids.device == device else call.to(device)
+
+
+def _generators() -> list[torch.Tensor]:
+    """States of PyTorch's generators, on the CPU and on an accelerator."""
+    on_device = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_device]
+
+
+def _go_on_from(states: Sequence[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state)
 
 
 def _unused_cache(root: nn.Module) -> dict[str, Any]:
