@@ -70,7 +70,6 @@ class _Place:
 def build(pair: Pair, *, seed: int = 0) -> Built:
     """Replicas of both sides."""
     places, notes = _places(pair)
-    pads = align.pad_ids(pair)
     firsts = (
         [a.of for a, _ in places] or _lone(pair.a),
         [b.of for _, b in places] or _lone(pair.b),

@@ -14,6 +14,7 @@ from weft.diagnose.proof.counterfactuals import NAMES
 from weft.diagnose.proof.forward import Engine, Unspliced
 from weft.diagnose.proof.reading import FACTORS as READING
 from weft.diagnose.proof.reading import Read, read
+from weft.diagnose.proof.replica import Normaliser, Replica
 from weft.diagnose.proof.solve import Shown, Solved, Trial
 from weft.diagnose.proof.swaps import SWAPS
 from weft.diagnose.proof.taught import Taught, teach
@@ -273,7 +274,7 @@ def _add(case: _Case, found: Read, shown: Shown, sure: bool) -> None:
         RUNG[factor],
         "factor",
         guess.label if guess is not None else NAMES[factor],
-        factor,
+        _place(factor, found.a),
         words,
         value=shown.opens,
         floor=found.solved.floor,
@@ -297,8 +298,8 @@ def _after_training(case: _Case, taught: Taught) -> None:
             confidence = solved.confidence(shown) if all(taught.holds) else "supported"
             factor = shown.trial.factor
             finding = Finding(
-                RUNG[factor], "factor", NAMES[factor], factor,
-                f"A and B train with different {factor}", value=shown.opens,
+                RUNG[factor], "factor", NAMES[factor], _place(factor, taught.a),
+                _unlike_training(factor, taught), value=shown.opens,
                 floor=solved.floor, swap=Swap(factor),
             )  # fmt: skip
             tried = _tried(Cause(finding, confidence), shown, solved, confidence, "", metric)
@@ -308,6 +309,40 @@ def _after_training(case: _Case, taught: Taught) -> None:
             f"what is left of training after all exchanges: a relative distance of "
             f"{solved.left:.2g} of {solved.gap:.2g} (floor {solved.floor:.2g})"
         )
+
+
+def _place(factor: str, replica: Replica) -> str:
+    """What a factor is a property of, where no rung has said it."""
+    if factor in ("scale", "adapter", "attach", "init"):
+        modules = replica.course.start if replica.course is not None else replica.adapter
+        return f"all {len(modules)} adapted modules"
+    if factor in ("ids", "prompt", "mask", "positions"):
+        return f"all {len(replica.rows)} prompts"
+    return {"context": "decoding", "base": "weights of the base"}.get(factor, factor)
+
+
+RULES: dict[Normaliser, str] = {
+    "mean": "the mean of the means of micro-batches",
+    "mean-each": "the sum of the means of micro-batches",
+    "sum": "the sum over tokens",
+    "tokens": "the mean over all tokens of a step",
+}
+
+
+def _unlike_training(factor: str, taught: Taught) -> str:
+    a, b = taught.a.course, taught.b.course
+    if factor == "normaliser" and a is not None and b is not None:
+        said = [
+            RULES[each.normaliser] + (f" times {each.factor:.4g}" if each.factor != 1 else "")
+            for each in (a, b)
+        ]
+        return f"the loss of a step is {said[0]} in A, {said[1]} in B"
+    if factor == "scale" and a is not None and b is not None:
+        both = [name for name in a.start if name in b.start and a.start[name].scale]
+        ratios = {round(b.start[name].scale / a.start[name].scale, 4) for name in both}
+        if len(ratios) == 1:
+            return f"B's update is {ratios.pop():g} times as large as A's for the same factors"
+    return f"A and B train with different {factor}"
 
 
 def _after_choosing(

@@ -215,6 +215,7 @@ class Course:
     start: Updates
     lessons: tuple[Lesson, ...]
     normaliser: Normaliser = "mean"
+    factor: float = 1.0  # on the loss besides
     optimiser: Optimiser = Optimiser()
     trains_adapter: bool = True
     trains_base: bool = False

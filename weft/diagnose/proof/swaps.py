@@ -145,8 +145,10 @@ def normaliser(to: Replica, other: Replica, places: Collection[str], step: int |
     """What the losses of a step are divided by."""
     if to.course is None or other.course is None:
         return to
-    its = other.course.normaliser
-    return to if to.course.normaliser == its else _taught(to, normaliser=its)
+    mine, its = to.course, other.course
+    if (mine.normaliser, mine.factor) == (its.normaliser, its.factor):
+        return to
+    return _taught(to, normaliser=its.normaliser, factor=its.factor)
 
 
 def optimiser(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:

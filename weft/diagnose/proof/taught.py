@@ -10,7 +10,7 @@ from weft.diagnose.proof.floors import Floor, training_floor
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.replica import Course, Normaliser, Replica
 from weft.diagnose.proof.solve import Solved, Trial, solve
-from weft.diagnose.proof.training import Learned, distance, learn, normalisers
+from weft.diagnose.proof.training import Learned, distance, factored, learn, normalisers
 
 FACTORS = (
     "scale", "init", "attach", "adapter", "labels", "normaliser", "order", "ids", "prompt", "mask",
@@ -22,6 +22,9 @@ STEPS = 4
 """Steps that are taken again, if the first difference is not later."""
 
 MOST = 24
+
+NULL_STEPS = 2
+"""Steps under null transforms: noise is no smaller later."""
 
 LOSS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
 """Relative error of a recorded loss that rounding may have."""
@@ -56,19 +59,20 @@ def teach(
     wanted = min(MOST, max([STEPS, late + 1, *(after + 1 for after in turns)]))
     steps = min(wanted, len(a.course.lessons), len(b.course.lessons))
     told("taking A's and B's steps again")
-    (a, fits_a), (b, fits_b) = (_ruled(engine, each, steps) for each in (a, b))
+    again = _Again(engine, steps)
+    (a, fits_a), (b, fits_b) = (_ruled(again, each) for each in (a, b))
     common = [each for each in fits_a if each in fits_b]
     if common:  # no batch tells them apart
         a, b = (_with_rule(each, common[0]) for each in (a, b))
-    fine_a, words_a = _checked(engine, a, steps)
-    fine_b, words_b = _checked(engine, b, steps)
+    fine_a, words_a = _checked(again, a)
+    fine_b, words_b = _checked(again, b)
     assert a.course is not None and b.course is not None
-    own = learn(engine, a.base, a.course, steps)
-    floor = training_floor(engine, a, a.course, min(steps, STEPS), key)
+    own = again(a)
+    told("measuring noise")
+    floor = training_floor(engine, a, a.course, min(steps, NULL_STEPS), key)
 
     def apart(replica: Replica) -> float:
-        assert replica.course is not None
-        return distance(own, learn(engine, replica.base, replica.course, steps))
+        return distance(own, again(replica))
 
     suspected = [each for each in trials if each.factor in FACTORS]
     solved = solve(a, b, suspected, apart, floor.value, told)
@@ -80,21 +84,43 @@ def teach(
     return Taught(a, b, steps, floor, solved, (fine_a, fine_b), (words_a, words_b))
 
 
-def _ruled(engine: Engine, replica: Replica, steps: int) -> tuple[Replica, tuple[Normaliser, ...]]:
+class _Again:
+    """Courses that are taken again, each once."""
+
+    def __init__(self, engine: Engine, steps: int) -> None:
+        self.engine, self.steps = engine, steps
+        self._known: list[tuple[Replica, Learned]] = []
+
+    def __call__(self, replica: Replica) -> Learned:
+        assert replica.course is not None
+        for known, learned in self._known:
+            if known.course is replica.course and known.base is replica.base:
+                return learned
+        learned = learn(self.engine, replica.base, replica.course, self.steps)
+        self._known.append((replica, learned))
+        return learned
+
+
+def _ruled(again: _Again, replica: Replica) -> tuple[Replica, tuple[Normaliser, ...]]:
     """The replica with a normaliser that its losses tell, and all that they allow."""
     fitting: tuple[Normaliser, ...] = ()
     for _ in range(2):  # a second time where the first guess of a rule was wrong
         assert replica.course is not None
-        learned = learn(engine, replica.base, replica.course, steps)
-        fitting = normalisers(replica.course, learned, _limit(replica))
+        fitting = normalisers(replica.course, again(replica), _limit(replica))
         if not fitting or replica.course.normaliser in fitting:
             break
         replica = _with_rule(replica, fitting[0])
+    assert replica.course is not None
+    times = None if fitting else factored(replica.course, again(replica), _limit(replica))
+    if times is not None:
+        course = replace(replica.course, normaliser=times[0], factor=times[1])
+        replica = replica.with_(course=course)
     return replica, fitting
 
 
 def _with_rule(replica: Replica, rule: Normaliser) -> Replica:
-    assert replica.course is not None
+    if replica.course is None or replica.course.normaliser == rule:
+        return replica
     return replica.with_(course=replace(replica.course, normaliser=rule))
 
 
@@ -102,11 +128,11 @@ def _limit(replica: Replica) -> float:
     return LOSS.get(replica.base.dtype.removeprefix("torch."), 1e-3)
 
 
-def _checked(engine: Engine, replica: Replica, steps: int) -> tuple[bool, str]:
+def _checked(again: _Again, replica: Replica) -> tuple[bool, str]:
     """Whether a replica gives its recorded losses, and in words."""
     assert replica.course is not None
-    worst = _worst(replica.course, learn(engine, replica.base, replica.course, steps))
-    name = replica.name
+    worst = _worst(replica.course, again(replica))
+    name, steps = replica.name, again.steps
     if worst is None:
         return True, f"{name}'s recording holds no losses to compare with"
     if worst <= _limit(replica):
@@ -119,7 +145,9 @@ def _checked(engine: Engine, replica: Replica, steps: int) -> tuple[bool, str]:
 def _worst(course: Course, learned: Learned) -> float | None:
     errors = []
     for lesson, made in zip(course.lessons, learned.losses, strict=False):
-        for micro, loss in zip(lesson.micros, made, strict=True):
-            if micro.loss is not None:
-                errors.append(abs(loss - micro.loss) / max(abs(micro.loss), 1e-6))
+        said = [micro.loss for micro in lesson.micros]
+        own = list(made)
+        if all(each is None for each in said) and lesson.loss is not None:
+            own, said = [sum(made)], [lesson.loss]
+        errors += [abs(x - y) / max(abs(y), 1e-6) for x, y in zip(own, said, strict=True) if y]
     return max(errors) if errors else None

@@ -112,7 +112,8 @@ class _State:
         for micro in lesson.micros:
             total, own = summed_loss(self.model, micro)
             engine.forwards += 1
-            loss = total * weight(self.course.normaliser, own, count, len(lesson.micros))
+            rule = weight(self.course.normaliser, own, count, len(lesson.micros))
+            loss = total * (rule * self.course.factor)
             if self.optimiser is not None and loss.requires_grad:
                 loss.backward()
             added.append(float(loss.detach()))
@@ -216,20 +217,41 @@ def normalisers(course: Course, learned: Learned, tolerance: float) -> tuple[Nor
     """
     found = []
     for rule in get_args(Normaliser):
-        if all(
-            _gives(rule, lesson, its, tolerance) for lesson, its in _until(course, learned, rule)
-        ):
+        steps = _until(course, learned, rule)
+        if all(abs(ratio - 1) <= tolerance for each in steps for ratio in _ratios(rule, *each)):
             found.append(rule)
     return tuple(found)
 
 
-def _gives(
-    rule: Normaliser, lesson: Lesson, parts: Sequence[tuple[float, int]], tolerance: float
-) -> bool:
+def factored(course: Course, learned: Learned, tolerance: float) -> tuple[Normaliser, float] | None:
+    """The rule that gives the recorded losses times a constant, and the constant.
+
+    Of losses that a course with another rule came to, only the first step's are sure; the others
+    must agree within what two steps can change.
+    """
+    for rule in get_args(Normaliser):
+        ratios = [_ratios(rule, *each) for each in zip(course.lessons, learned.parts, strict=False)]
+        first = ratios[0] if ratios else []
+        if len(ratios) < 2 or not first or not first[0]:
+            continue
+        near = max(abs(each / first[0] - 1) for its in ratios[1:] for each in its or [first[0]])
+        if all(abs(each / first[0] - 1) <= tolerance for each in first) and near <= LOOSE:
+            return rule, 1 / first[0]
+    return None
+
+
+LOOSE = 0.05
+"""Relative change of a loss that a few steps of another course can make."""
+
+
+def _ratios(rule: Normaliser, lesson: Lesson, parts: Sequence[tuple[float, int]]) -> list[float]:
+    """What a rule gives, relative to what was recorded: of micro-batches, else of their sum."""
     count = sum(n for _, n in parts)
     made = [total * weight(rule, own, count, len(parts)) for total, own in parts]
-    pairs = [(x, m.loss) for x, m in zip(made, lesson.micros, strict=True) if m.loss is not None]
-    return all(abs(x - loss) <= tolerance * max(abs(loss), 1e-6) for x, loss in pairs)
+    said = [micro.loss for micro in lesson.micros]
+    if all(each is None for each in said) and lesson.loss is not None:
+        made, said = [sum(made)], [lesson.loss]
+    return [x / y for x, y in zip(made, said, strict=True) if y]
 
 
 def _until(
