@@ -15,6 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from weft.diagnose.record.draws import Chosen, Fitted, draw_of, filters
+from weft.diagnose.record.endings import Rule
 from weft.diagnose.record.patching import Undo
 from weft.diagnose.record.recorder import Ending, PassSeen, Recorder
 from weft.diagnose.record.seeds import random_digest
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 FITTED_STEPS, FITTED_ROWS = 64, 8
 """Draws to which a temperature is fitted."""
+
+TOGETHER = 64
+"""Loops of one place that are written together."""
 
 
 @dataclass(eq=False)
@@ -44,6 +48,7 @@ class Loop:
     fitted: list[Fitted] = field(default_factory=list)
     feeding: str | None = None
     greedy: bool = True  # every token was the likeliest
+    size: int = 0  # V
 
     def __post_init__(self) -> None:
         """Begin with no tokens."""
@@ -120,12 +125,12 @@ class Loop:
         ]
         return fitting[-1] if fitting else None
 
-    def settings(self, ended: Sequence[str], fitted: Sequence[Fitted]) -> dict[str, Any]:
+    def settings(self, rule: Rule, fitted: Sequence[Fitted]) -> dict[str, Any]:
         """What its tokens say about how it was set; `fitted` are the draws of this place."""
         hows = {draw.how for draw in self.draws}
         found: dict[str, Any] = {"feeding": self.feeding or "all", "num_beams": 1}
-        if "length" in ended:
-            found["max_tokens"] = max(map(len, self.kept()))
+        if rule.limit is not None:
+            found["max_tokens"] = rule.limit
         if "draw" not in hows and (hows == {"argmax"} or self.greedy):
             return found | {"greedy": True}
         if "draw" in hows:
@@ -133,8 +138,7 @@ class Loop:
         temperatures = [each.temperature for each in self.fitted if each.temperature]
         if temperatures:
             found["temperature"] = round(median(temperatures), 4)
-        size = 0 if self.logits is None else self.logits.shape[-1]
-        return found | filters(fitted, size)
+        return found | filters(fitted, self.size)
 
     def kept(self) -> list[list[int]]:
         """New tokens; in a batch those of a row up to its end."""
@@ -183,14 +187,15 @@ class Loops:
         """Nothing is going on yet."""
         self.recorder = recorder
         self.loop: Loop | None = None
-        self.limits: dict[str | None, int] = {}
-        """By the line of a prefill, the most tokens that a loop there went on for."""
-        self.fitted: dict[str | None, list[Fitted]] = {}
-        """Likewise, what the draws of all loops there say of their filters."""
+        self.over: dict[str | None, list[Loop]] = {}
+        """Loops that are over, by the line of their prefill, and not written yet: what ended one
+        shows in all of them."""
+        self.places: set[str | None] = set()
+        """Lines where a loop has begun."""
 
     def passed(self, seen: PassSeen) -> None:
         """Go on with the loop, or end it and take this pass for the prefill of another."""
-        scored = seen.labels is not None or seen.event.training
+        scored = seen.labels is not None or seen.event.phase == "train"
         if self.recorder.generating or scored or seen.ids is None or seen.ids.ndim != 2:
             self.close()
             return
@@ -209,7 +214,8 @@ class Loops:
         else:
             self._go_on(self.loop, rows, how, seen.event.index)
         self.loop.chosen.clear()
-        self.loop.logits = None if seen.logits is None else seen.logits.float().clone()
+        if seen.logits is not None:
+            self.loop.logits, self.loop.size = seen.logits.float().clone(), seen.logits.shape[-1]
 
     def _same(self, seen: PassSeen) -> bool:
         return self.loop is not None and self.loop.model == seen.event.model
@@ -231,45 +237,54 @@ class Loops:
         if self.loop is not None and not self.recorder.generating:
             self.loop.chosen.append(chosen)
 
-    def close(self, _: object = None) -> None:
+    def close(self) -> None:
         """End the loop that is going on, if it is one."""
         loop, self.loop = self.loop, None
         if loop is None:
             return
         last = loop.final()
-        if not loop.steps and (last is None or loop.where not in self.limits):
+        if not loop.steps and (last is None or loop.where not in self.places):
             return
         if last is not None:
             loop.take(last)
-        tokens = loop.kept()
-        limit = max(self.limits.get(loop.where, 0), *map(len, tokens))
-        self.limits[loop.where] = limit
-        ended = tuple(_ended(row, loop.eos, limit) for row in tokens)
-        fitted = self.fitted.setdefault(loop.where, [])
-        fitted += loop.fitted
-        del fitted[: -FITTED_STEPS * FITTED_ROWS]
-        self.recorder.emit(
-            Generation(
-                model=loop.model,
-                driver="loop",
-                settings=loop.settings(ended, fitted),
-                prompts=tuple(loop.prompts),
-                tokens=tuple(map(tuple, tokens)),
-                texts=self.recorder.data.texts(tokens),
-                ended=ended,
-                passes=tuple(loop.passes),
-                draws=tuple(loop.draws),
-                random=loop.random,
-                where=loop.where,
+        loop.logits = None
+        loop.chosen.clear()
+        self.places.add(loop.where)
+        over = self.over.setdefault(loop.where, [])
+        over.append(loop)
+        if len(over) == TOGETHER:
+            self.write(loop.where)
+
+    def write(self, place: str | None) -> None:
+        """Write the loops of a place that are over."""
+        over = self.over.pop(place)
+        kept = [loop.kept() for loop in over]
+        rule = Rule.of([row for rows in kept for row in rows], over[0].eos)
+        fitted = [each for loop in over for each in loop.fitted][-FITTED_STEPS * FITTED_ROWS :]
+        texts = self.recorder.data.texts
+        stop = {"stop": list(texts([rule.stop]))} if rule.stop else {}
+        for loop, tokens in zip(over, kept, strict=True):
+            self.recorder.emit(
+                Generation(
+                    model=loop.model,
+                    driver="loop",
+                    settings=loop.settings(rule, fitted) | stop,
+                    prompts=tuple(loop.prompts),
+                    tokens=tuple(map(tuple, tokens)),
+                    texts=texts(tokens),
+                    ended=tuple(map(rule.ended, tokens)),
+                    passes=tuple(loop.passes),
+                    draws=tuple(loop.draws),
+                    random=loop.random,
+                    where=loop.where,
+                )
             )
-        )
 
-
-def _ended(tokens: Sequence[int], eos: frozenset[int], limit: int) -> str:
-    """By an end token, at the length at which the longest stopped, or by a rule before it."""
-    if tokens and tokens[-1] in eos:
-        return "eos"
-    return "length" if len(tokens) >= limit else "stop"
+    def end(self, _: Ending) -> None:
+        """Write all that is left."""
+        self.close()
+        for place in tuple(self.over):
+            self.write(place)
 
 
 def install(recorder: Recorder) -> Undo:
@@ -277,5 +292,5 @@ def install(recorder: Recorder) -> Undo:
     loops = Loops(recorder)
     recorder.listen(PassSeen, loops.passed)
     recorder.listen(Chosen, loops.chose)
-    recorder.listen(Ending, loops.close)
+    recorder.listen(Ending, loops.end)
     return lambda: None

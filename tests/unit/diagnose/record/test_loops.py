@@ -178,6 +178,41 @@ def test_a_loop_that_breaks_at_the_end_token_is_told_from_one_that_runs_out(
     assert "max_tokens" not in loop.settings
 
 
+def test_a_stop_text_is_told_from_a_limit(tmp_path: Path, model: Any) -> None:
+    prompts = [[5, 17, 30], [44, 8], [7, 61, 61, 12, 9], [33, 2]]
+    free = [all_again(model, torch.tensor([p]), greedy, 12)[0, len(p) :].tolist() for p in prompts]
+    common = set.intersection(*(set(row[2:8]) for row in free[:2]))
+    stop = min(common) if common else free[0][4]
+
+    def run() -> torch.Tensor:
+        made = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt])
+            for _ in range(12):
+                ids = torch.cat([ids, greedy(model(ids).logits[:, -1])], 1)
+                if int(ids[0, -1]) == stop:
+                    break
+            made.append(ids[0, len(prompt) :])
+        return torch.cat(made)
+
+    _, loops, _ = watched(tmp_path, run)
+    expected = [row[: row.index(stop) + 1] if stop in row else row for row in free]
+    assert [list(loop.tokens[0]) for loop in loops] == expected
+    for loop, row in zip(loops, expected, strict=True):
+        if loop.ended == ("length",):
+            assert len(row) == 12
+        if loop.ended == ("stop",):
+            assert row[-1] == stop
+        assert loop.settings.get("max_tokens", 12) == 12
+
+
+def test_a_loop_in_training_mode_is_one(tmp_path: Path, model: Any) -> None:
+    made, (loop,), _ = watched(
+        tmp_path, lambda: with_cache(model.train(), torch.tensor(PROMPT), greedy, 5)
+    )
+    assert list(loop.tokens[0]) == made[0, 5:].tolist()
+
+
 def test_the_filter_of_a_sampler_is_told(tmp_path: Path, model: Any) -> None:
     def nucleus(z: torch.Tensor) -> torch.Tensor:
         p, order = torch.sort((z / 0.8).softmax(-1), descending=True)
