@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -177,6 +178,12 @@ def generate(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the records here (JSON lines).")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also leave a recording there, for `weft diff` and `weft doctor`."
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print records, one JSON object a line.")
     ] = False,
@@ -188,8 +195,10 @@ def generate(
     """
     from weft.cli.texts import Texts, report_cache
     from weft.core.files import check_place
+    from weft.diagnose.record.own import OwnRecording, command_line
     from weft.engines.registry import engine_config
     from weft.model.check import CacheCheck
+    from weft.runs.recording import refuse_to_mix
     from weft.training.generate import open_generation
 
     given = {
@@ -218,6 +227,8 @@ def generate(
         )
     if out is not None:
         check_place(out, "--out")
+    if record is not None:
+        refuse_to_mix(record)
     source = _source(prompt, prompts, row, task, data, split, style)
     with screen.console().status("loading"):
         session = open_generation(
@@ -236,16 +247,23 @@ def generate(
         _show_parameters(session)
     check = CacheCheck() if check_cache else None
     texts = Texts(session, json=json)
+    recording = None if record is None else OwnRecording(session, record, command_line())
+    witness = recording.witness if recording else None
+    run = session.run(batch_size=batch_size, on_token=texts.token, check=check, witness=witness)
     try:
-        with texts:
-            for part in session.run(batch_size=batch_size, on_token=texts.token, check=check):
+        with texts, recording or nullcontext():
+            for part in run:
                 texts.show(part)
+                if recording is not None:
+                    recording.add(part)
         screen.say(texts.summary())
     except KeyboardInterrupt:
         texts.show_unfinished()
         raise typer.Exit(130) from None
     finally:
         _keep(session, texts, out)
+        if recording is not None:
+            screen.say(f"recorded: {recording.root}")
         session.subject.engine.close()
     if check is not None and not report_cache(check, session):
         raise typer.Exit(1)

@@ -210,15 +210,20 @@ def _generations(reader: RunReader, member: str, alone: bool) -> Iterator[Genera
         yield Generation(
             model=MODEL,
             driver="weft",
-            settings=_decoding(said[0]["parameters"]),
+            settings=decoding_seen(said[0]["parameters"]),
             prompts=tuple(tuple(line["prompt_ids"]) for line in said),
-            tokens=tuple(tuple(line["ids"]) for line in said),
+            tokens=tuple(all_tokens(line["ids"], line["stopped_by"]) for line in said),
             texts=tuple(line["text"] for line in said),
-            ended=tuple(ENDED.get(line["finish"], "unknown") for line in said),
+            ended=tuple(ENDED[line["finish"]] for line in said),
         )
 
 
-def _decoding(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def all_tokens(ids: Sequence[int], stopped_by: int | str | None) -> tuple[int, ...]:
+    """Every token that was chosen, also the one that ended the text."""
+    return (*ids, *((stopped_by,) if isinstance(stopped_by, int) else ()))
+
+
+def decoding_seen(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of a generation, with the names that every recorder uses."""
     return {
         **{key: value for key, value in parameters.items() if key != "stop_ids"},

@@ -17,6 +17,7 @@ from weft.model.bank import Bank
 from weft.model.decode import OnToken
 from weft.model.decoding import Completion, Decoding
 from weft.model.objectives import TOKENS, Objective
+from weft.model.witness import Witness
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,4 +92,21 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of what it holds beside this process; it is not used after that."""
+        ...
+
+
+class Watchable(Protocol):
+    """An engine in this process: what it computes can be looked at."""
+
+    def generate(
+        self,
+        bank: Bank,
+        prompts: Sequence[np.ndarray],
+        decoding: Decoding,
+        on_token: OnToken | None = None,
+        copies: Sequence[int] | None = None,
+        *,
+        witness: Witness | None = None,
+    ) -> list[list[Completion]]:
+        """As every engine's; a `witness` sees the logits."""
         ...

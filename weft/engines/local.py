@@ -30,6 +30,7 @@ from weft.model.rows import Block
 from weft.model.sampling import copy_numbers
 from weft.model.steppers import stepper_for
 from weft.model.weaving import Weft
+from weft.model.witness import Witness
 
 MIB = 2**20
 
@@ -109,17 +110,19 @@ class LocalEngine:
         on_token: OnToken | None = None,
         copies: Sequence[int] | None = None,
         check: CacheCheck | None = None,
+        witness: Witness | None = None,
     ) -> list[list[Completion]]:
         """The continuation of every prompt under every member: [member][prompt].
 
-        With `check` every step is computed a second time without the cache, and compared.
+        With `check` every step is computed a second time without the cache, and compared; a
+        `witness` sees the logits.
         """
         check_prompts(prompts, self.context)
         copies = copies or copy_numbers(prompts)
         said: dict[tuple[int, int], Completion] = {}
         for tile in self.plan(len(bank.members), [len(p) for p in prompts], decoding.max_tokens):
             try:
-                said |= self._tile(tile, bank, prompts, decoding, on_token, copies, check)
+                said |= self._tile(tile, bank, prompts, decoding, on_token, copies, check, witness)
             except NotFinite as error:
                 where = tile.prompts[error.prompt]
                 raise NotFinite(error.member, where, error.token) from None
@@ -134,6 +137,7 @@ class LocalEngine:
         on_token: OnToken | None,
         copies: Sequence[int],
         check: CacheCheck | None,
+        witness: Witness | None,
     ) -> dict[tuple[int, int], Completion]:
         """By (member, prompt), what a tile says. Members that are alike say it once for all."""
         part = bank.part(tile.start, tile.stop).to(self.base.device)
@@ -145,6 +149,9 @@ class LocalEngine:
         if check is not None:
             places = [[(group[0], i) for group in groups] for i in tile.prompts]
             stepper = check.watching(stepper, self.base, weft, here, decoding, of_here, places)
+        if witness is not None:
+            rows = [[(m, i) for m in group] for i in tile.prompts for group in groups]
+            stepper = witness.watching(stepper, rows)
 
         def tell(speaker: int, prompt: int, token: int) -> None:
             assert on_token is not None

@@ -34,9 +34,10 @@ from weft.model.adapter import Site
 from weft.model.bank import Bank
 from weft.model.base import HINT, LOADING_ERRORS, first_line, load_config, skeleton
 from weft.model.config import DType
-from weft.model.decode import OnToken, check_prompts, decode
+from weft.model.decode import OnToken, Stepper, check_prompts, decode
 from weft.model.decoding import Completion, Decoding
 from weft.model.objectives import TOKENS, Objective
+from weft.model.witness import Witness
 
 DTYPES: dict[DType, mx.Dtype] = {
     "float32": mx.float32,
@@ -91,13 +92,21 @@ class MlxEngine:
         decoding: Decoding,
         on_token: OnToken | None = None,
         copies: Sequence[int] | None = None,
+        witness: Witness | None = None,
     ) -> list[list[Completion]]:
-        """The continuation of every prompt under every member: [member][prompt]."""
+        """The continuation of every prompt under every member: [member][prompt].
+
+        A `witness` sees the logits.
+        """
         check_prompts(prompts, self.context)
         tokenizer = self.tokenizer
         members = range(len(bank.members))
+        stepper: Stepper = MlxStepper([self.adapted(bank, member) for member in members], prompts)
+        if witness is not None:
+            rows = [[(member, number)] for number in range(len(prompts)) for member in members]
+            stepper = witness.watching(stepper, rows)
         return decode(
-            MlxStepper([self.adapted(bank, member) for member in members], prompts),
+            stepper,
             bank.members,
             prompts,
             decoding,

@@ -5,6 +5,7 @@ Shapes: T positions, I and O inputs and outputs of a site, r rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,7 +36,8 @@ def seen_scales(base: Base, adapter: Adapter) -> dict[str, tuple[float, float]]:
 
     Each adapted layer is called on the probes with and without its hook, B being fixed numbers
     meanwhile; `c` minimises |with - without - c * B @ A @ x|, and the second number is what is
-    left of it, relatively. Routers, whose weight is a bare parameter, are not in it.
+    left of it, relatively. Routers, whose weight is a bare parameter, are not in it, nor is a layer
+    whose factors are too large or too small to be multiplied.
     """
     slots = [slot for slot in adapter.layout.slots if slot.site.kind != "router"]
     loud = _loud(adapter).to(base.device)
@@ -57,7 +59,9 @@ def seen_scales(base: Base, adapter: Adapter) -> dict[str, tuple[float, float]]:
         if name not in layers:
             continue
         update_1TO = (inputs[name].float() @ a_rI.T) @ b_Or.T
-        power = float((update_1TO**2).sum())
+        power = float((update_1TO.double() ** 2).sum())
+        if not power or not math.isfinite(power):
+            continue
         change_1TO = seen[name] - without[name]
         scale = float((change_1TO * update_1TO).sum()) / power
         left = float((change_1TO - scale * update_1TO).norm())
@@ -71,7 +75,7 @@ def _loud(adapter: Adapter) -> torch.Tensor:
     for name, (a_rI, b_Or) in adapter.layout.factors(flat).items():
         if not a_rI.any():
             a_rI.copy_(_numbers(a_rI.shape))
-        size = float(a_rI.norm()) * abs(adapter.layout.by_name[name].scale)
+        size = float(a_rI.double().norm()) * abs(adapter.layout.by_name[name].scale)
         b_Or.copy_(_numbers(b_Or.shape) * (LOUD / max(size, 1e-6)))
     return flat
 

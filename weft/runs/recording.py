@@ -71,8 +71,7 @@ class RecordingWriter:
         Arrays past `budget_mib` in all are left out of their events, and a notice says so. What is
         not `durable` survives the end of the process, but perhaps not that of the machine.
         """
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise InputError(f"{root} is there already", hint="give --out an empty directory")
+        refuse_to_mix(root)
         self.root, self.about, self._durable = root, about, durable
         self._left = budget_mib * 2**20
         self._count = 0
@@ -205,6 +204,12 @@ class Recording:
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot read `{key}`: {error}") from None
         return array
+
+
+def refuse_to_mix(root: Path) -> None:
+    """A recording goes into a directory that is empty or not there; `InputError` for any other."""
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"{root} is there already", hint="give a new or an empty directory")
 
 
 def is_recording(path: Path) -> bool:

@@ -14,22 +14,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from weft.core.batch import Batch
 from weft.core.errors import InputError
+from weft.data.config import DataConfig
 from weft.data.prompts import Ask, Prompt, Style, encode_asks, read_asks
 from weft.data.split import Split
 from weft.data.stream_text import TextStream, before_stop
 from weft.data.tokens import decode_completion, head_ids
 from weft.engines.config import EngineConfig
-from weft.engines.engine import Engine
+from weft.engines.engine import Engine, Watchable
 from weft.engines.local import LocalEngine
 from weft.engines.registry import ENGINES
 from weft.model.adapter import Adapter
+from weft.model.bank import Bank
 from weft.model.base import load_config
 from weft.model.check import CacheCheck
 from weft.model.config import DType
@@ -37,6 +39,7 @@ from weft.model.decode import NotFinite, OnToken, check_prompts
 from weft.model.decoding import Completion, Decoding, Finish
 from weft.model.objectives import TOKENS, choosing
 from weft.model.sampling import copy_numbers
+from weft.model.witness import Witness
 from weft.runs.manifest import utc_now
 from weft.runs.provenance import versions
 from weft.training.config import DEVICE
@@ -86,6 +89,10 @@ class Generation:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
+Asked = tuple[Bank, list[np.ndarray], Decoding, OnToken | None, list[int]]
+"""What an engine is asked to continue."""
+
+
 @dataclass(frozen=True, eq=False)
 class Session:
     """Members, prompts and parameters, checked and ready."""
@@ -97,6 +104,8 @@ class Session:
     notices: tuple[str, ...]
     rows: Split | None = None
     """The rows behind the prompts, in the same order, where they are rows of data."""
+    data: DataConfig | None = None
+    """Where these rows are from."""
     time: str = field(default_factory=utc_now)
     """When it was opened."""
 
@@ -154,11 +163,13 @@ class Session:
         batch_size: int = 32,
         on_token: OnToken | None = None,
         check: CacheCheck | None = None,
+        witness: Witness | None = None,
     ) -> Iterator[list[Generation]]:
         """The completions of `batch_size` prompts at a time: prompt by prompt, in its members.
 
         `on_token` is called with (member, prompt, token). With `check` every step is compared
-        with one that has no cache. Raises `NumericError` for logits that are not finite.
+        with one that has no cache; a `witness` sees the first logits, where the engine is in this
+        process. Raises `NumericError` for logits that are not finite.
         """
         bank, ids = self.subject.bank, [prompt.ids_T for prompt in self.prompts]
         copies = copy_numbers(ids)
@@ -166,16 +177,25 @@ class Session:
             here = slice(start, start + batch_size)
             tell = None if on_token is None else _shifted(on_token, start)
             try:
-                if check is None:
-                    engine = self.subject.engine
-                    said = engine.generate(bank, ids[here], self.decoding, tell, copies[here])
-                else:
-                    check.first_prompt, local = start, self.subject.local
-                    said = local.generate(bank, ids[here], self.decoding, tell, copies[here], check)
+                asked = (bank, ids[here], self.decoding, tell, copies[here])
+                said = self._said(asked, start, check, witness)
             except NotFinite as e:
                 prompt = self.prompts[start + e.prompt]
                 raise NotFinite(e.member, e.prompt, e.token, prompt.id) from None
             yield self._generations(start, said)
+
+    def _said(
+        self, asked: Asked, start: int, check: CacheCheck | None, witness: Witness | None
+    ) -> list[list[Completion]]:
+        engine = self.subject.engine
+        for watching in (check, witness):
+            if watching is not None:
+                watching.first_prompt = start
+        if check is not None:
+            return self.subject.local.generate(*asked, check, witness)
+        if witness is not None and ENGINES[engine.name].here:
+            return cast(Watchable, engine).generate(*asked, witness=witness)
+        return engine.generate(*asked)
 
     def _generations(self, start: int, said: list[list[Completion]]) -> list[Generation]:
         return [
@@ -293,7 +313,7 @@ def open_generation(
         *_engine_notices(subject.engine, prompts, decoding),
         *idle(decoding, names or {}),
     )
-    return Session(subject, tuple(prompts), decoding, source.style, said, rows)
+    return Session(subject, tuple(prompts), decoding, source.style, said, rows, data)
 
 
 def _engine_notices(engine: Engine, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[str]:

@@ -19,6 +19,7 @@ import torch
 
 from weft.core.batch import IGNORE, Batch
 from weft.core.keys import Key
+from weft.data.config import DataConfig
 from weft.data.slots import Slots
 from weft.data.sources import find_sources
 from weft.data.split import Item
@@ -43,7 +44,6 @@ from weft.runs.evidence import (
 )
 from weft.runs.sketch import batch_digest, digest, labels_digest
 from weft.runs.writer import RunWriter
-from weft.training.config import RunConfig
 from weft.training.ground import Ground
 from weft.training.job import Job
 from weft.training.state import State
@@ -144,7 +144,7 @@ def texts(job: Job) -> Iterator[Encoded]:
             rows |= {name: items[name] for name in batch.ids}
     templated = config.data.chat or split.task.format.name == "messages"
     for name, item in list(rows.items())[:TEXTS]:
-        yield encoded(item, record_of(name, config), templated=templated)
+        yield encoded(item, record_of(name, config.data), templated=templated)
 
 
 def encoded(item: Item, record: str, *, templated: bool) -> Encoded:
@@ -162,10 +162,10 @@ def encoded(item: Item, record: str, *, templated: bool) -> Encoded:
     )
 
 
-def record_of(example: str, config: RunConfig) -> str:
+def record_of(example: str, data: DataConfig) -> str:
     """The file and line of an example (`train:17`), as scripts' data is called, too."""
     origin, _, line = example.rpartition(":")
-    path = find_sources(config.data)[origin].resolve()
+    path = find_sources(data)[origin].resolve()
     here = Path.cwd()
     name = path.relative_to(here) if path.is_relative_to(here) else Path(*path.parts[-2:])
     return f"{name.as_posix()}:{line}"

@@ -1,0 +1,70 @@
+"""Seeing what a generation computes: the logits of its first tokens, as they are chosen from.
+
+Shapes: B rows of a step, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from weft.model.decode import Stepper
+
+Place = tuple[int, int]
+"""Numbers of a member and of a prompt."""
+
+
+@dataclass(eq=False)
+class Witness:
+    """The logits of the first tokens of some prompts: hand one to `generate`, read it afterwards.
+
+    What is kept are copies in float32; what is generated is the same with a witness and without.
+    """
+
+    prompts: int = 16
+    """How many prompts are looked at: the first ones."""
+    steps: int = 5
+    """How many tokens of each."""
+    first_prompt: int = 0
+    """Number of the first prompt of the call that is next, where prompts come in several calls."""
+    seen: dict[Place, list[np.ndarray]] = field(default_factory=dict)
+    """By member and prompt: logits [V] of the first token, the second, ..."""
+
+    def watching(self, stepper: Stepper, places: Sequence[Sequence[Place]]) -> Stepper:
+        """The same stepper, looked at. `places` are all that each row of its grid speaks for."""
+        return _Watched(self, stepper, [list(each) for each in places])
+
+    def note(self, places: Sequence[Place], logits_V: torch.Tensor) -> None:
+        """Keep what one row gave, where it is looked at."""
+        for member, prompt in places:
+            number = self.first_prompt + prompt
+            if number < self.prompts:
+                of_this = self.seen.setdefault((member, number), [])
+                if len(of_this) < self.steps:
+                    of_this.append(logits_V.detach().float().cpu().numpy().copy())
+
+
+class _Watched:
+    """Gives out what the stepper at hand computes, and shows it."""
+
+    def __init__(self, witness: Witness, stepper: Stepper, places: list[list[Place]]) -> None:
+        self.witness, self.stepper, self.places = witness, stepper, places
+
+    def start(self) -> torch.Tensor:
+        return self._show(self.stepper.start(), [True] * len(self.places))
+
+    def extend(self, token_B: torch.Tensor, live_B: Sequence[bool]) -> torch.Tensor:
+        return self._show(self.stepper.extend(token_B, live_B), live_B)
+
+    def keep(self, rows: Sequence[int], members: Sequence[int]) -> None:
+        self.stepper.keep(rows, members)
+        self.places = [self.places[i] for i in rows]
+
+    def _show(self, logits_BV: torch.Tensor, live_B: Sequence[bool]) -> torch.Tensor:
+        for places, live, logits_V in zip(self.places, live_B, logits_BV, strict=True):
+            if live:
+                self.witness.note(places, logits_V)
+        return logits_BV
