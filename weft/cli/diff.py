@@ -10,7 +10,7 @@ import typer
 
 from weft.cli import screen
 from weft.cli.options import Json
-from weft.cli.sections import Entry, Line, Section, put, shown
+from weft.cli.sections import Entry, Piece, Section, put, shown
 
 if TYPE_CHECKING:
     from weft.diagnose.finding import Cause, Diagnosis, Finding
@@ -45,7 +45,7 @@ def diff(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Say why two runs differ: first divergence, causes, proof.
+    r"""Say why two runs differ: first divergence, causes, proof.
 
     \b
     weft diff runs/a runs/b
@@ -72,7 +72,10 @@ def diff(
     if json:
         screen.put_json(found.record())
     else:
-        put(sections(found, again, proving=prove), "--json lists all")
+        put(
+            sections(found, again, proving=prove),
+            "lists are cut to fit one screen: --json has all of them",
+        )
     if html is not None:
         from weft.report.diagnosis import write_diagnosis
 
@@ -146,19 +149,20 @@ def _first(found: Diagnosis) -> Iterable[Entry]:
 
 
 def _causes(found: Diagnosis) -> Iterable[Entry]:
-    """A cause each: what it is, then where, how much and how sure; the verdict has the first."""
+    """A cause each: what, how sure, where, how much, and in words; the verdict says the first."""
     for number, cause in enumerate(found.causes, start=1):
         of = cause.finding
-        sure = (cause.confidence, CONFIDENCE[cause.confidence])
-        where = f": rung {of.rung}, {place(of)}{_after(amounts(cause))}"
-        name = (of.label, "bold")
-        if len(found.causes) == 1:
-            yield Entry.of(name, ", ", sure, where)
-        elif number == 1:
-            yield Entry.of("1. ", name, ", ", sure, where)
-        else:
-            head = Line((f"{number}. ", name, f": {of.words}"))
-            yield Entry((head, Line((sure, where), indent=3)))
+        where = f"rung {of.rung}"
+        if number == 1 or place(of) not in of.words:
+            where += f", {place(of)}"
+        pieces: list[Piece] = [
+            f"{number}. " if len(found.causes) > 1 else "",
+            (of.label, "bold"),
+            ", ",
+            (cause.confidence, CONFIDENCE[cause.confidence]),
+            f" ({where}{_after(amounts(cause))})",
+        ]
+        yield Entry.of(*pieces, f": {of.words}" if number > 1 else "")
 
 
 def _after(parts: Sequence[str]) -> str:
@@ -201,10 +205,14 @@ def amounts(cause: Cause) -> list[str]:
         unit = f" {of.unit}" if of.unit else ""
         parts.append(f"{of.value:,.4g}{unit}{_floor(of.floor, of.multiple)}")
     if cause.gap_closed is not None:
-        parts.append(f"closes {cause.gap_closed:.1%} of the gap")
+        parts.append(f"closes {_percent(cause.gap_closed)} of the gap")
     if cause.reproduces is not None:
-        parts.append(f"reproduces {cause.reproduces:.1%}")
+        parts.append(f"opens {_percent(cause.reproduces)}")
     return parts
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _floor(floor: float | None, multiple: float | None) -> str:

@@ -33,7 +33,7 @@ def doctor(
     if json:
         screen.put_json(found.record())
     else:
-        put(sections(found), "--json lists all")
+        put(sections(found))
     if not found.healthy:
         raise typer.Exit(1)
 

@@ -21,6 +21,7 @@ LINES = 40
 LONGEST = 4
 """Most lines that one line of an entry may take where it is wrapped; the rest of it is cut off."""
 
+REST = "lists are cut to fit one screen: --json has all of them"
 GAP = 2
 VISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Categories of characters that would steer a terminal, or that it could not show."""
@@ -66,8 +67,8 @@ def shown(text: str) -> str:
     )
 
 
-def put(sections: Sequence[Section], rest: str) -> None:
-    """Print sections; `rest` says where what was folded can be read."""
+def put(sections: Sequence[Section]) -> None:
+    """Print sections."""
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
@@ -77,17 +78,23 @@ def put(sections: Sequence[Section], rest: str) -> None:
     grid = Table.grid(padding=0)
     grid.add_column(width=indent, no_wrap=True)
     grid.add_column(overflow="fold")
-    for section, count in zip(kept, folded(kept, COLUMNS - indent), strict=True):
+    counts = folded(kept, COLUMNS - indent)
+    for section, count in zip(kept, counts, strict=True):
         label = section.label
-        for entry in section.entries[:count]:
-            for line in entry.lines:
-                text = Text.assemble(*_cut(line.pieces))
-                grid.add_row(Text(label, "bold"), Padding(text, (0, 0, 0, line.indent)))
-                label = ""
-        if count < len(section.entries):
-            more = len(section.entries) - count
-            grid.add_row(Text(label, "bold"), Text(f"and {more:,} more: {rest}", "dim"))
+        lines = [line for entry in section.entries[:count] for line in entry.lines]
+        for number, line in enumerate(lines, start=1):
+            text = Text.assemble(*_cut(line.pieces))
+            if number == len(lines):
+                text.append(_more(len(section.entries) - count), "dim")
+            grid.add_row(Text(label, "bold"), Padding(text, (0, 0, 0, line.indent)))
+            label = ""
+    if any(count < len(section.entries) for section, count in zip(kept, counts, strict=True)):
+        grid.add_row("", Text(REST, "dim"))
     screen.put(grid, columns=COLUMNS if sys.stdout.isatty() else None)
+
+
+def _more(count: int) -> str:
+    return f" (and {count:,} more)" if count else ""
 
 
 def folded(sections: Sequence[Section], width: int, lines: int = LINES) -> list[int]:
@@ -99,8 +106,11 @@ def folded(sections: Sequence[Section], width: int, lines: int = LINES) -> list[
 
     def height(index: int) -> int:
         entries = sections[index].entries
-        more = counts[index] < len(entries)
-        return sum(_height(entry, width) for entry in entries[: counts[index]]) + more
+        more = len(_more(len(entries) - counts[index]))
+        heights = [_height(entry, width) for entry in entries[: counts[index] - 1]]
+        return sum(heights) + sum(
+            _height(entry, width - more) for entry in entries[counts[index] - 1 : counts[index]]
+        )
 
     while sum(map(height, range(len(counts)))) > lines:
         able = [i for i, section in enumerate(sections) if counts[i] > section.least]
