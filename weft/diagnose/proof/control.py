@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from weft.diagnose.proof.build import Seen
+from weft.diagnose.proof.fed import Seen
 from weft.diagnose.proof.feeding import readings
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.measures import Measure, kl_S, predicted

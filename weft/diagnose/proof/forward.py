@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from weft.core.errors import InputError
 from weft.core.keys import Key
@@ -153,6 +154,18 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 def _form(base: BaseValue) -> tuple:
     return base.load, base.dtype, base.attention
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars that transformers draws while it loads."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _load(ref: str | None, base: BaseValue) -> nn.Module:

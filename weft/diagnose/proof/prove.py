@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from weft.core.keys import Key
 from weft.diagnose.evidence import Pair
@@ -11,40 +11,28 @@ from weft.diagnose.finding import Cause, Confidence, Diagnosis, Finding, Swap
 from weft.diagnose.proof.build import Built, build
 from weft.diagnose.proof.choosing import Exchange, choose, ends
 from weft.diagnose.proof.counterfactuals import NAMES
+from weft.diagnose.proof.docket import (
+    RUNG,
+    Docket,
+    concluded,
+    fold,
+    settle,
+    share,
+    trials_of,
+    tried,
+)
 from weft.diagnose.proof.forward import Engine, Unspliced
 from weft.diagnose.proof.reading import FACTORS as READING
 from weft.diagnose.proof.reading import Read, read
 from weft.diagnose.proof.replica import Normaliser, Replica
-from weft.diagnose.proof.solve import Shown, Solved, Trial
-from weft.diagnose.proof.swaps import SWAPS
+from weft.diagnose.proof.solve import Shown, Trial
 from weft.diagnose.proof.taught import Taught, teach
 from weft.diagnose.proof.voices import Voices, spell_of
 
 Watch = Callable[[int, int, str], None]
 
-RUNG = {
-    "prompt": 2, "ids": 2, "mask": 2, "positions": 2, "labels": 2, "base": 3, "dtype": 1,
-    "trainable": 4, "attach": 4, "adapter": 5, "scale": 5, "mode": 0, "context": 8, "sampler": 9,
-    "stop": 9, "seed": 9, "init": 10, "normaliser": 10, "optimiser": 10, "order": 11,
-    "schedule": 11,
-}  # fmt: skip
-"""Where a factor belongs on the ladder, for causes that only the exchange found."""
-
 ROUNDING, SEMANTIC = 0.2, 0.5
 """Shares of a 16-bit gap that are left in float32, of which the reference says so."""
-
-
-@dataclass
-class _Case:
-    """What is known so far of each cause."""
-
-    diagnosis: Diagnosis
-    proven: dict[int, Cause] = field(default_factory=dict)
-    effect: dict[int, float] = field(default_factory=dict)  # nats, to rank by
-    idle: dict[int, str] = field(default_factory=dict)
-    new: list[tuple[float, Cause]] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
-    ruled_out: list[str] = field(default_factory=list)
 
 
 def prove(
@@ -61,10 +49,10 @@ def prove(
     transforms make here; supported if in one direction. Differences that nobody suspected are
     exchanged where suspects leave a gap. `base` is loaded in place of the base that the sides name.
     """
-    case = _Case(diagnosis)
+    case = Docket(diagnosis)
     key = Key.of(seed).fold("proof")
     engine = Engine(base)
-    trials = list(_trials(diagnosis.causes))
+    trials = list(trials_of(diagnosis.causes))
     told = _teller(watch, len(trials))
     try:
         told("building replicas")
@@ -73,12 +61,12 @@ def prove(
         _everything(pair, case, built, engine, trials, key, told)
     except Unspliced as reason:
         case.not_checked.append(f"no cause was exchanged: {reason}")
-    return _concluded(case, engine.forwards)
+    return concluded(case, engine.forwards)
 
 
 def _everything(
     pair: Pair,
-    case: _Case,
+    case: Docket,
     built: Built,
     engine: Engine,
     trials: Sequence[Trial],
@@ -102,14 +90,6 @@ def _everything(
     _after_choosing(case, engine, found, built, told, pair)
 
 
-def _trials(causes: Sequence[Cause]) -> Iterator[Trial]:
-    for number, cause in enumerate(causes):
-        swap = cause.finding.swap
-        if swap is not None and swap.factor in SWAPS:
-            decoding = swap.factor == "positions" and cause.finding.rung == RUNG["context"]
-            yield Trial("context" if decoding else swap.factor, swap.places, swap.step, number)
-
-
 def _teller(watch: Watch | None, trials: int) -> Callable[[str], None]:
     done = 0
 
@@ -122,7 +102,7 @@ def _teller(watch: Watch | None, trials: int) -> Callable[[str], None]:
     return told
 
 
-def _after_reading(case: _Case, found: Read, taught: Taught | None, pair: Pair) -> None:
+def _after_reading(case: Docket, found: Read, taught: Taught | None, pair: Pair) -> None:
     """Causes of what is predicted."""
     solved, unit = found.solved, "nats"
     case.ruled_out += [each.words for each in found.controls if each.holds and each.seen]
@@ -145,8 +125,8 @@ def _after_reading(case: _Case, found: Read, taught: Taught | None, pair: Pair) 
                 else "nothing is left of the gap once the other causes are exchanged"
             )
             continue
-        _settle(case, shown, solved, sure, unit, "mean KL", by_nats=True)
-    _fold(case, [shown.trial for shown in solved.accepted])
+        settle(case, shown, solved, sure, unit, "mean KL", by_nats=True)
+    fold(case, [shown.trial for shown in solved.accepted])
     live = {shown.trial.cause for shown in (*solved.accepted, *solved.others)} | set(case.idle)
     for number, cause in enumerate(case.diagnosis.causes):
         factor = cause.finding.swap.factor if cause.finding.swap else None
@@ -170,21 +150,6 @@ def _after_reading(case: _Case, found: Read, taught: Taught | None, pair: Pair) 
         case.ruled_out.append(_precision(found.in_float32, solved.gap))
 
 
-def _fold(case: _Case, accepted: Sequence[Trial]) -> None:
-    """A factor that was found in several places is one cause."""
-    for number, cause in enumerate(case.diagnosis.causes):
-        swap = cause.finding.swap
-        same = [
-            each for each in _trials(case.diagnosis.causes)
-            if each.cause == number
-            for trial in accepted
-            if trial.cause not in (None, number)
-            and (trial.factor, trial.places) == (each.factor, each.places)
-        ]  # fmt: skip
-        if swap is not None and same:
-            case.idle[number] = "part of a cause above: they are exchanged together"
-
-
 def _unlike(words: str, found: Read, name: str) -> str:
     layer = found.departs.get(name)
     if layer is None:
@@ -201,61 +166,7 @@ def _precision(in_float32: float, gap: float) -> str:
     return f"{said}: it is not rounding" if share > SEMANTIC else f"{said}: it is rounding in part"
 
 
-def _settle(
-    case: _Case,
-    shown: Shown,
-    solved: Solved,
-    sure: bool,
-    unit: str,
-    metric: str,
-    *,
-    by_nats: bool = False,
-) -> None:
-    """Give a suspected cause what its exchange showed."""
-    number = shown.trial.cause
-    assert number is not None
-    confidence: Confidence = solved.confidence(shown)
-    if confidence == "proven" and not sure:
-        confidence = "supported"
-    before = case.proven.get(number)
-    if before is not None and before.confidence == "proven":
-        return
-    cause = case.diagnosis.causes[number]
-    case.proven[number] = _tried(cause, shown, solved, confidence, unit, metric)
-    if by_nats:
-        case.effect[number] = shown.opens
-
-
-def _tried(
-    cause: Cause, shown: Shown, solved: Solved, confidence: Confidence, unit: str, metric: str
-) -> Cause:
-    alone = shown in solved.accepted and len(solved.accepted) == 1
-    closed = solved.gap - shown.alone if alone else max(shown.took, 0.0)
-    floor = f"(floor {solved.floor:.2g})"
-    name = shown.trial.factor
-    proof = [
-        f"B with A's {name}: {metric} {solved.gap:.3g} -> {shown.alone:.3g} {unit} {floor}",
-        f"A with B's {name}: {metric} 0 -> {shown.opens:.3g} {unit}",
-    ]
-    if shown.without is not None and not alone:
-        proof.append(
-            f"B with all of A's causes but {name}: {metric} {shown.without:.3g} {unit}, "
-            f"with it {solved.left:.3g}"
-        )
-    return replace(
-        cause,
-        confidence=confidence,
-        gap_closed=_share(closed, solved.gap),
-        reproduces=_share(shown.opens, solved.gap),
-        proof=tuple(proof),
-    )
-
-
-def _share(part: float, whole: float) -> float:
-    return min(1.0, max(0.0, part / whole)) if whole > 0 else 0.0
-
-
-def _add(case: _Case, found: Read, shown: Shown, sure: bool) -> None:
+def _add(case: Docket, found: Read, shown: Shown, sure: bool) -> None:
     """A cause that nobody suspected: of a guess that mends a replica, or of what the sides hold."""
     factor = shown.trial.factor
     side, guess = next(
@@ -281,11 +192,11 @@ def _add(case: _Case, found: Read, shown: Shown, sure: bool) -> None:
         unit="nats",
         swap=Swap(factor),
     )
-    cause = _tried(Cause(finding, confidence), shown, found.solved, confidence, "nats", "mean KL")
+    cause = tried(Cause(finding, confidence), shown, found.solved, confidence, "nats", "mean KL")
     case.new.append((shown.opens, cause))
 
 
-def _after_training(case: _Case, taught: Taught) -> None:
+def _after_training(case: Docket, taught: Taught) -> None:
     """Causes of what is learned."""
     solved = taught.solved
     case.ruled_out += [w for w, fine in zip(taught.words, taught.holds, strict=True) if fine]
@@ -293,7 +204,7 @@ def _after_training(case: _Case, taught: Taught) -> None:
     metric = f"after {taught.steps} steps the update's relative distance"
     for shown in (*solved.accepted, *solved.others):
         if shown.trial.cause is not None:
-            _settle(case, shown, solved, all(taught.holds), "", metric)
+            settle(case, shown, solved, all(taught.holds), "", metric)
         elif shown in solved.accepted:
             confidence = solved.confidence(shown) if all(taught.holds) else "supported"
             factor = shown.trial.factor
@@ -302,8 +213,8 @@ def _after_training(case: _Case, taught: Taught) -> None:
                 _unlike_training(factor, taught), value=shown.opens,
                 floor=solved.floor, swap=Swap(factor),
             )  # fmt: skip
-            tried = _tried(Cause(finding, confidence), shown, solved, confidence, "", metric)
-            case.new.append((0.0, tried))
+            cause = tried(Cause(finding, confidence), shown, solved, confidence, "", metric)
+            case.new.append((0.0, cause))
     if solved.gap > solved.floor and not solved.closed:
         case.not_checked.append(
             f"what is left of training after all exchanges: a relative distance of "
@@ -346,7 +257,7 @@ def _unlike_training(factor: str, taught: Taught) -> str:
 
 
 def _after_choosing(
-    case: _Case,
+    case: Docket,
     engine: Engine,
     found: Read,
     built: Built,
@@ -373,7 +284,7 @@ def _after_choosing(
         _exchanged(case, by_factor["seed"], "seed", voices.seeds())
 
 
-def _exchanged(case: _Case, number: int, name: str, made: Exchange | None) -> None:
+def _exchanged(case: Docket, number: int, name: str, made: Exchange | None) -> None:
     if made is None:
         case.not_checked.append(f"the {name} could not be exchanged: not enough of it was recorded")
         return
@@ -388,8 +299,8 @@ def _exchanged(case: _Case, number: int, name: str, made: Exchange | None) -> No
     case.proven[number] = replace(
         cause,
         confidence=confidence,
-        gap_closed=_share(made.gap - made.closes, made.gap),
-        reproduces=_share(made.opens, made.gap),
+        gap_closed=share(made.gap - made.closes, made.gap),
+        reproduces=share(made.opens, made.gap),
         proof=(
             f"B with A's {name}: {made.gap:.3g} -> {made.closes:.3g} {made.unit}",
             f"A with B's {name}: 0 -> {made.opens:.3g} {made.unit}",
@@ -397,51 +308,3 @@ def _exchanged(case: _Case, number: int, name: str, made: Exchange | None) -> No
     )
     if made.unit.startswith("nats"):
         case.effect[number] = made.opens
-
-
-def _concluded(case: _Case, forwards: int) -> Diagnosis:
-    """Causes with what was shown of them, by effect; those without any are set apart."""
-    diagnosis = case.diagnosis
-    ranked: list[tuple[tuple[float, int], Cause]] = []
-    harmless = list(diagnosis.harmless)
-    for number, cause in enumerate(diagnosis.causes):
-        if number in case.idle and number not in case.proven:
-            harmless.append(f"{cause.finding.words} ({case.idle[number]})")
-            continue
-        shown = case.proven.get(number, cause)
-        ranked.append(((-case.effect.get(number, _unknown(case, number)), number), shown))
-    ranked += [((-effect, 99), cause) for effect, cause in case.new]
-    ranked.sort(key=lambda each: each[0])
-    causes = tuple(cause for _, cause in ranked)
-    if any(cause.confidence in ("proven", "supported") for cause in causes):
-        causes = tuple(cause for cause in causes if cause.confidence != "unresolved")
-    verdict = diagnosis.verdict
-    if not causes and verdict == "different" and _same(diagnosis):
-        verdict = "same"
-    words = diagnosis.words
-    if causes and causes[0].finding is not (diagnosis.causes or causes)[0].finding:
-        more = f", and {len(causes) - 1} more" if len(causes) > 1 else ""
-        words = f"{causes[0].finding.words}{more}"
-    elif verdict == "same" != diagnosis.verdict:
-        words = "A and B are the same within noise"
-    return replace(
-        diagnosis,
-        verdict=verdict,
-        words=words,
-        causes=causes,
-        first=None if verdict == "same" else diagnosis.first,
-        harmless=tuple(harmless),
-        ruled_out=(*diagnosis.ruled_out, *case.ruled_out),
-        not_checked=tuple(dict.fromkeys((*diagnosis.not_checked, *case.not_checked))),
-        forwards=forwards,
-    )
-
-
-def _unknown(case: _Case, number: int) -> float:
-    """The effect of a cause that was not measured in nats: as large as the ladder ranks it."""
-    known = [effect for n, effect in case.effect.items() if n > number]
-    return max(known, default=0.0)
-
-
-def _same(diagnosis: Diagnosis) -> bool:
-    return bool(diagnosis.outcome) and all(each.apart == "same" for each in diagnosis.outcome)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from weft.core.keys import Key
-from weft.diagnose.proof.build import Built, Seen
+from weft.diagnose.proof.build import Built
 from weft.diagnose.proof.control import Control, control, departs
 from weft.diagnose.proof.counterfactuals import Guess, explain
+from weft.diagnose.proof.fed import Seen
 from weft.diagnose.proof.floors import Floor, reading_floor
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.measures import Measure, mean_kl, predicted

@@ -13,8 +13,8 @@ import torch
 from weft.core.errors import InputError
 from weft.data.tokenizer import load_tokenizer
 from weft.diagnose.evidence import Pair
-from weft.diagnose.proof.build import generation_rows
 from weft.diagnose.proof.choosing import Exchange
+from weft.diagnose.proof.fed import generation_rows
 from weft.diagnose.proof.feeding import readings
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.measures import chosen_from
