@@ -72,10 +72,7 @@ def diff(
     if json:
         screen.put_json(found.record())
     else:
-        put(
-            sections(found, again, proving=prove),
-            "lists are cut to fit one screen: --json has all of them",
-        )
+        put(sections(found, again, proving=prove))
     if html is not None:
         from weft.report.diagnosis import write_diagnosis
 
