@@ -174,11 +174,11 @@ def install(recorder: Recorder) -> Undo:
 
     def imported(torch: Any) -> None:
         for name, look in watch.looks.items():
-            made = replace(torch, name, _wrapping(torch, recorder, look))
+            made = replace(torch, name, _wrapping(torch, watch, look))
             with suppress(AttributeError):  # compiled scripts know functions by what they are
                 torch.jit._builtins._register_builtin(getattr(torch, name), f"aten::{name}")
             undos.append(made)
-            undos.append(replace(torch.Tensor, name, _wrapping(torch, recorder, look)))
+            undos.append(replace(torch.Tensor, name, _wrapping(torch, watch, look)))
 
     undos: list[Undo] = []
     undos.append(when_imported("torch", imported))
@@ -186,15 +186,16 @@ def install(recorder: Recorder) -> Undo:
 
 
 def _wrapping(
-    torch: Any, recorder: Recorder, look: Callable[..., None]
+    torch: Any, watch: _Watch, look: Callable[..., None]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def choose(*args: Any, **kwargs: Any) -> Any:
             made = original(*args, **kwargs)
-            if not torch.compiler.is_compiling() and recorder.watching:
+            if not torch.compiler.is_compiling() and watch.recorder.watching:
                 given = args[0] if args else kwargs.get("input")
-                if isinstance(given, torch.Tensor) and given.ndim:
-                    look(given, made, args[1:], kwargs)
+                if isinstance(given, torch.Tensor) and watch.concerns(given):
+                    with watch.recorder.aside():
+                        look(given, made, args[1:], kwargs)
             return made
 
         return choose
@@ -209,7 +210,7 @@ class _Watch:
         self.recorder = recorder
         self.size = -1  # V of the last logits
         self.state: torch.Tensor | None = None  # of the generator, after the last pass
-        self.ranks: torch.Tensor | None = None
+        self.ranks: torch.Tensor | None = None  # tokens, the likeliest first
         self.looks: dict[str, Callable[..., None]] = {
             "argmax": self.argmax,
             "max": self.largest,
@@ -226,22 +227,28 @@ class _Watch:
         self.size = -1 if seen.logits is None else seen.logits.shape[-1]
         self.state = torch.get_rng_state()
 
+    def concerns(self, given: torch.Tensor) -> bool:
+        """Whether a tensor can be scores of all tokens, or of those that were ranked."""
+        if not given.ndim:
+            return False
+        columns = given.shape[-1]
+        return columns == self.size or (self.ranks is not None and columns == self.ranks.shape[-1])
+
     def argmax(self, given: Any, made: Any, args: Any, kwargs: Any) -> None:
         if given.shape[-1] == self.size and _is_last(given, args, kwargs):
-            with self.recorder.aside():
-                self._picked(made)
+            self._picked(made)
 
     def largest(self, given: Any, made: Any, args: Any, kwargs: Any) -> None:
-        if hasattr(made, "indices"):
-            self.argmax(given, made.indices, args, kwargs)
+        if isinstance(made, tuple):
+            self.argmax(given, made[1], args, kwargs)
 
     def ranked(self, given: Any, made: Any, args: Any, kwargs: Any) -> None:
-        indices = getattr(made, "indices", made)
+        indices = made[1] if isinstance(made, tuple) else made
         if given.shape[-1] == self.size and indices.shape[-1] == 1:
-            with self.recorder.aside():
-                self._picked(indices)
+            self._picked(indices)
         elif given.shape[-1] == self.size and indices.shape[:-1] == given.shape[:-1]:
-            self.ranks = indices
+            ends = given.gather(-1, indices[..., [0, -1]])  # from the least one: to be put back
+            self.ranks = indices if bool((ends[..., 0] >= ends[..., 1]).all()) else None
         elif self.ranks is not None and self.ranks.shape == given.shape:  # a top-k, sorted again
             self.ranks = self.ranks.gather(-1, indices)
 
@@ -251,15 +258,14 @@ class _Watch:
             ranks = None
         if made.shape[-1] != 1 or (size != self.size and ranks is None):
             return
-        with self.recorder.aside():
-            weights = given.detach().reshape(-1, size).clone()  # the script may go on with it
-            columns = made.detach().reshape(-1, 1)
-            if ranks is None or (size == self.size and not _descends(weights)):
-                told = Chosen("draw", columns[:, 0], weights, None)
-            else:
-                ranks = (ranks[:, -1] if ranks.ndim > given.ndim else ranks).reshape(-1, size)
-                told = Chosen("draw", ranks.gather(-1, columns)[:, 0], weights, ranks)
-            self.recorder.tell(told)
+        weights = given.detach().reshape(-1, size).clone()  # the script may go on with it
+        columns = made.detach().reshape(-1, 1)
+        if ranks is None or (size == self.size and not _descends(weights)):
+            told = Chosen("draw", columns[:, 0], weights, None)
+        else:
+            ranks = (ranks[:, -1] if ranks.ndim > given.ndim else ranks).reshape(-1, size)
+            told = Chosen("draw", ranks.gather(-1, columns)[:, 0], weights, ranks)
+        self.recorder.tell(told)
 
     def _picked(self, indices: torch.Tensor) -> None:
         """An argmax; of noise if the generator has moved since the pass."""

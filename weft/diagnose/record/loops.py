@@ -135,7 +135,8 @@ class Loop:
             return found | {"greedy": True}
         if "draw" in hows:
             found["greedy"] = False
-        temperatures = [each.temperature for each in self.fitted if each.temperature]
+        own = [each.temperature for each in self.fitted if each.temperature]
+        temperatures = own or [each.temperature for each in fitted if each.temperature]
         if temperatures:
             found["temperature"] = round(median(temperatures), 4)
         return found | filters(fitted, self.size)

@@ -164,6 +164,12 @@ def ranked(z: torch.Tensor) -> torch.Tensor:
     return order.gather(-1, torch.multinomial(p, 1))
 
 
+def by_argsort(z: torch.Tensor) -> torch.Tensor:
+    p = z[:, -1].softmax(-1)
+    order = p.argsort(dim=-1, descending=True)
+    return order.gather(-1, torch.multinomial(p.gather(-1, order), 1))
+
+
 def best(z: torch.Tensor) -> torch.Tensor:
     values, order = torch.topk(z[:, -1], 5)
     return order.gather(-1, values.softmax(-1).multinomial(1))
@@ -181,6 +187,7 @@ DRAWS: list[Callable[[torch.Tensor], Any]] = [
     lambda z: z[:, -1].softmax(-1).multinomial(num_samples=1),
     lambda z: torch.distributions.Categorical(logits=z[:, -1]).sample(),
     ranked,
+    by_argsort,
     best,
     best_then_ranked,
 ]
@@ -198,6 +205,23 @@ def test_every_way_to_draw_is_seen(
         z = model(input_ids=torch.arange(2, 10).reshape(2, 4)).logits[:, -1]
     draw, _ = draw_of(1, 0, int(chosen.tokens[1]), chosen, z, True)
     assert draw.temperature == pytest.approx(1.0, rel=1e-4)
+
+
+def put_back(z: torch.Tensor) -> torch.Tensor:
+    """The first token is all that a filter leaves, and the least likely ones were sorted first."""
+    scores = z[:, -1].clone()
+    scores[:, 0] = 100
+    kept, order = torch.sort(scores, descending=False)
+    gone = kept.softmax(-1).cumsum(-1) <= 0.05
+    scores = scores.masked_fill(gone.scatter(1, order, gone), float("-inf"))
+    return torch.multinomial(scores.softmax(-1), 1)
+
+
+def test_a_filter_that_puts_tokens_back_in_their_places_is_no_rank(
+    tmp_path: Path, make_model: Callable[..., Any]
+) -> None:
+    made, (chosen,) = choices(tmp_path, make_model("llama"), put_back)
+    assert made.flatten().tolist() == chosen.tokens.tolist() == [0, 0]
 
 
 def test_an_argmax_of_noise_is_a_draw(tmp_path: Path, make_model: Callable[..., Any]) -> None:

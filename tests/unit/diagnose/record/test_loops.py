@@ -224,6 +224,24 @@ def test_the_filter_of_a_sampler_is_told(tmp_path: Path, model: Any) -> None:
     assert loop.settings["temperature"] == pytest.approx(0.8, abs=1e-4)
 
 
+def test_a_loop_whose_draws_leave_no_choice_has_the_temperature_of_its_place(
+    tmp_path: Path, model: Any
+) -> None:
+    def run() -> torch.Tensor:
+        made = []
+        for sure in (False, True):
+
+            def pick(z: torch.Tensor, sure: bool = sure) -> torch.Tensor:
+                z = z.masked_fill(z < z.max(), float("-inf")) if sure else z
+                return torch.multinomial((z / 0.6).softmax(-1), 1)
+
+            made.append(with_cache(model, torch.tensor(PROMPT), pick, 4))
+        return torch.cat(made)
+
+    _, loops, _ = watched(tmp_path, run)
+    assert [loop.settings["temperature"] for loop in loops] == [pytest.approx(0.6, abs=1e-4)] * 2
+
+
 def test_a_choice_that_nobody_saw_is_unknown(tmp_path: Path, model: Any) -> None:
     def by_numpy(z: torch.Tensor) -> torch.Tensor:
         return torch.tensor([[int(z.numpy().argsort()[0, -2])]])
