@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from weft.diagnose.evidence import Pair
@@ -107,9 +107,19 @@ def _causes(
     own = [each for each in acting if not FOLLOWS.get(each.label, frozenset()) & labels]
     if own:
         ranked = sorted(own, key=lambda each: (-_strength(each, outcome), each.rung))
-        return tuple(Cause(each, "located") for each in ranked)
+        return tuple(Cause(each, "located") for each in _once_a_step(ranked))
     first = _first((), effects)
     return () if first is None else (Cause(first, "unresolved"),)
+
+
+def _once_a_step(ranked: Sequence[Finding]) -> Iterator[Finding]:
+    """What one cause does at one step of training is one cause: a merge, and the reset with it."""
+    told = set()
+    for each in ranked:
+        key = each.label, each.step
+        if each.step is None or key not in told:
+            yield each
+        told.add(key)
 
 
 def _strength(factor: Finding, outcome: Sequence[Outcome]) -> float:
@@ -130,11 +140,9 @@ def _words(verdict: Verdict, causes: Sequence[Cause], outcome: Sequence[Outcome]
         within = " within noise" if any(each.value > 0 for each in floors) else ""
         return f"A and B are the same{within}"
     if not causes:
-        return (
-            "A and B differ, and nothing that was seen says why"
-            if verdict == ("different")
-            else "A and B may differ: more than noise in one place, less than that is sure"
-        )
+        if verdict == "different":
+            return "A and B differ, and nothing that was seen says why"
+        return "A and B may be the same or not: what was compared does not decide it"
     more = f", and {len(causes) - 1} more" if len(causes) > 1 else ""
     return f"{causes[0].finding.words}{more}"
 

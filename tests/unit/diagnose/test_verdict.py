@@ -113,3 +113,9 @@ def test_what_moves_more_comes_first() -> None:
 def test_what_a_side_could_not_show_is_told() -> None:
     pair = Pair(side("a", "no room"), side("b"))
     assert judge(pair, {}).not_checked == ("A: no room",)
+
+
+def test_a_merge_and_its_reset_are_one_cause() -> None:
+    merge, reset = (finding(11, "schedule", step=4) for _ in range(2))
+    later = finding(11, "schedule", step=8)
+    assert verdict((11, Looked((merge, reset, later)))) == ("different", ["schedule", "schedule"])
