@@ -8,6 +8,7 @@ Shapes: B rows, T positions.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,13 +19,16 @@ import numpy as np
 from weft.core.batch import IGNORE
 from weft.diagnose.record.loops import unpadded
 from weft.diagnose.record.patching import Undo, replace, together, when_imported
-from weft.diagnose.record.recorder import PassSeen, Recorder, StepTaken
+from weft.diagnose.record.recorder import Ending, PassSeen, Recorder, StepTaken
 from weft.diagnose.record.seeds import random_digest
 from weft.runs.evidence import Settings, TrainStep
 from weft.runs.sketch import batch_digest, labels_digest
 
 LARGEST = 2**24
 """Parameters that are trained, up to which the norm of their change is taken: it needs a copy."""
+
+MOST = 4096
+"""Passes of one step that are remembered."""
 
 TOLD = {
     "lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "amsgrad",
@@ -79,7 +83,6 @@ class _Tap:
         self.between = Between(recorder)
         self.known: weakref.WeakSet[Any] = weakref.WeakSet()
         self.models: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-        self._inside = False
 
     def passed(self, seen: PassSeen) -> None:
         if seen.ids is None or seen.ids.ndim != 2:
@@ -96,7 +99,7 @@ class _Tap:
         if not fed.grad:  # an evaluation, unless nothing else comes before the step
             self.since.fed = [*(each for each in self.since.fed if each.grad), fed]
         else:
-            self.since.fed.append(fed)
+            self.since.fed = [*self.since.fed[1 - MOST :], fed]
 
     def optimiser(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Passes with gradients are training from when there is an optimiser."""
@@ -124,7 +127,9 @@ class _Tap:
 
         def cross_entropy(*args: Any, **kwargs: Any) -> Any:
             made = original(*args, **kwargs)
-            if self.recorder.watching and self.since.fed and self.since.fed[-1].labels is None:
+            if sys.modules["torch"].compiler.is_compiling() or not self.recorder.watching:
+                return made
+            if self.since.fed and self.since.fed[-1].labels is None:
                 with self.recorder.aside():
                     target = args[1] if len(args) > 1 else kwargs["target"]
                     ignore = args[4] if len(args) > 4 else kwargs.get("ignore_index", IGNORE)
@@ -190,6 +195,12 @@ class _Tap:
             self.recorder.steps += 1
             self._emit(model, root, since, since.coming, _trained(optimiser))
             self.recorder.tell(StepTaken(self.recorder.steps, model))
+
+    def end(self, _: Ending) -> None:
+        """Say what was not seen."""
+        if self.since.losses and not self.recorder.steps:
+            text = "`backward` was called and no optimiser of PyTorch stepped: steps by hand"
+            self.recorder.notice(f"{text} are not seen")
 
     def _emit(
         self, model: str, root: Any, since: _Since, coming: _Coming, trained: list[Any]
@@ -310,7 +321,8 @@ def _labels(target: Any, ignore: int, fed: _Fed) -> list[list[int]] | None:
     if target.is_floating_point() or target.numel() % count:
         return None
     grid = target.detach().reshape(count, -1)
-    width = max(map(len, fed.rows)) if fed.mask is None else fed.mask.shape[-1]
+    masked = fed.mask is not None and fed.mask.ndim == 2
+    width = fed.mask.shape[-1] if masked else max(map(len, fed.rows))
     if grid.shape[1] not in (width - 1, width):
         return None
     grid = grid[:, : width - 1].masked_fill(grid[:, : width - 1] == ignore, IGNORE)
@@ -335,6 +347,7 @@ def install(recorder: Recorder) -> Undo:
     """Look at optimisers, `backward`, clipping, and losses that get their labels by hand."""
     tap = _Tap(recorder)
     recorder.listen(PassSeen, tap.passed)
+    recorder.listen(Ending, tap.end)
     undos: list[Undo] = []
 
     def imported(torch: Any) -> None:

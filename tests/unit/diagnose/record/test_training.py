@@ -242,6 +242,16 @@ def test_an_optimiser_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert len(seen.of(Notice)) == 1
 
 
+def test_steps_that_are_taken_by_hand_are_said_not_to_be_seen(tmp_path: Path, model: Any) -> None:
+    with watching(tmp_path / "recording") as seen:
+        given_labels(model, ROWS).backward()
+        with torch.no_grad():
+            for each in trained(model):
+                each -= 0.1 * each.grad
+    assert seen.of(TrainStep) == []
+    assert "steps by hand are not seen" in seen.of(Notice)[0].text
+
+
 def test_nothing_is_left_behind(tmp_path: Path, model: Any) -> None:
     before = torch.autograd.backward, F.cross_entropy, torch.optim.Optimizer.__init__
     with watching(tmp_path / "recording") as seen:
