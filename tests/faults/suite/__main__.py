@@ -6,8 +6,10 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -42,6 +44,10 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work there, and keep it")
     parser.add_argument("--no-prove", action="store_true", help="`weft diff` without --prove")
     parser.add_argument("--jobs", type=int, default=2, help="at a time (default: 2)")
+    parser.add_argument("--resume", action="store_true", help="go on with --keep")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no case after so many"
+    )
     parser.add_argument("--write", action="store_true", help="write the page and a dated file")
     parser.add_argument("--require", action="store_true", help="fail where a case is not sound")
     return parser.parse_args(arguments)
@@ -72,23 +78,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         root = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        bench = Bench(root, given.jobs, not given.no_prove, startup=startup())
+        bench = Bench(root, given.jobs, not given.no_prove, given.resume, given.minutes, startup())
         progress = Progress(len(cases))
         results = bench.run(cases, progress.tell)
     report(cases, results, progress.seconds)
     if given.write:
-        write(results, progress.seconds, cases)
+        write(results, progress.seconds)
     return int(given.require and not all(result.sound for result in results))
 
 
-def startup() -> float:
-    """Seconds that a process of its own spends on loading what forked ones have loaded."""
-    started = time.perf_counter()
-    code = "import torch, peft; from transformers.models.llama import modeling_llama"
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+def startup() -> tuple[float, float]:
+    """Processor seconds that a process of its own spends on loading what forked ones have loaded."""
+    return _timed("import weft.cli.main, weft.diagnose.diff"), _timed(
+        "import weft.cli.main, peft, weft.diagnose.diff; "
+        "from transformers.models.llama import modeling_llama"
     )
-    return time.perf_counter() - started
+
+
+def _timed(code: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=REPOSITORY)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 class Progress:
@@ -146,12 +158,14 @@ def report(cases: Sequence[Case], results: Sequence[Result], seconds: float) -> 
         low, high = by_type(found)
         print(f"\ncause first, drawn by type: {low:.2f} to {high:.2f}")
     bad = [r.complaint for r in results if not r.sound]
-    print(f"{len(cases)} cases in {seconds / 60:.1f} minutes; {len(bad)} not sound")
+    print(
+        f"{len(results)} of {len(cases)} cases in {seconds / 60:.1f} minutes; {len(bad)} not sound"
+    )
     for line in bad:
         print(f"  {line}")
 
 
-def write(results: Sequence[Result], seconds: float, cases: Sequence[Case]) -> None:
+def write(results: Sequence[Result], seconds: float) -> None:
     """The dated file, and the page between its markers."""
     day = datetime.date.today().isoformat()
     RESULTS.mkdir(exist_ok=True)
@@ -170,7 +184,7 @@ def write(results: Sequence[Result], seconds: float, cases: Sequence[Case]) -> N
     low, high = by_type(values(judged, "cause first, single faults"))
     text = "\n\n".join(
         [
-            f"{len(cases)} cases on {day}, made by `make faults`. In brackets: Wilson's interval "
+            f"{_count(results)} on {day}, made by `make faults`. In brackets: Wilson's interval "
             "at 95 %, and the number of cases. Cases of one type are alike: drawing types instead "
             f"of cases, the share of single faults whose cause comes first is {low:.2f} to "
             f'{high:.2f}. "Held out" are the types and the model family that nobody saw who '
@@ -186,6 +200,11 @@ def write(results: Sequence[Result], seconds: float, cases: Sequence[Case]) -> N
     page = PAGE.read_text() if PAGE.exists() else f"{BEGIN}\n{END}\n"
     block = f"{BEGIN}\n{text}\n{END}"
     PAGE.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, page, flags=re.S))
+
+
+def _count(results: Sequence[Result]) -> str:
+    done = len(results)
+    return f"{done} cases" if done == len(CASES) else f"{done} of {len(CASES)} cases"
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,22 @@ class Result:
     """The sides' outputs agree or differ as the kind of the case says."""
     complaint: str = ""
 
+    @classmethod
+    def of(cls, read: dict[str, Any]) -> Result:
+        """As `asdict` wrote it."""
+        judged = {
+            name: Judged(
+                **{
+                    **each,
+                    "faults": tuple(each["faults"]),
+                    "said": tuple(each["said"]),
+                    "proven": tuple(map(tuple, each["proven"])),
+                }
+            )
+            for name, each in read["judged"].items()
+        }
+        return cls(judged, read["sound"], read["complaint"])
+
 
 @dataclass
 class Bench:
@@ -41,19 +59,27 @@ class Bench:
     root: Path
     jobs: int = 2
     prove: bool = True
-    fresh: bool = False
-    startup: float = 0.0
-    """Seconds that loading the libraries takes, which forked processes do not spend: added to
-    what a proof takes."""
+    resume: bool = False
+    minutes: float = math.inf
+    """After which no further case is begun."""
+    startup: tuple[float, float] = (0.0, 0.0)
+    """Processor seconds that loading takes, which forked processes do not spend, without and with --prove:
+    added to what an answer takes."""
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        self.root = self.root.resolve()
+        self.began = time.monotonic()
         self.assets = Assets(self.root / "assets")
         self.pool: queue.Queue[Zygote] = queue.Queue()
 
     def run(self, cases: Sequence[Case], tell: Callable[[Case, Result, int], None]) -> list[Result]:
-        """All cases, `jobs` at a time; `tell` hears of each as it ends."""
+        """Cases in the order of their numbers, `jobs` at a time; `tell` hears of each as it ends.
+
+        Those that were not begun in time are left out.
+        """
+        cases = sorted(cases, key=lambda case: numbers()[case.name])
         self.assets.make(needed(cases))
         zygotes = [Zygote() for _ in range(self.jobs)]
         for each in zygotes:
@@ -63,16 +89,29 @@ class Bench:
             with ThreadPoolExecutor(self.jobs) as pool:
                 waiting = {pool.submit(self.case, case): case for case in cases}
                 for number, done in enumerate(as_completed(waiting), 1):
-                    results[waiting[done].name] = done.result()
-                    tell(waiting[done], done.result(), number)
+                    result = done.result()
+                    if result is not None:
+                        results[waiting[done].name] = result
+                        tell(waiting[done], result, number)
         finally:
             for each in zygotes:
                 each.close()
-        return [results[case.name] for case in cases]
+        return [results[case.name] for case in cases if case.name in results]
 
-    def case(self, case: Case) -> Result:
-        """One case, from its sides to its judgement."""
+    def case(self, case: Case) -> Result | None:
+        """One case, from its sides to its judgement, or as it was judged before."""
         number = numbers()[case.name]
+        kept = self.root / "results" / f"{number:03}{'p' if self.prove else ''}.json"
+        if self.resume and kept.exists():
+            return Result.of(json.loads(kept.read_text()))
+        if time.monotonic() - self.began > 60 * self.minutes:
+            return None
+        result = self._judged(case, number)
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(asdict(result)))
+        return result
+
+    def _judged(self, case: Case, number: int) -> Result:
         a, b = self.side(case.a), self.side(case.b)
         place = self.root / "cases" / f"{number:03}"
         shutil.rmtree(place, ignore_errors=True)
@@ -86,8 +125,8 @@ class Bench:
             case,
             number,
             proof if self.prove else told,
-            seconds=done.seconds,
-            prove_seconds=None if proof_done is None else proof_done.seconds + self.startup,
+            seconds=done.processor + self.startup[0],
+            prove_seconds=None if proof_done is None else proof_done.processor + self.startup[1],
             problem=_last_line(place / ("prove.err" if self.prove else "diff.err"))
             if (proof if self.prove else told) is None
             else "",

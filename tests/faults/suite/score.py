@@ -34,7 +34,7 @@ class Judged:
     place: bool | None = None
     step: bool | None = None
     proven: tuple[tuple[str, bool, float | None], ...] = ()  # label, right, gap closed
-    seconds: float = 0.0
+    seconds: float = 0.0  # of processors, as below
     prove_seconds: float | None = None
     problem: str = ""
 

@@ -110,7 +110,7 @@ def rows(
     body.append(["proven and right", *(f"{r} of {n}" for n, r, _ in counts), *blanks])
     body.append(["proven and gap closed", *(f"{c} of {n}" for n, _, c in counts), *blanks])
     for what, pick in (
-        ("seconds, median", lambda g: _median([j.seconds for j in g])),
+        ("processor seconds, median", lambda g: _median([j.seconds for j in g])),
         ("with --prove, median", lambda g: _median([j.prove_seconds for j in g])),
         ("with --prove, longest", lambda g: _longest([j.prove_seconds for j in g])),
     ):

@@ -1,13 +1,15 @@
 """A process that has loaded the libraries, and forks for each script that it is asked to run.
 
-Loading torch, transformers and peft takes longer than most sides run. Weft itself is not loaded
-before the fork, so what runs is the code as it is then. Jobs come as lines of JSON.
+Loading torch, transformers, peft and Weft takes longer than most sides run. It is done once, which
+also means that all cases of a run see one state of the code. Jobs come as lines of JSON.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import subprocess
@@ -30,6 +32,9 @@ ENVIRONMENT = {
 }
 
 
+WEFT = ("weft.cli.main", "weft.training.train", "weft.training.generate")
+
+
 @dataclass(frozen=True)
 class Job:
     """What to run in `cwd`: `main.py` as it is, `main.py` recorded below `out`, or `weft ...`."""
@@ -49,6 +54,8 @@ class Done:
 
     code: int
     seconds: float
+    processor: float
+    """Seconds of processors: what it takes where nothing else runs."""
 
 
 class Zygote:
@@ -99,7 +106,8 @@ def run_alone(job: Job) -> Done:
             timeout=job.limit,
             check=False,
         )
-    return Done(ended.returncode, time.perf_counter() - started)
+    spent = time.perf_counter() - started
+    return Done(ended.returncode, spent, spent)
 
 
 def serve(jobs: IO[str], answers: IO[str]) -> None:
@@ -109,21 +117,22 @@ def serve(jobs: IO[str], answers: IO[str]) -> None:
         child = os.fork()
         if child == 0:
             _become(job)
-        code = _wait(child, job.limit)
-        answers.write(json.dumps(asdict(Done(code, time.perf_counter() - started))) + "\n")
+        code, processor = _wait(child, job.limit)
+        done = Done(code, time.perf_counter() - started, processor)
+        answers.write(json.dumps(asdict(done)) + "\n")
         answers.flush()
 
 
-def _wait(child: int, limit: float) -> int:
+def _wait(child: int, limit: float) -> tuple[int, float]:
     end = time.monotonic() + limit
     while time.monotonic() < end:
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, status, used = os.wait4(child, os.WNOHANG)
         if pid:
-            return os.waitstatus_to_exitcode(status)
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
         time.sleep(0.02)
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return 124
+    _, _, used = os.wait4(child, 0)
+    return 124, used.ru_utime + used.ru_stime
 
 
 def _become(job: Job) -> None:
@@ -163,7 +172,7 @@ def _do(job: Job) -> None:
 
 
 def warm() -> Any:
-    """Everything that scripts import, but for Weft and for what starts threads."""
+    """Everything that scripts, Weft's runs and diagnoses import."""
     import peft
     import torch
     import transformers
@@ -171,6 +180,11 @@ def warm() -> Any:
     from transformers.models.llama import modeling_llama
 
     torch.set_num_threads(1)
+    import weft.diagnose
+
+    found = pkgutil.walk_packages(weft.diagnose.__path__, "weft.diagnose.")
+    for name in (*WEFT, *(module.name for module in found if "mlx" not in module.name)):
+        importlib.import_module(name)
     return (
         peft,
         transformers.AutoModelForCausalLM,
