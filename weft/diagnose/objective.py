@@ -36,7 +36,7 @@ def tokens_of(side: Evidence, step: TrainStep) -> tuple[Tokens, ...]:
     found = []
     for index in step.passes:
         seen = known.get(index)
-        if seen is None or (tokens := _tokens(side, seen)) is None:
+        if seen is None or (tokens := _tokens(side, step, seen)) is None:
             return ()
         found.append(tokens)
     if step.supervised not in (None, sum(each.count for each in found)):
@@ -44,14 +44,17 @@ def tokens_of(side: Evidence, step: TrainStep) -> tuple[Tokens, ...]:
     return tuple(found)
 
 
-def _tokens(side: Evidence, seen: Pass) -> Tokens | None:
+def _tokens(side: Evidence, step: TrainStep, seen: Pass) -> Tokens | None:
     if seen.nll is None:
         return None
     nll_BT = np.asarray(side.array(seen.nll), np.float64)
+    mask_BT = None if seen.mask is None else side.array(seen.mask) != 0
     if seen.labels is not None:
         kept_BT = side.array(seen.labels)[:, 1:] != IGNORED
-    elif seen.mask is not None:
-        kept_BT = side.array(seen.mask)[:, 1:] != 0
+    elif (name := step.targets.get(str(seen.index))) is not None:
+        kept_BT = _placed(side.array(name) != IGNORED, mask_BT, nll_BT.shape[1] + 1)[:, 1:]
+    elif mask_BT is not None:
+        kept_BT = mask_BT[:, 1:]
     else:
         kept_BT = np.ones_like(nll_BT, dtype=bool)
     if nll_BT.shape != kept_BT.shape:
@@ -60,6 +63,16 @@ def _tokens(side: Evidence, seen: Pass) -> Tokens | None:
     counts = kept_BT.sum(1)
     means = tuple(float(row.sum() / n) for row, n in zip(nll_BT, counts, strict=True) if n)
     return Tokens(float(nll_BT.sum()), int(counts.sum()), means, kept_BT.size)
+
+
+def _placed(targets_BT: np.ndarray, mask_BT: np.ndarray | None, width: int) -> np.ndarray:
+    """Targets of rows without padding, at the columns at which the rows stand."""
+    placed_BT = np.zeros((len(targets_BT), width), dtype=bool)
+    for row, its_T in enumerate(targets_BT):
+        start = 0 if mask_BT is None else int(mask_BT[row].argmax())
+        its_T = its_T[: width - start]
+        placed_BT[row, start : start + len(its_T)] = its_T
+    return placed_BT
 
 
 def minimised(side: Evidence, step: TrainStep) -> float | None:

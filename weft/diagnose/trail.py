@@ -13,7 +13,7 @@ from weft.diagnose.align import pad_ids, rows_of
 from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.matching import Ids
 from weft.diagnose.objective import minimised
-from weft.runs.evidence import Happened, TrainStep
+from weft.runs.evidence import Happened, Snapshot, TrainStep
 
 GROWTH = 10.0
 """Rounding in one step is amplified by the next ones; by less than this at a time."""
@@ -97,6 +97,28 @@ def names_or_rows(pair: Pair, steps: Steps) -> tuple[Counter[object], Counter[ob
 def overlap(a: Counter[object], b: Counter[object]) -> float:
     """The part of the fewer that are in both, each counted once."""
     return len(a.keys() & b.keys()) / max(min(len(a), len(b)), 1)
+
+
+MERGES = frozenset({"merge", "commit", "unmerge"})
+RESETS = frozenset({"reset"})
+TURNS = MERGES | RESETS
+"""What ends one adapter and begins another."""
+
+
+def comparable(pair: Pair) -> tuple[Snapshot, Snapshot] | None:
+    """The newest adapters of one step, taken before anything was merged or reset on one side."""
+    sides = []
+    for side, other in ((pair.a, pair.b), (pair.b, pair.a)):
+        there = {each.step for each in other.happened if each.what in TURNS}
+        found: dict[int, Snapshot] = {}
+        for event in side.events:
+            if isinstance(event, Happened) and event.what in TURNS and event.step not in there:
+                break
+            if isinstance(event, Snapshot) and event.step:
+                found[event.step] = event
+        sides.append(found)
+    steps = sides[0].keys() & sides[1].keys()
+    return (sides[0][max(steps)], sides[1][max(steps)]) if steps else None
 
 
 def during(side: Evidence, kinds: frozenset[str]) -> tuple[Happened, ...]:

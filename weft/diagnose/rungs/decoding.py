@@ -28,7 +28,8 @@ def look(pair: Pair) -> Looked:
     alone = {name: check(side) for name, side in pair.sides}
     findings = _unlike(alone)
     factors = [each for each in findings if each.nature == "factor"]
-    looked = _across(pair, min((each.step or 1 for each in factors), default=None))
+    since = min((each.step or 1 for each in factors), default=None)
+    looked = _across(pair, since, explained=bool(findings))
     if any(each.apart == "same" for each in looked.outcome):  # measured where it acts
         findings = tuple(replace(each, nature="harmless") for each in findings)
     equal = list(looked.equal)
@@ -88,7 +89,7 @@ class Gap:
     whole: bool = True  # of the whole vocabulary; else a lower bound, of its own token alone
 
 
-def _across(pair: Pair, since: int | None) -> Looked:
+def _across(pair: Pair, since: int | None, explained: bool) -> Looked:
     """Distributions of the same text at the same step, on both sides.
 
     Where a cause is known, what it does is what decoding is apart by `since` its first step beyond
@@ -128,7 +129,7 @@ def _across(pair: Pair, since: int | None) -> Looked:
     if mean <= limit:
         words = f"decoding equal within noise: {len(later)} steps (mean KL {mean:.1e} nats)"
         return Looked(equal=(words,), outcome=(outcome,), curves=curve)
-    finding = _only_in_decoding(first, later, limit, since is not None)
+    finding = _only_in_decoding(first, later, limit, explained)
     return Looked(finding, outcome=(outcome,), curves=curve)
 
 

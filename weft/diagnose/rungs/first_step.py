@@ -21,6 +21,10 @@ SPREAD = 0.02
 """Gradients are off by one factor where module by module it varies by less than this."""
 
 
+PROPORTIONAL = 2e-3
+"""Losses and gradients are off by one number where they agree on it to this part."""
+
+
 def look(pair: Pair) -> Looked:
     """Compare the first step that both sides took, cause by cause in the order they act."""
     found = steps(pair).pairs
@@ -156,7 +160,7 @@ def _loss(pair: Pair, a: TrainStep, b: TrainStep) -> Looked:
         words = f"loss of step {a.step} equal within noise: {x:.6g} (apart by {gap:.1e})"
         return Looked(equal=(words,))
     ratio = y / x if x else math.inf
-    means = _means(pair, a, b, x, y, max(limit, 1e-3))
+    means = _means(pair, a, b, x, y, max(limit, 1e-3)) or _proportional(pair, a, b, ratio)
     words = f"loss of step {a.step}: {x:.6g} in A, {y:.6g} in B (ratio {ratio:.4g})"
     found = Finding(
         RUNG,
@@ -187,13 +191,30 @@ def _means(pair: Pair, a: TrainStep, b: TrainStep, x: float, y: float, tolerance
     of_a, of_b = explained(x, tokens_a, tolerance), explained(y, tokens_b, tolerance)
     if of_a and of_b and not {*of_a} & {*of_b}:
         return f"A takes {of_a[0]}, B {of_b[0]}"
-    for one, other, mean in (("A", "B", of_a), ("B", "A", of_b)):
-        if mean and not (of_b if one == "A" else of_a):
-            named = _ratio(x, y, a, b)
-            return f"{one} takes {mean[0]}, {other} none that is known{named}"
+    if tokens_a and tokens_b and bool(of_a) != bool(of_b):
+        one, other, mean = ("A", "B", of_a) if of_a else ("B", "A", of_b)
+        return f"{one} takes {mean[0]}, {other} none that is known{_ratio(x, y, a, b)}"
     if not tokens_a and not tokens_b:
         return _ratio(x, y, a, b).removeprefix(": ")
     return ""
+
+
+def _proportional(pair: Pair, a: TrainStep, b: TrainStep, ratio: float) -> str:
+    """One number times everything: the loss and the gradient of every module alike.
+
+    No difference in what is computed does that, only one in what the same sum is divided by.
+    """
+    same = a.batch and a.batch == b.batch and a.labels and a.labels == b.labels
+    ratios = _gradient_ratios(a, b)
+    off = [abs(each / ratio - 1) for each in ratios.values()] if ratio > 0 else []
+    if not same or not off or max(off) > PROPORTIONAL or _other_draws(pair):
+        return ""
+    words = f"all gradients are {ratio:.4g} times those of A too, so the same sum is divided by"
+    count = a.supervised / ratio if a.supervised else 0.0
+    whole = abs(count - round(count)) < 1e-3 * count and round(count) > 0
+    if whole:
+        return f"{words} {round(count)} where A divides by {a.supervised} tokens"
+    return f"{words} another number"
 
 
 def _ratio(x: float, y: float, a: TrainStep, b: TrainStep) -> str:
@@ -225,9 +246,7 @@ def _gradients(pair: Pair, a: TrainStep, b: TrainStep) -> Looked:
     if not (a.batch and a.batch == b.batch):
         return Looked()
     limit = max(100 * noise.floor(pair, "loss").value, 1e-3)
-    ratios = dict(_ratios(a.grad_norms, b.grad_norms))
-    if not ratios and a.grad_norm and b.grad_norm:
-        ratios = {"all": b.grad_norm / a.grad_norm}
+    ratios = _gradient_ratios(a, b)
     if not ratios:
         return Looked(unseen=(f"gradients of step {a.step}: no norm above 0 on both sides",))
     off = {name: ratio for name, ratio in ratios.items() if abs(math.log(ratio)) > limit}
@@ -256,6 +275,14 @@ def _gradients(pair: Pair, a: TrainStep, b: TrainStep) -> Looked:
         unit="times A's norm",
     )
     return Looked((found,))
+
+
+def _gradient_ratios(a: TrainStep, b: TrainStep) -> dict[str, float]:
+    """By module; of all of them together where no more is known."""
+    ratios = dict(_ratios(a.grad_norms, b.grad_norms))
+    if not ratios and a.grad_norm and b.grad_norm:
+        ratios = {"all": b.grad_norm / a.grad_norm}
+    return ratios
 
 
 def _ratios(a: Mapping[str, float], b: Mapping[str, float]) -> Iterator[tuple[str, float]]:

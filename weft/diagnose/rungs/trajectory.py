@@ -25,9 +25,6 @@ RUNG = 11
 MOVED = (*range(7), 10, 11)
 """Rungs whose factors can have moved what training makes."""
 
-MERGES = frozenset({"merge", "commit", "unmerge"})
-RESETS = frozenset({"reset"})
-
 ADAPTERS = {"float64": 1e-6, "float32": 1e-3}
 """Relative difference of trained updates that amplified rounding gives; 5e-2 in 16 bits."""
 
@@ -41,13 +38,12 @@ def look(pair: Pair) -> Looked:
         return Looked(unseen=(f"training trajectory: {why}",))
     taken = matched.pairs
     findings = [
-        *_lengths(pair, len(matched.only_a), len(matched.only_b)),
+        *_lengths(pair),
         *_batches(pair, taken),
         *_labels(taken),
         *_rates(pair, taken),
         *_base(pair),
-        *_events(pair, "schedule", MERGES, "merges"),
-        *_events(pair, "schedule", RESETS, "resets"),
+        *_turns(pair),
     ]
     gaps = trail.gaps(pair, taken)
     findings += [*_losses(gaps), *_optimiser(pair, taken, findings)]
@@ -56,11 +52,11 @@ def look(pair: Pair) -> Looked:
                   _curves(pair, taken))  # fmt: skip
 
 
-def _lengths(pair: Pair, more_a: int, more_b: int) -> Iterator[Finding]:
+def _lengths(pair: Pair) -> Iterator[Finding]:
     """One side takes more steps."""
-    if not (more_a or more_b):
-        return
     a, b = (max(each.step for each in side.steps) for _, side in pair.sides)
+    if a == b:
+        return
     yield Finding(
         RUNG,
         "effect" if _set_apart(pair, "steps", "epochs") else "factor",
@@ -170,7 +166,7 @@ def _base(pair: Pair) -> Iterator[Finding]:
     """A frozen base keeps its digest, merges apart."""
     found = {}
     for name, side in pair.sides:
-        merged = {*trail.when(trail.during(side, MERGES))}
+        merged = {*trail.when(trail.during(side, trail.TURNS))}
         merged |= {step + 1 for step in merged}
         found[name] = [step for step in trail.moves(side.steps) if step not in merged]
     for name, other, side in (("A", "B", pair.a), ("B", "A", pair.b)):
@@ -201,14 +197,15 @@ def _base_trained(pair: Pair) -> bool:
     return counts[0] != counts[1]
 
 
-def _events(pair: Pair, label: Label, kinds: frozenset[str], name: str) -> Iterator[Finding]:
-    """What was done between steps on one side only, or at other steps."""
-    events = [trail.during(side, kinds) for _, side in pair.sides]
-    a, b = (trail.when(each) for each in events)
+def _turns(pair: Pair) -> Iterator[Finding]:
+    """Merges and resets between steps, on one side only or at other steps."""
+    events = [trail.during(side, trail.TURNS) for _, side in pair.sides]
     last = min(max(each.step for each in side.steps) for _, side in pair.sides)
-    a, b = ([step for step in each if step < last] for each in (a, b))
+    a, b = ([step for step in trail.when(each) if step < last] for each in events)
     if a == b:
         return
+    kinds = {each.what for side in events for each in side}
+    name = " and ".join(sorted(f"{kind}s" for kind in kinds))
     step = min({*a} ^ {*b})
     words = f"{name}: {trail.rhythm(a)} in A, {trail.rhythm(b)} in B"
     for letter, side, steps_of in (("A", pair.a, a), ("B", pair.b, b)):
@@ -225,7 +222,7 @@ def _events(pair: Pair, label: Label, kinds: frozenset[str], name: str) -> Itera
     yield Finding(
         RUNG,
         "factor",
-        label,
+        "schedule",
         f"step {step}",
         words,
         step=step,
@@ -312,9 +309,9 @@ def _loss_outcome(gaps: tuple[trail.Gap, ...]) -> Iterator[Outcome]:
 
 def _adapter_outcome(pair: Pair) -> Iterator[Outcome]:
     """The trained updates, whatever their factors."""
-    a, b = pair.a.last(), pair.b.last()
-    if a is None or b is None or not (a.step or b.step):
+    if (found := trail.comparable(pair)) is None:
         return
+    a, b = found
     apart, size = [], []
     for _, x, y in adapted(a, b):
         one, other = factors(pair.a, x), factors(pair.b, y)
@@ -327,7 +324,10 @@ def _adapter_outcome(pair: Pair) -> Iterator[Outcome]:
         return
     value = float(np.linalg.norm(apart) / np.linalg.norm(size))
     floor = ADAPTERS.get(noise.dtype_of(pair), 5e-2)
-    words = f"trained updates of {len(apart)} modules differ by {value:.2g} of their norm"
+    words = (
+        f"trained updates of {len(apart)} modules differ by {value:.2g} of their norm after step "
+        f"{a.step}"
+    )
     over = sum(bool(x > 3 * floor * y) for x, y in zip(apart, size, strict=True))
     yield Outcome("adapter", value, floor, "relative", words, over, len(apart), MOVED)
 
@@ -344,7 +344,7 @@ def _equal(pair: Pair, taken: trail.Steps, gaps: tuple[trail.Gap, ...]) -> Itera
     still = [side for _, side in pair.sides if any(s.base for s in side.steps)]
     if len(still) == 2 and not any(trail.moves(side.steps) for side in still):
         yield "the base stays frozen in both"
-    events = [trail.when(trail.during(side, MERGES | RESETS)) for _, side in pair.sides]
+    events = [trail.when(trail.during(side, trail.TURNS)) for _, side in pair.sides]
     if events[0] and events[0] == events[1]:
         yield f"merges and resets equal: {trail.rhythm(events[0])}"
 

@@ -109,6 +109,28 @@ def test_a_loss_that_no_mean_explains_is_an_effect_unless_its_tokens_are_equal()
     assert "B none that is known" in of_equal_tokens.words
 
 
+def test_a_loss_and_gradients_off_by_one_number_are_the_normaliser_and_its_count_is_told() -> None:
+    norms = {"q": 0.5, "v": 2.0}
+    losses = [total / 10 for total in TOTALS]
+    both = (
+        side(seen=False, grad_norms=norms),
+        side(losses, seen=False, grad_norms={name: 1.2 * norm for name, norm in norms.items()}),
+    )
+    cause = found(look(pair(*both)), "normaliser")
+    assert "divided by 10 where A divides by 12 tokens" in cause.words
+    uneven = side(losses, seen=False, grad_norms={"q": 0.6, "v": 2.2})
+    assert [each.nature for each in look(pair(both[0], uneven)).findings] == ["effect"] * 2
+
+
+def test_labels_that_only_the_script_saw_are_read_at_the_columns_of_their_rows() -> None:
+    made = Side().forward([[0, 5, 6, 7], [4, 5, 6, 7]], phase="train", grad=True,
+                          mask=[[0, 1, 1, 1], [1] * 4], nll=[[9, 1, 2], [9, 4, 8]])  # fmt: skip
+    made.arrays["targets"] = np.array([[-100, 6, 7, -100], [-100, -100, 6, 7]])
+    made.add(TrainStep(step=1, passes=(0,), targets={"0": "targets"}, supervised=4))
+    (tokens,) = tokens_of(made.evidence, made.evidence.steps[0])
+    assert (tokens.total, tokens.count, tokens.row_means) == (15.0, 4, (1.5, 6.0))
+
+
 def test_tokens_of_other_nats_are_never_blamed_on_the_mean() -> None:
     other = Side()
     for ids, labels, nll in zip(IDS, LABELS, NLL, strict=True):

@@ -164,6 +164,20 @@ def test_runs_of_other_lengths_part_after_the_shorter() -> None:
     assert (cause.step, cause.value, cause.other) == (9, 12.0, 8.0)
 
 
+def test_merges_that_begin_anew_are_one_cause() -> None:
+    a = happened(happened(side(), "merge", 4, 8), "reset", 4, 8)
+    b = happened(happened(side(), "merge", 6), "reset", 6)
+    (cause,) = (f for f in look(pair(a, b)).findings if f.nature == "factor")
+    assert (cause.label, cause.step) == ("schedule", 4)
+    assert "merges and resets: after step 4, 8" in cause.words
+
+
+def test_a_base_that_moves_with_its_resets_was_merged_into() -> None:
+    a = happened(side(base=lambda k: str((k - 1) // 4)), "reset", 4, 8)
+    labels = [f.label for f in look(pair(a, happened(side(), "reset", 6))).findings]
+    assert labels == ["schedule"]
+
+
 def trained(a: np.ndarray, b: np.ndarray) -> Side:
     module = AdapterModule(rank=2, shape=(6, 5), scale=2.0, norm_a=1.0, norm_b=1.0,
                            norm_update=1.0, digest_a="", digest_b="", a="a", b="b")  # fmt: skip
@@ -182,6 +196,16 @@ def test_trained_adapters_are_compared_by_what_they_add_whatever_their_factors()
     assert outcome(look(pair(trained(a, b), turned)), "adapter").apart == "same"
     other = look(pair(trained(a, b), trained(a, 1.5 * b)))
     assert outcome(other, "adapter").value == pytest.approx(0.5)
+
+
+def test_an_adapter_that_one_side_merged_at_the_end_is_compared_before_that() -> None:
+    drawn = np.random.default_rng(0)
+    a, b = drawn.standard_normal((2, 5)), drawn.standard_normal((6, 2))
+    merged = trained(a, b)
+    last = merged.events[-1].model_copy(update={"when": "step"})
+    empty = last.model_copy(update={"when": "end", "modules": {}})
+    merged.events[-1:] = [last, Happened(what="merge", step=STEPS), empty]
+    assert outcome(look(pair(trained(a, b), merged)), "adapter").apart == "same"
 
 
 def test_without_steps_it_says_on_which_side() -> None:
