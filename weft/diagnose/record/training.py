@@ -43,7 +43,7 @@ class _Fed:
 
     index: int
     model: str
-    grad: bool
+    sure: int  # 2: it trained; 1: gradients were on; 0: an evaluation
     rows: list[list[int]]  # B, without padding
     mask: Any
     labels: list[list[int]] | None = None
@@ -90,16 +90,16 @@ class _Tap:
         fed = _Fed(
             seen.event.index,
             seen.event.model,
-            seen.event.phase == "train",
+            2 if seen.event.phase == "train" else int(seen.event.grad),
             unpadded(seen.ids, seen.mask),
             seen.mask,
             None if seen.labels is None else unpadded(seen.labels, seen.mask),
             seen.event.loss,
         )
-        if not fed.grad:  # an evaluation, unless nothing else comes before the step
-            self.since.fed = [*(each for each in self.since.fed if each.grad), fed]
-        else:
-            self.since.fed = [*self.since.fed[1 - MOST :], fed]
+        before = self.since.fed[1 - MOST :]
+        if not fed.sure:  # needed if nothing else comes before the step
+            before = [each for each in before if each.sure]
+        self.since.fed = [*before, fed]
 
     def optimiser(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Passes with gradients are training from when there is an optimiser."""
@@ -209,8 +209,7 @@ class _Tap:
 
         parts = coming.parts
         base = Points.of(parts.base)
-        fed = [each for each in since.fed if each.model == model]
-        fed = [each for each in fed if each.grad] or fed
+        fed = _surest([each for each in since.fed if each.model == model])
         rows = [row for each in fed for row in each.rows]
         losses = [float(loss) for loss in since.losses]
         losses = losses or [each.loss for each in fed if each.loss is not None]
@@ -268,7 +267,7 @@ class _Tap:
             plain = [_plain(each) for each in found]
             same = all(each == plain[0] for each in plain)
             values[f"optimiser.{key}"] = plain[0] if same else plain
-        fed = [each for each in self.since.fed if each.grad] or self.since.fed
+        fed = _surest(self.since.fed)
         if fed:
             values["batch_size"] = sum(len(each.rows) for each in fed)
             values["micro_batch_size"] = len(fed[0].rows)
@@ -278,11 +277,17 @@ class _Tap:
     def _model(self, optimiser: Any) -> str:
         """The model that an optimiser trains; empty: none that was ever called."""
         if optimiser not in self.models:
-            trained = {id(each) for each in _trained(optimiser)}
+            held = {id(each) for group in optimiser.param_groups for each in group["params"]}
             for name, root in self.recorder.models.live().items():
-                if any(id(each) in trained for each in root.parameters()):
+                if any(id(each) in held for each in root.parameters()):
                     self.models[optimiser] = name
         return self.models.get(optimiser, "")
+
+
+def _surest(fed: list[_Fed]) -> list[_Fed]:
+    """The passes of a step: those that trained, if any did."""
+    most = max((each.sure for each in fed), default=0)
+    return [each for each in fed if each.sure == most]
 
 
 def _trained(optimiser: Any) -> list[Any]:

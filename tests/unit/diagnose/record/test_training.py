@@ -242,6 +242,24 @@ def test_an_optimiser_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert len(seen.of(Notice)) == 1
 
 
+def test_steps_that_train_nothing_are_steps(tmp_path: Path, model: Any) -> None:
+    """As of an adapter that was loaded to be used: gradients flow, and reach no parameter."""
+    for each in model.parameters():
+        each.requires_grad_(False)
+    model.enable_input_require_grads()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with watching(tmp_path / "recording") as seen:
+        for _ in range(2):
+            for rows in (ROWS[:2], ROWS[2:]):
+                given_labels(model, rows).backward()
+            optimiser.step()
+    one, two = seen.of(TrainStep)
+    assert (one.passes, two.passes) == ((0, 1), (2, 3))
+    assert (one.adapter, one.base) == (two.adapter, two.base)
+    assert one.grad_norm == one.update_norm == 0
+    assert settings(seen.of(Settings))["optimiser.tensors"] == 0
+
+
 def test_steps_that_are_taken_by_hand_are_said_not_to_be_seen(tmp_path: Path, model: Any) -> None:
     with watching(tmp_path / "recording") as seen:
         given_labels(model, ROWS).backward()
