@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from weft.cli.sections import COLUMNS, LINES, Entry, Section, folded, shown
 from weft.diagnose.finding import Cause, Diagnosis, Finding, Outcome
 
+ROOT = Path(__file__).parents[3]
 SCALE = Finding(
     5,
     "factor",
@@ -165,3 +169,24 @@ def test_shown_leaves_plain_text_alone():
 def test_what_is_worth_more_is_folded_last():
     lines = tuple(Entry.of(str(n)) for n in range(30))
     assert folded([Section("a", lines, worth=1), Section("b", lines)], 80) == [30, 10]
+
+
+def test_two_finished_runs_need_no_torch_and_less_than_two_seconds(run):
+    code = (
+        "import sys, time\n"
+        "from weft.cli.main import main\n"
+        f"assert main(['diff', {str(run)!r}, {str(run)!r}, '--assert-same']) == 0\n"
+        "heavy = {'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "print(time.process_time(), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("VERDICT           same.")
+    assert float(done.stderr) < 2  # of this process: others do not count
+
+
+def test_what_cannot_be_compared_is_an_error_with_a_hint(cli, run):
+    said = cli("diff", run, "instruct")
+    assert said.code == 2
+    assert "a run and" in said.err and "hint" in said.err
