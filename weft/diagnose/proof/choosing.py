@@ -65,32 +65,28 @@ def _before(row: Row, log_SV: torch.Tensor) -> list[tuple[int, ...]]:
 def ends(a: Replica, b: Replica, spell: Spell | None) -> tuple[Exchange, int] | None:
     """Which share of completions ends elsewhere under the other's rule, and of how many.
 
-    Each rule must first end its own side's completions where they ended. None where a rule is
-    unknown, or does not explain its own side.
+    Only completions count that their own side's rule ends where they ended. None where a rule is
+    unknown, or does not explain most of its own side.
     """
     if a.stop is None or b.stop is None:
         return None
-    said = [(x.tokens, y.tokens) for x, y in zip(a.rows, b.rows, strict=True)]
-    said = [(x, y) for x, y in said if x and y]
-    if not said or not all(
-        _explains(a.stop, x, spell) and _explains(b.stop, y, spell) for x, y in said
-    ):
-        return None
-    both = [
-        (_within(a.stop, text, spell), _within(b.stop, text, spell))
-        for pair in said
-        for text in pair
+    rows = [row for replica in (a, b) for row in replica.rows if row.tokens]
+    told = [
+        row
+        for replica, rule in ((a, a.stop), (b, b.stop))
+        for row in replica.rows
+        if row.tokens and _explains(rule, row, spell)
     ]
+    if not told or 2 * len(told) < len(rows):
+        return None
+    both = [(ending(a.stop, row.tokens, spell), ending(b.stop, row.tokens, spell)) for row in told]
     apart = sum(x != y for x, y in both) / len(both)
-    return Exchange(apart, 0.0, apart, 0.0, "of completions end elsewhere"), len(said)
+    return Exchange(apart, 0.0, apart, 0.0, "of completions end elsewhere"), len(told)
 
 
-def _explains(stop: Stop, tokens: tuple[int, ...], spell: Spell | None) -> bool:
-    """Whether a rule ends a completion neither before its end nor, where that shows, after it."""
-    found = ending(stop, tokens, spell)
-    return found == len(tokens)
-
-
-def _within(stop: Stop, tokens: tuple[int, ...], spell: Spell | None) -> int | None:
-    """Where a rule ends these tokens; None: it would have gone on."""
-    return ending(stop, tokens, spell)
+def _explains(rule: Stop, row: Row, spell: Spell | None) -> bool:
+    """Whether a rule ends a completion where it ended; its last token may not be among them."""
+    found = ending(rule, row.tokens, spell)
+    if row.ended in ("eos", "stop"):
+        return found is None or found == len(row.tokens)
+    return row.ended == "length" and found == len(row.tokens)

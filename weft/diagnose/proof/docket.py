@@ -128,6 +128,8 @@ def concluded(case: Docket, forwards: int) -> Diagnosis:
     if any(cause.confidence in ("proven", "supported") for cause in causes):
         causes = tuple(cause for cause in causes if cause.confidence != "unresolved")
     verdict = diagnosis.verdict
+    if verdict == "same" and any(cause.confidence == "proven" for _, cause in case.new):
+        verdict = "different"
     if not causes and verdict == "different" and _same(diagnosis):
         verdict = "same"
     words = diagnosis.words

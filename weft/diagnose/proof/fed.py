@@ -36,6 +36,7 @@ class Place:
     seen: Seen
     of: Pass
     generation: Generation | None = None
+    number: int = 0  # of the row in its pass
 
 
 def matched_places(pair: Pair) -> tuple[list[tuple[Place, Place]], list[str]]:
@@ -80,21 +81,19 @@ def _said(said: align.Said, pads: frozenset[int]) -> Place | None:
             if said.number < len(logits):
                 decoded[step] = logits[said.number]
     if row is None:
-        made = Row(said.prompt, tokens=said.tokens)
-        return Place(made, Seen(decoded=decoded), passes[0], said.of)
-    fed = replace(_row(row, said.prompt), tokens=said.tokens)
-    return Place(fed, Seen(row.logits, decoded, row.hidden), passes[0], said.of)
+        made = Row(said.prompt, tokens=said.tokens, ended=said.ended)
+        return Place(made, Seen(decoded=decoded), passes[0], said.of, said.number)
+    fed = replace(_row(row), tokens=said.tokens, ended=said.ended)
+    return Place(fed, Seen(row.logits, decoded, row.hidden), passes[0], said.of, said.number)
 
 
 def _read(row: align.Row) -> Place:
-    return Place(_row(row, row.ids), Seen(row.logits, None, row.hidden), row.of)
+    return Place(_row(row), Seen(row.logits, None, row.hidden), row.of)
 
 
-def _row(row: align.Row, prompt: tuple[int, ...]) -> Row:
+def _row(row: align.Row) -> Row:
     """A recorded row without what stands after its real tokens."""
-    start = row.stop - len(prompt)
-    if start < 0 or row.all_ids[start : row.stop] != prompt:  # it was matched in another way
-        start, prompt = row.start, row.ids
+    start, prompt = row.start, row.ids
     made = Row(
         prompt,
         left=start,
@@ -137,7 +136,7 @@ def context(side: Evidence, places: Sequence[Place]) -> Context:
     for place in places:
         assert place.generation is not None
         passes = [by_index[n] for n in place.generation.passes if n in by_index]
-        number, row = _number(place), place.row
+        number, row = place.number, place.row
         mine: list[int | None] = []
         for step, each in enumerate(passes[1 : DECODED + 1], start=1):
             seen = each.past + each.length
@@ -169,14 +168,6 @@ def _origin(seen_at: Sequence[tuple[Row, int, int, int | None]]) -> tuple[Origin
         if best is None or rank < best[0]:
             best = rank, origin, shift if any(shift) else ()
     return (best[1], best[2]) if best is not None else ("on", ())
-
-
-def _number(place: Place) -> int:
-    assert place.generation is not None
-    for number, prompt in enumerate(place.generation.prompts):
-        if prompt == place.row.prompt:
-            return number
-    return 0
 
 
 def _last_position(side: Evidence, seen: Pass, number: int) -> int | None:

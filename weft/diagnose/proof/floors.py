@@ -51,7 +51,13 @@ def reading_floor(engine: Engine, a: Replica, b: Replica, measure: Measure, key:
     if a.base.attention != b.base.attention:
         other = a.with_(base=replace(a.base, attention=b.base.attention))
         draws.append(mean_kl(own, predicted(engine, other, measure)))
+    if _acting(a) != _acting(b):  # one of them may have its adapter in the weights
+        draws.append(mean_kl(own, predicted(engine, engine.merged(a), measure)))
     return Floor.of(draws, NATS)
+
+
+def _acting(replica: Replica) -> frozenset[str]:
+    return frozenset(name for name, each in replica.adapter.items() if each.scale)
 
 
 def training_floor(engine: Engine, a: Replica, course: Course, steps: int, key: Key) -> Floor:

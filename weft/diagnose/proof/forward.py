@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.data.tokenizer import resolve_base
 from weft.diagnose.proof.feeding import Reading
-from weft.diagnose.proof.replica import BaseValue, Updates
+from weft.diagnose.proof.replica import BaseValue, Replica, Updates
 from weft.model.base import LOADING_ERRORS, first_line
 from weft.model.noise import global_generator, rademacher
 
@@ -107,6 +108,18 @@ class Engine:
                 for i, n in enumerate(batch):
                     found[n] = logits_NTV[i, list(read[n].outs)].float()
         return [each for each in found if each is not None]
+
+    @torch.no_grad()
+    def merged(self, replica: Replica) -> Replica:
+        """The same replica with its adapter in the weights of its base, rounded to their dtype."""
+        model = self.model(replica.base)
+        changed = dict(replica.base.changed)
+        for name, each in replica.adapter.items():
+            held: Any = model.get_submodule(name).weight
+            added = each.scale * torch.from_numpy(each.b_OR.astype(np.float64) @ each.a_RI)
+            into = held.double() + (added if added.shape == held.shape else added.T)
+            changed[f"{name}.weight"] = into.to(held.dtype).float().numpy()
+        return replica.with_(base=replace(replica.base, changed=changed, digests={}), adapter={})
 
     @torch.no_grad()
     def hidden(self, base: BaseValue, updates: Updates, read: Sequence[Reading]) -> np.ndarray:

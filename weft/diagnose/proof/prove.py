@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from weft.core.keys import Key
+from weft.diagnose import noise
 from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Cause, Confidence, Diagnosis, Finding, Swap
 from weft.diagnose.proof.build import Built, build
@@ -30,6 +31,12 @@ from weft.diagnose.proof.taught import Taught, teach
 from weft.diagnose.proof.voices import Voices, spell_of
 
 Watch = Callable[[int, int, str], None]
+
+COMPUTED = (6, 7, 8)
+"""Rungs at which what is computed is looked at: its differences have causes at others."""
+
+LEAST = 1e-3
+"""Relative distance of updates from which a difference that nobody suspected is told."""
 
 ROUNDING, SEMANTIC = 0.2, 0.5
 """Shares of a 16-bit gap that are left in float32, of which the reference says so."""
@@ -111,10 +118,15 @@ def _after_reading(case: Docket, found: Read, taught: Taught | None, pair: Pair)
     files = {pair.a.kind, pair.b.kind} <= {"adapter", "config"}
     sure = found.holds and (files or all(each.seen for each in found.controls))
     trained = taught is not None and taught.solved.gap > taught.solved.floor
+    least = 3 * noise.floor(pair, "nats").value
     for shown in (*solved.accepted, *solved.others):
         accepted = shown in solved.accepted
         if shown.trial.cause is None:
-            if accepted and not (trained and shown.trial.factor in ("adapter", "init", "base")):
+            if (
+                accepted
+                and shown.opens > least
+                and not (trained and shown.trial.factor in ("adapter", "init", "base"))
+            ):
                 _add(case, found, shown, sure)
             continue
         nothing = max(shown.opens, abs(shown.alone - solved.gap)) <= 3 * solved.floor
@@ -128,6 +140,10 @@ def _after_reading(case: Docket, found: Read, taught: Taught | None, pair: Pair)
         settle(case, shown, solved, sure, unit, "mean KL", by_nats=True)
     fold(case, [shown.trial for shown in solved.accepted])
     live = {shown.trial.cause for shown in (*solved.accepted, *solved.others)} | set(case.idle)
+    if solved.closed and solved.gap > solved.floor and sure:
+        for number, cause in enumerate(case.diagnosis.causes):
+            if cause.finding.swap is None and cause.finding.rung in COMPUTED:
+                case.idle[number] = "nothing is left of it once the other causes are exchanged"
     for number, cause in enumerate(case.diagnosis.causes):
         factor = cause.finding.swap.factor if cause.finding.swap else None
         if factor in READING and number not in live and number not in case.proven:
@@ -205,7 +221,7 @@ def _after_training(case: Docket, taught: Taught) -> None:
     for shown in (*solved.accepted, *solved.others):
         if shown.trial.cause is not None:
             settle(case, shown, solved, all(taught.holds), "", metric)
-        elif shown in solved.accepted:
+        elif shown in solved.accepted and shown.opens > LEAST:
             confidence = solved.confidence(shown) if all(taught.holds) else "supported"
             factor = shown.trial.factor
             finding = Finding(

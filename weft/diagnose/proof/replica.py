@@ -64,6 +64,7 @@ class Row:
     attended: bool = False  # its padding is open to attention
     rule: Rule | int = "counted"  # an int: the position of its first real token
     tokens: tuple[int, ...] = ()  # that were chosen after it
+    ended: str = "unknown"  # why they ended: eos, length, stop or unknown
     held: tuple[int, ...] = ()  # positions of all columns, where no rule gives them
 
     @property

@@ -20,7 +20,13 @@ TURNS = ("merge", "reset", "commit")
 
 
 def course_of(side: Evidence) -> Course | None:
-    """Its training as far as batches and labels were recorded; None where none was."""
+    """Its training as far as batches and labels were recorded; None where none was.
+
+    Only steps along a gradient can be taken again so.
+    """
+    method = side.settings["method.name"].value if "method.name" in side.settings else "backprop"
+    if method != "backprop":
+        return None
     steps = _last_of_each(side.steps)
     by_index = {each.index: each for each in side.passes}
     lessons = []
