@@ -261,6 +261,18 @@ def test_functions_that_are_looked_at_can_still_be_compiled_to_scripts(tmp_path:
         assert scripted(torch.eye(3)).tolist() == [0, 2, 4]
 
 
+def test_functions_that_are_looked_at_can_still_be_compiled_into_one_graph(tmp_path: Path) -> None:
+    def both(z: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = torch.nn.functional.cross_entropy(z, labels)
+        return torch.argmax(z, -1) + z.max(-1).indices, loss
+
+    with watching(tmp_path / "recording"):
+        compiled = torch.compile(both, backend="eager", fullgraph=True)
+        given = logits(0, 12).reshape(3, 4), torch.tensor([1, 2, 3])
+        for one, other in zip(compiled(*given), both(*given), strict=True):
+            assert torch.equal(one, other)
+
+
 def test_everything_is_put_back(tmp_path: Path) -> None:
     names = ("argmax", "max", "topk", "sort", "argsort", "multinomial")
     before = [(getattr(torch, name), getattr(torch.Tensor, name)) for name in names]
