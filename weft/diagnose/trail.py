@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 from weft.diagnose import noise
 from weft.diagnose.align import pad_ids, rows_of
@@ -38,8 +39,29 @@ class Gap:
         return not self.value <= 3 * self.floor
 
 
+def restated(pair: Pair, steps: Steps) -> float:
+    """c, where every loss of B is c times that of A and yet all gradients are equal; else 1.
+
+    What is minimised is then the same: one of the two is multiplied on its way to the gradient.
+    """
+    losses = [(minimised(pair.a, a), minimised(pair.b, b)) for a, b in steps]
+    ratios = [y / x for x, y in losses if x and y]
+    gradients = [b.grad_norm / a.grad_norm for a, b in steps if a.grad_norm and b.grad_norm]
+    if not steps or not len(ratios) == len(gradients) == len(steps):
+        return 1.0
+    c = median(ratios)
+    constant = max(abs(ratio / c - 1) for ratio in ratios) < ALIKE
+    equal = max(abs(ratio - 1) for ratio in gradients) < ALIKE
+    return c if constant and equal and abs(c - 1) > ALIKE else 1.0
+
+
+ALIKE = 1e-3
+"""Ratios of losses, or of norms of gradients, are one to this part."""
+
+
 def gaps(pair: Pair, steps: Steps) -> tuple[Gap, ...]:
     """Relative differences of losses, each with its own floor: noise grows from step to step."""
+    c = restated(pair, steps)
     start = noise.floor(pair, "loss").value
     most = max(MOST.get(noise.dtype_of(pair), 5e-2), start)
     found: list[Gap] = []
@@ -48,6 +70,7 @@ def gaps(pair: Pair, steps: Steps) -> tuple[Gap, ...]:
         x, y = minimised(pair.a, a), minimised(pair.b, b)
         if x is None or y is None or (math.isnan(x) and math.isnan(y)):
             continue
+        y /= c
         gap = Gap(a.step, abs(y - x) / max(abs(x), 1e-12), floor)
         found.append(gap)
         if not gap.over:

@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from weft.diagnose import noise
+from weft.diagnose import noise, trail
 from weft.diagnose.align import adapted, step_rows, steps
 from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.finding import Finding, Looked, Swap
@@ -160,6 +160,9 @@ def _loss(pair: Pair, a: TrainStep, b: TrainStep) -> Looked:
         words = f"loss of step {a.step} equal within noise: {x:.6g} (apart by {gap:.1e})"
         return Looked(equal=(words,))
     ratio = y / x if x else math.inf
+    if (c := trail.restated(pair, steps(pair).pairs)) != 1:
+        words = f"losses are {c:.4g} times those of A while all gradients are equal: one objective"
+        return Looked((Finding(RUNG, "harmless", "normaliser", f"step {a.step}", words, value=c),))
     means = _means(pair, a, b, x, y, max(limit, 1e-3)) or _proportional(pair, a, b, ratio)
     words = f"loss of step {a.step}: {x:.6g} in A, {y:.6g} in B (ratio {ratio:.4g})"
     found = Finding(

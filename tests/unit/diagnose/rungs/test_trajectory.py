@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.evidence import Side, pair
 from weft.diagnose.finding import Finding, Looked
+from weft.diagnose.rungs.first_step import look as first_step
 from weft.diagnose.rungs.trajectory import look
 from weft.runs.evidence import AdapterModule, Happened, Seeded, Snapshot, TrainStep
 
@@ -143,6 +144,17 @@ def test_equal_gradients_and_another_update_are_the_optimiser() -> None:
 def test_rounding_that_grows_step_by_step_is_noise() -> None:
     losses = [loss * (1 + 1e-7 * 2**k) for k, loss in enumerate(LOSSES)]
     assert outcome(look(pair(side(), side(losses=losses))), "loss").apart == "same"
+
+
+def test_losses_off_by_one_number_with_equal_gradients_are_one_objective() -> None:
+    a = side(grad_norm=lambda k: 1.0 + k)
+    b = side(losses=[loss / 2 for loss in LOSSES], grad_norm=lambda k: 1.0 + k)
+    looked = look(pair(a, b))
+    assert not looked.findings and outcome(looked, "loss").apart == "same"
+    (harmless,) = first_step(pair(a, b)).findings
+    assert harmless.nature == "harmless" and "0.5 times" in harmless.words
+    uneven = side(losses=[loss / 2 for loss in LOSSES], grad_norm=lambda k: 1.0 + k * (k != 7))
+    assert outcome(look(pair(a, uneven)), "loss").apart == "different"
 
 
 def test_a_jump_is_none_and_is_told_with_its_step() -> None:
