@@ -80,7 +80,7 @@ def page(found: Diagnosis, command: str, coverage: Sequence[str]) -> DiagnosisPa
         facts["first divergence"] = f"rung {found.first.rung}, {_place(found.first)}"
     return DiagnosisPage(
         title=f"weft diff {found.a} {found.b}",
-        headline=found.words,
+        headline=found.words[:1].upper() + found.words[1:],
         verdict=found.verdict,
         colour=VERDICTS[found.verdict],
         summary=list(facts.items()),

@@ -86,7 +86,11 @@ def _part(pair: Pair, part: Together) -> Looked:
         *_padded(with_logits, apart, limit.value, when),
         *_effect(apart, with_logits, limit.value, when),
     ]
-    curve = {"kl": apart.kl.tolist(), "floor": limit.value, "prompt": list(range(len(apart.kl)))}
+    curve = {
+        "kl": apart.kl.tolist(),
+        "floor": limit.value,
+        "prompt": list(range(1, len(apart.kl) + 1)),
+    }
     return Looked(tuple(findings), equal, (), tuple(outcome), {f"prompts{suffix}": curve})
 
 
