@@ -32,6 +32,7 @@ class Lora:
     seen: float | None = None  # measured scale
     active: bool = True
     merged: bool = False
+    trainable: bool = True
     dropout: float = 0.0
     unexplained: float | None = None
 
@@ -133,6 +134,7 @@ def adapted(
             dropout=lora.dropout,
             active=lora.active,
             merged=lora.merged,
+            trainable=lora.trainable,
             norm_a=float(np.linalg.norm(lora.a)),
             norm_b=float(np.linalg.norm(lora.b)),
             norm_update=float(abs(scale) * np.linalg.norm(lora.b @ lora.a)),

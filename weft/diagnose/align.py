@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from weft.diagnose.evidence import Evidence, Pair
-from weft.diagnose.matching import Ids, Matching, matched, stripped
+from weft.diagnose.matching import Ids, Matching, akin, matched, stripped
 from weft.runs.evidence import AdapterModule, Generation, Pass, Snapshot, TrainStep, Weights
+
+
+MOST = 64
+"""Rows without an equal that are compared one by one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +150,7 @@ class Said:
         return self.of.ended[self.number] if self.number < len(self.of.ended) else "unknown"
 
 
+@lru_cache(maxsize=4)
 def pad_ids(pair: Pair) -> frozenset[int]:
     """Ids that pad on either side: those of tokenizers, and the one id that masks hide."""
     found = set()
@@ -209,6 +214,7 @@ def prompt_passes(side: Evidence) -> tuple[Pass, ...]:
     )
 
 
+@lru_cache(maxsize=4)
 def prompt_rows(pair: Pair) -> Matching[Row]:
     """The rows of both sides' prompt passes."""
     pads = pad_ids(pair)
@@ -216,26 +222,38 @@ def prompt_rows(pair: Pair) -> Matching[Row]:
     return matched(a, b, key=lambda row: row.key)
 
 
+@lru_cache(maxsize=4)
 def train_rows(pair: Pair) -> Matching[Row]:
     """The rows that both sides trained on, at whatever step.
 
-    A row without a partner whose text the other side encoded all the same only came up there at
-    another time, or not yet: it is left out.
+    A row without an equal is matched with the one that shares most of what is not in every row;
+    where there is none, or the same batches came in another order, the row came up on one side
+    alone, and is left out.
     """
     pads = pad_ids(pair)
     a, b = (
-        rows_of(side, (each for each in side.passes if each.phase == "train"), pads)
+        _once(rows_of(side, (each for each in side.passes if each.phase == "train"), pads))
         for _, side in pair.sides
     )
     keys_a, keys_b = ({row.key for row in rows} for rows in (a, b))
+    left_a = [row for row in a if row.key not in keys_b]
+    left_b = [row for row in b if row.key not in keys_a]
+    by_key = {row.key: row for row in b}
+    same = [(row, by_key[row.key]) for row in a if row.key in keys_b]
+    batches = [sorted(step.batch for step in side.steps) for _, side in pair.sides]
+    if batches[0] and all(batches[0]) and batches[0] == batches[1]:
+        return Matching(tuple(same), exact=len(same))
     known_a, known_b = (
         {stripped(each.ids, pads) for each in side.encoded} for _, side in pair.sides
     )
-    return matched(
-        _once(row for row in a if row.key in keys_b or row.key not in known_b),
-        _once(row for row in b if row.key in keys_a or row.key not in known_a),
+    alike = akin(
+        [row for row in left_a if row.key not in known_b][:MOST],
+        [row for row in left_b if row.key not in known_a][:MOST],
         key=lambda row: row.key,
     )
+    order = {row.key: number for number, row in enumerate(a)}
+    pairs = sorted([*same, *alike], key=lambda two: order[two[0].key])
+    return Matching(tuple(pairs), exact=len(same))
 
 
 def _once(rows: Iterable[Row]) -> tuple[Row, ...]:
@@ -253,6 +271,7 @@ def step_rows(pair: Pair, a: TrainStep, b: TrainStep) -> Matching[Row]:
     return matched(rows_a, rows_b, key=lambda row: row.key)
 
 
+@lru_cache(maxsize=4)
 def completions(pair: Pair) -> Matching[Said]:
     """The completions of both sides, matched by their prompts."""
     pads = pad_ids(pair)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Ids = tuple[int, ...]
 ThingT = TypeVar("ThingT")
+
+AKIN = 0.3
+"""Rows that share less than this of their own contents are rows of different records."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,30 @@ def matched(
         only_b=tuple(b[j] for j in left_b[len(left_a) :]),
         exact=exact,
     )
+
+
+def akin(
+    a: Sequence[ThingT], b: Sequence[ThingT], key: Callable[[ThingT], tuple]
+) -> list[tuple[ThingT, ThingT]]:
+    """Things that share at least `AKIN` of what is not in most of their kind, the closest first."""
+    common = _in_most([key(each) for each in a]) | _in_most([key(each) for each in b])
+    own_a, own_b = ([Counter(x for x in key(t) if x not in common) for t in s] for s in (a, b))
+    shares = [
+        ((one & other).total() / max(one.total(), other.total(), 1), -abs(i - j), i, j)
+        for i, one in enumerate(own_a)
+        for j, other in enumerate(own_b)
+    ]
+    found: dict[int, int] = {}
+    for share, _, i, j in sorted(shares, reverse=True):
+        if share >= AKIN and i not in found and j not in found.values():
+            found[i] = j
+    return [(a[i], b[j]) for i, j in sorted(found.items())]
+
+
+def _in_most(keys: Sequence[tuple]) -> set[object]:
+    """What at least half of three or more things have: the frame of a template."""
+    counts = Counter(x for key in keys for x in set(key))
+    return {x for x, count in counts.items() if 2 * count >= len(keys)} if len(keys) > 2 else set()
 
 
 def contains(one: tuple, other: tuple) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 
 
 def kind_of(name: str) -> str:
@@ -19,13 +20,22 @@ def block_of(name: str) -> int | None:
 
 
 def group(names: Sequence[str], among: Collection[str], what: str = "adapted modules") -> str:
-    """`all 42 adapted modules`, `all 6 q_proj`, `12 of 42 adapted modules (layers 0 to 2)`."""
+    """Names as one: `all 42 adapted modules`, `all 6 q_proj`, `12 of 42 adapted modules (layers 0
+    to 2)`; within one block with its path, `model.layers.3.self_attn: q_proj and v_proj (2 of 42
+    adapted modules)`.
+    """
     if not names:
         return f"none of {len(among)} {what}"
     if len(names) == 1:
         return names[0]
     if len(names) == len(among):
         return f"all {len(names)} {what}"
+    if len({block_of(name) for name in names} - {None}) == 1 and _shared(names):
+        path = _shared(names)
+        inside = [name.removeprefix(f"{path}.") for name in names]
+        complete = sum(name.startswith(f"{path}.") for name in among) == len(names)
+        parts = f": {_list(inside)}" if len(inside) <= 3 and not complete else ""
+        return f"{path}{parts} ({len(names)} of {len(among)} {what})"
     kinds = {kind_of(name) for name in names}
     peers = [name for name in among if kind_of(name) in kinds]
     if len(kinds) <= 3 and len(peers) == len(names):
@@ -40,6 +50,13 @@ def group(names: Sequence[str], among: Collection[str], what: str = "adapted mod
     if len(kinds) <= 2:
         return f"{some} ({_list(sorted(kind.rpartition('.')[2] for kind in kinds))} in {few})"
     return f"{some} (in {few})" if blocks else some
+
+
+def _shared(names: Sequence[str]) -> str:
+    """The path that all names begin with."""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    common = takewhile(lambda level: len(set(level)) == 1, levels)
+    return ".".join(level[0] for level in common)
 
 
 def _ranges(blocks: Sequence[int]) -> str:

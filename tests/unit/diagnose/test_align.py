@@ -97,6 +97,29 @@ def test_rows_of_training_are_matched_whatever_the_step() -> None:
     assert train_rows(pair(a, b)).exact == 2
 
 
+FRAME = [1, 2, 3]
+
+
+def trained(*rows: list[int]) -> Side:
+    side = Side()
+    for row in rows:
+        side.forward([[*FRAME, *row]], phase="train", grad=True)
+    return side
+
+
+def test_rows_that_share_only_their_template_are_of_different_records() -> None:
+    a = trained([10, 11, 12, 13], [20, 21, 22, 23], [30, 31, 32, 33])
+    b = trained([40, 41, 42, 43], [50, 51, 52, 53], [60, 61, 62, 63])
+    assert train_rows(pair(a, b)).pairs == ()
+
+
+def test_rows_that_share_a_part_of_their_contents_belong_together() -> None:
+    a = trained([10, 11, 12, 13], [20, 21, 22, 23], [30, 31, 32, 33])
+    b = trained([30, 31, 72, 73], [10, 11, 92, 93], [20, 21, 82, 83])
+    firsts = [(x.ids[3], y.ids[3]) for x, y in train_rows(pair(a, b)).pairs]
+    assert firsts == [(10, 10), (20, 20), (30, 30)]
+
+
 def test_modules_are_matched_by_what_follows_the_prefix_of_their_blocks() -> None:
     short = {name.removeprefix("model."): lora for name, lora in adapter().items()}
     a = adapted(Side(), adapter()).evidence.snapshots[0]

@@ -10,8 +10,8 @@ from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.finding import Finding, Looked, Swap
 from weft.diagnose.operators import Applied, Operator, adapter, operators, path_scale
 from weft.diagnose.places import group
+from weft.diagnose.rungs.compared import READERS, at_first_step, strength, training
 from weft.diagnose.rungs.outset import Modules, dropouts, starts, trainable
-from weft.diagnose.rungs.update import READERS, strength, training
 from weft.runs.evidence import AdapterModule, Happened, Snapshot
 
 RUNG = 4
@@ -28,6 +28,7 @@ def look(pair: Pair) -> Looked:
     ops = operators(pair)
     findings = [*_presence(pair, of_a, of_b, ops)]
     equal: list[str] = []
+    both: Modules = {}
     if of_a is not None and of_b is not None:
         both = {
             op.name: (x, y)
@@ -38,8 +39,8 @@ def look(pair: Pair) -> Looked:
         findings += [*starts(pair, of_a, of_b, both), *dropouts(pair, both)]
         if both and not findings:
             equal.append(_alike(both))
-    findings += [*trainable(pair, of_a, of_b)]
-    return Looked(tuple(findings), tuple(equal))
+    findings += [*trainable(pair, of_a, of_b, both)]
+    return Looked(tuple(at_first_step(pair, findings)), tuple(equal))
 
 
 def _without(pair: Pair) -> Looked:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from weft.diagnose.evidence import Pair
+from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.finding import Finding, Swap
 from weft.diagnose.places import group, number
-from weft.diagnose.rungs.update import initial, training
+from weft.diagnose.rungs.compared import initial, training
 from weft.runs.evidence import AdapterModule, Snapshot
 
 RUNG = 4
@@ -44,7 +44,7 @@ def starts(pair: Pair, of_a: Snapshot, of_b: Snapshot, both: Modules) -> Iterato
                 of_b,
                 names,
                 both,
-                f"factor {factor} starts at zero in {letter} and not in "
+                f"the factor {factor} of each module starts at zero in {letter} and not in "
                 f"{'B' if letter == 'A' else 'A'}, at {group(names, list(both))}",
                 0.0 if letter == "B" else None,
             )
@@ -61,8 +61,8 @@ def starts(pair: Pair, of_a: Snapshot, of_b: Snapshot, both: Modules) -> Iterato
                 of_b,
                 list(off),
                 both,
-                f"factor {factor} starts {times} in B than in A at {place}: norm "
-                f"{number(middle[0])} in A, {number(middle[1])} in B (median)",
+                f"the factor {factor} of each module starts {times} in B than in A at {place}: "
+                f"norm {number(middle[0])} in A, {number(middle[1])} in B (median)",
                 ratio,
             )
 
@@ -127,50 +127,54 @@ def dropouts(pair: Pair, both: Modules) -> Iterator[Finding]:
     )
 
 
-def trainable(pair: Pair, of_a: Snapshot | None, of_b: Snapshot | None) -> Iterator[Finding]:
+def trainable(
+    pair: Pair, of_a: Snapshot | None, of_b: Snapshot | None, both: Modules
+) -> Iterator[Finding]:
     """Counts of trainable parameters: a cause in training, and none in evaluation."""
     counts = [None if of is None else of.trainable for of in (of_a, of_b)]
     for (letter, side), of, count in zip(pair.sides, (of_a, of_b), counts, strict=True):
-        if of is not None and count and not side.steps and not count.get("adapter", 0):
+        if of is not None and count and not _tried(side) and not count.get("adapter", 0):
+            place = group(list(of.modules), list(of.modules))
             yield Finding(
                 RUNG,
                 "harmless",
                 "trainable",
-                group(list(of.modules), list(of.modules)),
+                place,
                 f"0 trainable parameters in {letter}: normal where nothing is trained, and the "
-                f"adapter is attached at {len(of.modules)} modules",
+                f"adapter is attached at {place}",
             )
-    if not training(pair) or not counts[0] or not counts[1]:
-        return
     a, b = counts[0], counts[1]
-    for part, place in (("adapter", "adapted modules"), ("base", "base weights")):
+    if not a or not b or of_b is None or not (_tried(pair.a) and _tried(pair.b)):
+        return
+    frozen = [name for name, (x, y) in both.items() if x.trainable != y.trainable]
+    for part, what, places in (
+        ("adapter", "the adapter", frozen or list(both)),
+        ("base", "the base", []),
+    ):
         x, y = a.get(part, 0), b.get(part, 0)
-        if (x == 0) != (y == 0):
-            free, held = ("A", "B") if y == 0 else ("B", "A")
-            yield Finding(
-                RUNG,
-                "factor",
-                "trainable",
-                place,
-                f"{max(x, y):,} parameters of the {place} are trained in {free}, none in {held}",
-                value=float(y),
-                other=float(x),
-                unit="parameters",
-                where=None if of_b is None else of_b.where,
-                fix="freeze the base and leave the adapter trainable, after loading it"
-                if part == "base"
-                else "load the adapter as trainable",
-                swap=Swap("trainable"),
-            )
-        elif x != y and part == "base":
-            yield Finding(
-                RUNG,
-                "factor",
-                "trainable",
-                place,
-                f"{x:,} parameters of the base are trained in A, {y:,} in B",
-                value=float(y),
-                other=float(x),
-                unit="parameters",
-                swap=Swap("trainable"),
-            )
+        other_ranks = any(m.rank != n.rank for m, n in both.values())
+        if x == y or (part == "adapter" and not frozen and (other_ranks or (x and y))):
+            continue
+        place = group(places, list(both)) if places else "base weights"
+        never = [name for name, side in pair.sides if not side.steps]
+        stuck = f"; {never[0]} takes no training step" if never else ""
+        yield Finding(
+            RUNG,
+            "factor",
+            "trainable",
+            place,
+            f"{x:,} parameters of {what} are trained in A and {y:,} in B ({place}){stuck}",
+            value=float(y),
+            other=float(x),
+            unit="parameters",
+            where=of_b.where,
+            fix="freeze the base after loading the adapter (requires_grad = False)"
+            if part == "base"
+            else "load the adapter as trainable, and freeze none of its modules",
+            swap=Swap("trainable"),
+        )
+
+
+def _tried(side: Evidence) -> bool:
+    """Whether it trains, or means to: gradients are on and the model is in training mode."""
+    return bool(side.steps) or any(each.grad and each.training for each in side.passes)

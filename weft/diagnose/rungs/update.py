@@ -8,65 +8,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 
-from weft.diagnose.algebra import Fit, Update, fit
+from weft.diagnose.algebra import Fit
 from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Finding, Looked, Swap
 from weft.diagnose.operators import Applied, Operator, adapter, operators, ranks_of
 from weft.diagnose.places import group, number
 from weft.diagnose.recipes import recipe
+from weft.diagnose.rungs.compared import (
+    ROUNDED,
+    SAME,
+    Compared,
+    at_first_step,
+    compare,
+    given,
+    initial,
+    strength,
+    training,
+    twice,
+)
 from weft.diagnose.rungs.relocation import relocations
-from weft.runs.evidence import Snapshot
 
 RUNG = 5
 
-SAME = 1e-5
-"""Relative residual of two updates that float32 factors leave when they are the same."""
-
-ROUNDED = 5e-3
-"""The same, where the factors of one are those of the other rounded to 16 bits."""
-
-READERS = ("peft", "file", "load_state_dict")
-"""What an adapter is read by; a base has the class that read it."""
-
 UNEXPLAINED = 0.05
 """A module that adds more than this beside a multiple of B @ A computes something else."""
-
-
-@dataclass(frozen=True, eq=False)
-class Compared:
-    """One module that acts on at least one side."""
-
-    of: Operator
-    a: Applied
-    b: Applied
-    fit: Fit | None  # of B @ A by themselves; None where factors are zero or were not kept
-
-    @property
-    def ratio(self) -> float:
-        """c: how many times A's update B's is."""
-        if strength(self.a) == 0:
-            return float("nan")
-        products = self.fit.ratio if self.fit is not None else 1.0
-        return self.b.total * products / self.a.total
-
-    @property
-    def lost(self) -> bool:
-        """Whether one side's does nothing, and the other's does something."""
-        return (strength(self.a) == 0) != (strength(self.b) == 0)
-
-    @property
-    def doubled(self) -> bool:
-        """Whether one side's update is both in the base and beside it, and the other's is not."""
-        return _twice(self.a) != _twice(self.b)
-
-    @property
-    def other(self) -> bool:
-        """Whether one is no multiple of the other."""
-        return self.fit is not None and not (self.fit.residual <= ROUNDED and self.fit.ratio > 0)
 
 
 def look(pair: Pair) -> Looked:
@@ -76,7 +44,7 @@ def look(pair: Pair) -> Looked:
         return Looked(unseen=("effective updates: no adapter was seen on either side",))
     both = [op for op in operators(pair) if op.a is not None and op.b is not None]
     later = training(pair)
-    fresh = all(each is not None and initial(each) for each in (of_a, of_b)) and _given(pair)
+    fresh = all(each is not None and initial(each) for each in (of_a, of_b)) and given(pair)
     compared = [made for op in both if (made := compare(op, later, fresh)) is not None]
     if not compared:
         return Looked(unseen=("effective updates: no module acts on both sides",))
@@ -100,75 +68,8 @@ def look(pair: Pair) -> Looked:
     findings += _strange(pair)
     if of_a is not None and of_b is not None:  # else rung 4 says what is merged
         findings += _harmless(compared)
+    findings = at_first_step(pair, findings)
     return Looked(tuple(findings), tuple(_equal(compared, rest, scaled, others)), _unseen(both))
-
-
-def training(pair: Pair) -> bool:
-    """Whether both sides train, so that an update that is still zero says nothing."""
-    return bool(pair.a.steps and pair.b.steps)
-
-
-def initial(of: Snapshot) -> bool:
-    """Whether it was taken before any training step."""
-    return of.when == "use" and not of.step
-
-
-def _given(pair: Pair) -> bool:
-    """Whether a side starts from an adapter that it read."""
-    for _, side in pair.sides:
-        of = adapter(side)
-        start = side.settings.get("start")
-        if (of is not None and of.load) or (start is not None and start.value):
-            return True
-        if any(each.what == "load" and each.facts.get("by") in READERS for each in side.happened):
-            return True
-    return False
-
-
-def compare(op: Operator, trained: bool, fresh: bool) -> Compared | None:
-    """A module whose update does something; None where both do nothing, or it cannot be said.
-
-    Where both sides train, factors are compared only where training starts from a given adapter
-    (`fresh`): drawn ones are for rungs 4 and 10, later ones are a result. Scales always are.
-    """
-    a, b = op.a, op.b
-    if a is None or b is None:
-        return None
-    if trained and not (fresh and a.norm and b.norm):
-        return Compared(op, replace(a, norm=1.0), replace(b, norm=1.0), None)
-    if not strength(a) and not strength(b):
-        return None
-    found = None
-    if a.norm and b.norm and a.update is not None and b.update is not None:
-        if a.update.shape != b.update.shape:
-            return None  # another module under this name: rung 4 says so
-        found = fit(a.update, b.update)
-        if found.residual > SAME and not _rounded(a.update, b.update):
-            found = replace(found, residual=max(found.residual, 2 * ROUNDED))
-    elif a.norm and b.norm and not op.same_factors:
-        return None
-    return Compared(op, a, b, found)
-
-
-def strength(applied: Applied | None) -> float:
-    """How much an update does: 0 for one that is zero, inactive or scaled by 0."""
-    if applied is None or not applied.norm:
-        return 0.0
-    return abs(applied.total)
-
-
-def _twice(applied: Applied) -> bool:
-    return bool(applied.path) and bool(applied.merged)
-
-
-def _rounded(first: Update, second: Update) -> bool:
-    """Whether the factors of one are those of the other but for rounding to 16 bits."""
-    if first.a.shape != second.a.shape:
-        return False
-    return all(
-        bool(np.allclose(x, y, rtol=2.0**-7, atol=2.0**-9 * float(np.abs(y).max(initial=0.0))))
-        for x, y in ((first.a, second.a), (first.b, second.b))
-    )
 
 
 def _tolerance(pair: Pair) -> float:
@@ -213,7 +114,7 @@ def _nothing(pair: Pair, lost: Sequence[Compared]) -> Finding:
 
 
 def _double(pair: Pair, doubled: Sequence[Compared], names: Sequence[str]) -> Finding:
-    letter = "B" if _twice(doubled[0].b) else "A"
+    letter = "B" if twice(doubled[0].b) else "A"
     side = [each.b if letter == "B" else each.a for each in doubled]
     times = float(np.median([each.total / each.declared for each in side if each.declared]))
     places = [each.of.name for each in doubled]
@@ -243,8 +144,9 @@ def _scale(pair: Pair, scaled: Sequence[Compared], among: Sequence[Compared]) ->
     by_rank = len({ranks[each.of.name] for each in among}) > 1 and (
         not constant or len(scaled) < len(among)
     )
-    effect = _follows_rank(pair, scaled)
     a, b = (float(np.median([abs(_side(each, x).total) for each in scaled])) for x in "AB")
+    from_start = training(pair) and abs(a - b) <= 1e-3 * max(a, b)  # rung 4: norms of the start
+    effect = from_start or _follows_rank(pair, scaled)
     if constant and not by_rank:
         words = (
             f"B's update is {number(middle)} times A's at {group(places, every)}: "

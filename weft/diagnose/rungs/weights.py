@@ -28,6 +28,9 @@ COSMETIC = frozenset(
 )  # fmt: skip
 """Keys of a model's configuration that do not say what its modules compute."""
 
+SUBNORMAL = 2.0**-25
+"""Rounding of float16 below its smallest normal number, absolute."""
+
 HEADS = ("lm_head", "embed_tokens", "embed_out", "wte", "embed_in", "word_embeddings", "output")
 
 
@@ -174,7 +177,13 @@ def _rounding_only(a: Weights, b: Weights, key: str, pair: Pair) -> bool:
 
 
 def _unit(seen: TensorSeen) -> float:
-    return ROUNDING.get(seen.dtype.removeprefix("torch."), 0.0)
+    """Relative rounding of its numbers; small ones in float16 have fewer digits."""
+    dtype = seen.dtype.removeprefix("torch.")
+    usual = ROUNDING.get(dtype, 0.0)
+    if dtype != "float16" or not seen.norm:
+        return usual
+    typical = seen.norm / np.sqrt(max(int(np.prod(seen.shape)), 1))
+    return max(usual, SUBNORMAL / typical)
 
 
 def _precision(a: Weights, b: Weights, keys: Sequence[str]) -> Finding:

@@ -89,7 +89,7 @@ def test_half_the_modules_merged_leaves_the_others_unattached() -> None:
     modules = adapter()
     factor = only(seen(side(modules), side(None, merged(modules, HALF))))
     assert (factor.label, factor.value) == ("attach-partial", 3)
-    assert factor.place == "3 of 9 adapted modules (layer 0)"
+    assert factor.place == "model.layers.0 (3 of 9 adapted modules)"
 
 
 def test_modules_without_an_adapter_on_one_side_are_counted() -> None:
@@ -159,12 +159,27 @@ def test_zero_trainable_parameters_are_normal_in_evaluation() -> None:
     found = seen(side(adapter(), trainable=100), side(adapter(), trainable=0))
     assert [each.nature for each in found.findings] == ["harmless"]
     assert "0 trainable parameters in B: normal where nothing is trained" in found.findings[0].words
-    assert "attached at 9 modules" in found.findings[0].words
+    assert "attached at all 9 adapted modules" in found.findings[0].words
 
 
 def test_zero_trainable_parameters_are_a_cause_in_training() -> None:
     factor = only(seen(training(adapter()), training(adapter(), trainable=0)))
     assert (factor.label, factor.value, factor.other) == ("trainable", 0, 10)
+    assert factor.step == 1
+
+
+def test_an_adapter_that_was_to_be_trained_and_is_frozen_takes_no_step() -> None:
+    b = side(fresh(adapter()), trainable=0)
+    b.forward([[1, 2]], grad=True, training=True, phase="score")
+    factor = only(seen(training(adapter()), b))
+    assert factor.label == "trainable"
+    assert "B takes no training step" in factor.words
+
+
+def test_modules_that_are_frozen_are_named() -> None:
+    part = {name: lora.but(trainable=".0." not in name) for name, lora in adapter().items()}
+    factor = only(seen(training(adapter()), training(part, trainable=6)))
+    assert (factor.label, factor.place) == ("trainable", "model.layers.0 (3 of 9 adapted modules)")
 
 
 def test_dropout_is_a_cause_in_training_only() -> None:
