@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -52,29 +53,55 @@ def is_model(module: nn.Module) -> bool:
     )
 
 
-def blocks(root: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The blocks of a decoder with their names: the longest list of modules of one class."""
-    best: list[tuple[str, nn.Module]] = []
-    for name, module in root.named_modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > len(best):
-            parts = list(module)
-            alike = all(type(part) is type(parts[0]) for part in parts)
-            if alike and any(True for _ in parts[0].children()):
-                best = [(plain_name(f"{name}.{i}"), part) for i, part in enumerate(parts)]
-    return best
+@dataclass(frozen=True)
+class Plan:
+    """Where a pass is looked at."""
 
+    blocks: tuple[nn.Module, ...]
+    """Of a decoder: the longest list of modules of one class."""
 
-def position_modules(root: nn.Module) -> list[nn.Module]:
+    positions: tuple[nn.Module, ...]
     """Modules that are called with the positions of tokens: rotary and learned ones."""
-    found = []
-    for name, module in root.named_modules():
-        last = name.rpartition(".")[2].lower()
-        kind = type(module).__name__.lower()
-        rotary = "rotary" in kind and not any(True for _ in module.children())
-        learned = isinstance(module, nn.Embedding) and ("pos" in last or last == "wpe")
-        if rotary or learned:
-            found.append(module)
-    return found
+
+    places: tuple[tuple[nn.Module, str, nn.Module], ...]  # of both: parent, name, module
+
+    def holds(self) -> bool:
+        """Whether the model is still built like that."""
+        return all(parent._modules.get(name) is part for parent, name, part in self.places)
+
+
+_PLANS: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
+
+
+def plan_of(root: nn.Module) -> Plan:
+    """The plan of a model, made once and again when it is built otherwise."""
+    plan = _PLANS.get(root)
+    if plan is None or not plan.holds():
+        plan = _PLANS[root] = _plan(root)
+    return plan
+
+
+def _plan(root: nn.Module) -> Plan:
+    blocks: list[tuple[nn.Module, str, nn.Module]] = []
+    positions: list[tuple[nn.Module, str, nn.Module]] = []
+    for module in root.modules():
+        children = [(module, name, part) for name, part in module.named_children()]
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(children) > len(blocks):
+            first = children[0][2]
+            if all(type(part) is type(first) for _, _, part in children) and len(first._modules):
+                blocks = children
+        positions += [each for each in children if _takes_positions(*each[1:])]
+    return Plan(
+        tuple(part for _, _, part in blocks),
+        tuple(part for _, _, part in positions),
+        (*blocks, *positions),
+    )
+
+
+def _takes_positions(name: str, module: nn.Module) -> bool:
+    if isinstance(module, nn.Embedding):
+        return "pos" in name.lower() or name == "wpe"
+    return "rotary" in type(module).__name__.lower() and not module._modules
 
 
 def is_linear(module: nn.Module) -> bool:

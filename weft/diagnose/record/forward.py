@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from weft.diagnose.record.anatomy import blocks, plain_name, position_modules
+from weft.diagnose.record.anatomy import plain_name, plan_of
 from weft.diagnose.record.recorder import Recorder
 from weft.runs.sketch import projections
 
@@ -59,6 +59,8 @@ class Call:
 
     def at_last(self, values: torch.Tensor) -> torch.Tensor:
         """Of [B, T or fewer, *] what stands at each row's last real position: [B, *]."""
+        if self.mask is None or self.ids.shape[1] == 1:
+            return values.detach()[:, -1]
         missing = self.ids.shape[1] - values.shape[1]
         index = (self.last.to(values.device) - missing).clamp(min=0)
         return values.detach()[torch.arange(values.shape[0], device=values.device), index]
@@ -231,8 +233,9 @@ class Watch:
             hook.remove()
 
     def _place_hooks(self) -> None:
-        layers = [block for _, block in blocks(self.root)]
-        for module in position_modules(self.root):
+        plan = plan_of(self.root)
+        layers = plan.blocks
+        for module in plan.positions:
             self._hook(module, self._saw_positions)
         if layers:
             self._hook(layers[0], self._saw_positions)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from weft.core.keys import Key
-from weft.diagnose.record.anatomy import blocks
+from weft.diagnose.record.anatomy import plan_of
 from weft.diagnose.record.forward import Call, read_output
 from weft.diagnose.record.probing import swapped, undisturbed
 from weft.runs.evidence import Check
@@ -132,14 +132,14 @@ def _unused_cache(root: nn.Module) -> dict[str, Any]:
 @contextmanager
 def _last_block(root: nn.Module) -> Iterator[list[torch.Tensor]]:
     """What the last block returns meanwhile."""
-    found = blocks(root)
+    found = plan_of(root).blocks
     states: list[torch.Tensor] = []
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         state = output[0] if isinstance(output, tuple) else output
         states.append(state.detach())
 
-    hook = found[-1][1].register_forward_hook(after) if found else None
+    hook = found[-1].register_forward_hook(after) if found else None
     try:
         yield states
     finally:

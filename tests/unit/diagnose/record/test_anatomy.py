@@ -6,11 +6,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from weft.diagnose.record.anatomy import (
-    blocks,
     is_model,
     loras,
     plain_name,
-    position_modules,
+    plan_of,
     unwrapped,
 )
 from weft.diagnose.record.probing import base_sketch, seen_scale
@@ -197,16 +196,25 @@ def test_a_sketch_is_what_a_layer_makes_of_the_probes(make_model, architecture):
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2", "opt", "gptj", "bloom"])
 def test_blocks_are_those_of_the_decoder(make_model, architecture):
     model = make_model(architecture)
-    names = [name for name, _ in blocks(model)]
-    assert len(names) == 3
-    assert all(name.endswith(f".{i}") for i, name in enumerate(names))
+    names = {id(part): name for name, part in model.named_modules()}
+    found = [names[id(part)] for part in plan_of(model).blocks]
+    assert len(found) == 3
+    assert all(name.endswith(f".{i}") for i, name in enumerate(found))
+
+
+def test_a_plan_is_made_again_when_a_block_is_another(make_model):
+    model = make_model("llama")
+    assert plan_of(model) is plan_of(model)
+    before, wrapped = plan_of(model), nn.Sequential(model.model.layers[1])
+    model.model.layers[1] = wrapped
+    assert plan_of(model) is not before
 
 
 def test_a_model_embeds_tokens_and_a_loss_does_not(make_model):
     assert is_model(make_model("llama"))
     assert not is_model(nn.CrossEntropyLoss())
     assert not is_model(nn.Embedding(3, 3))
-    assert position_modules(make_model("gpt2")) and position_modules(make_model("llama"))
+    assert plan_of(make_model("gpt2")).positions and plan_of(make_model("llama")).positions
 
 
 @pytest.mark.parametrize(
