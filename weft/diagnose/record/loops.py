@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FITTED_STEPS, FITTED_ROWS = 64, 8
 """Draws to which a temperature is fitted."""
 
+WAYS = 4
+"""Changes in how a model is fed that are told."""
+
 TOGETHER = 64
 """Loops of one place that are written together."""
 
@@ -46,7 +49,7 @@ class Loop:
     tokens: list[list[int]] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
     fitted: list[Fitted] = field(default_factory=list)
-    feeding: str | None = None
+    ways: list[str] = field(default_factory=list)  # in which it was fed, one after another
     greedy: bool = True  # every token was the likeliest
     size: int = 0  # V
 
@@ -83,7 +86,7 @@ class Loop:
         if all(row[:-1] == context for row, context in pairs):
             return "all"
         slides = all(_slides(row, context) for row, context in pairs)
-        return "window" if slides and (picked or self.feeding == "window") else None
+        return "window" if slides and (picked or self.ways[-1:] == ["window"]) else None
 
     def _likeliest(self, rows: Sequence[Sequence[int]], live: Sequence[int]) -> bool:
         """Whether rows end with the likeliest token, chosen in a way that was not seen."""
@@ -128,7 +131,10 @@ class Loop:
     def settings(self, rule: Rule, fitted: Sequence[Fitted]) -> dict[str, Any]:
         """What its tokens say about how it was set; `fitted` are the draws of this place."""
         hows = {draw.how for draw in self.draws}
-        found: dict[str, Any] = {"feeding": self.feeding or "all", "num_beams": 1}
+        found: dict[str, Any] = {
+            "feeding": " then ".join(self.ways[:WAYS]) or "all",
+            "num_beams": 1,
+        }
         if rule.limit is not None:
             found["max_tokens"] = rule.limit
         if "draw" not in hows and (hows == {"argmax"} or self.greedy):
@@ -229,7 +235,10 @@ class Loops:
             loop.prompts = [tuple(context) for context in loop.contexts]
             return
         loop.take([row[-1] for row in rows])
-        loop.feeding = loop.feeding if loop.steps > 1 and loop.feeding == how else how
+        if how == "window" and loop.ways[-1:] == ["all"]:
+            loop.ways.pop()  # a window holds all until it is full
+        if loop.ways[-1:] != [how]:
+            loop.ways.append(how)
         for context, fed in zip(loop.contexts, rows, strict=True):
             context.append(fed[-1])
 

@@ -98,6 +98,21 @@ def test_a_loop_is_recognised_however_it_feeds_the_model(
         assert (loop.settings["top_k"], loop.settings["top_p"]) == (0, 1.0)
 
 
+def test_a_loop_that_feeds_in_several_ways_is_one(tmp_path: Path, model: Any) -> None:
+    def run() -> torch.Tensor:
+        ids, cache = torch.tensor(PROMPT), None
+        fed = ids
+        for step in range(8):
+            made = model(fed, past_key_values=None if step == 4 else cache, use_cache=True)
+            cache, fed = made.past_key_values, greedy(made.logits[:, -1])
+            ids = torch.cat([ids, fed], 1)
+        return ids
+
+    made, (loop,), _ = watched(tmp_path, run)
+    assert list(loop.tokens[0]) == made[0, 5:].tolist()
+    assert loop.settings["feeding"] == "cache then last token then cache"
+
+
 def test_prompts_one_after_another_are_loops_of_their_own(tmp_path: Path, model: Any) -> None:
     prompts = [[5, 17, 30], [44, 8], [7, 61, 61, 12, 9]]
 
