@@ -19,7 +19,6 @@ from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.matching import Ids, Matching, akin, matched, stripped
 from weft.runs.evidence import AdapterModule, Generation, Pass, Snapshot, TrainStep, Weights
 
-
 MOST = 64
 """Rows without an equal that are compared one by one."""
 

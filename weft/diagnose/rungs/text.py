@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from weft.diagnose.align import Row, prompt_rows, train_rows
 from weft.diagnose.evidence import Evidence, Pair
@@ -32,7 +33,7 @@ def look(pair: Pair) -> Looked:
     findings: list[Finding] = []
     equal: list[str] = []
     unseen: list[str] = []
-    prompts, trained = prompt_rows(pair), train_rows(pair)
+    prompts, trained = prompt_rows(pair), _of_one_record(pair, train_rows(pair))
     for rows, what in ((prompts, "prompt"), (trained, "training row")):
         if rows.pairs:
             made, same = _rows(pair, rows, what)
@@ -55,6 +56,18 @@ def look(pair: Pair) -> Looked:
                 findings.append(each)
     findings += _tokenizers(pair, findings)
     return Looked(tuple(findings), tuple(equal), tuple(unseen))
+
+
+def _of_one_record(pair: Pair, rows: Matching[Row]) -> Matching[Row]:
+    """Without pairs whose texts are whole other records of the same files: those came in turn."""
+
+    def apart(a: Row, b: Row) -> bool:
+        texts = source(pair.a, a.ids), source(pair.b, b.ids)
+        records = [{slot.record for slot in text.slots} if text else set() for text in texts]
+        files = [{record.rpartition(":")[0] for record in of} for of in records]
+        return bool(records[0]) and files[0] == files[1] and not records[0] & records[1]
+
+    return replace(rows, pairs=tuple(two for two in rows.pairs if not apart(*two)))
 
 
 def _rows(pair: Pair, rows: Matching[Row], what: str) -> tuple[list[Finding], list[str]]:
@@ -96,7 +109,8 @@ def _finding(pair: Pair, reason: Reason, rows: Matching[Row], what: str) -> Find
     place = rows_named(reason.rows, among, what)
     if reason.token is not None and (len(reason.rows) == 1 or reason.label == "tokens"):
         place += f", token {reason.token}"
-    details = f" ({'; '.join(reason.details[:2])}" if reason.details else ""
+    shown = [each.replace("prompt ", f"{what} ", 1) for each in reason.details[:2]]
+    details = f" ({'; '.join(shown)}" if shown else ""
     if details:
         details += f"; and {len(reason.details) - 2} more)" if len(reason.details) > 2 else ")"
     first = rows.pairs[reason.rows[0] - 1][1]

@@ -176,15 +176,15 @@ def _scale(pair: Pair, scaled: Sequence[Compared], among: Sequence[Compared]) ->
 
 
 def _follows_rank(pair: Pair, scaled: Sequence[Compared]) -> bool:
-    """Whether the ranks differ and the scales follow from them by the same rule."""
-    rules = []
+    """Whether the ranks differ and one alpha gives both scales, by alpha / rank or its root."""
     for each in scaled:
-        ranks = ranks_of(pair, each.of.name)
-        if ranks[0] is None or ranks[1] is None or ranks[0] == ranks[1]:
+        a, b = ranks_of(pair, each.of.name)
+        if a is None or b is None or a == b or not each.a.total:
             return False
-        named = [recipe(pair, each.of.name, x, _side(each, x).total) for x in "AB"]
-        rules.append(named[0] is not None and named[0] == named[1])
-    return all(rules)
+        ratio, by_rank = each.b.total / each.a.total, a / b
+        if not any(abs(ratio / by_rank**power - 1) <= 0.01 for power in (0.5, 1.0)):
+            return False
+    return True
 
 
 def _told(pair: Pair, name: str, a: float, b: float, ratio: float) -> str:

@@ -269,6 +269,17 @@ def test_rows_that_came_up_on_one_side_only_are_no_other_data() -> None:
     assert [each for each in seen(a, b).findings if each.nature == "factor"] == []
 
 
+def test_rows_of_other_records_of_the_same_file_came_in_another_order() -> None:
+    def row(text: str, number: int) -> Side:
+        ids = (BOS, *ids_of(text))
+        slots = (Slot(start=0, stop=len(text), record=f"rows.jsonl:{number}", field="prompt"),)
+        made = Side().add(tokenizer()).add(Encoded(text=text, ids=ids, slots=slots))
+        return made.forward([ids], phase="train", grad=True)
+
+    a, b = row("who wrote the book ?", 1), row("who wrote the play ?", 2)
+    assert [each for each in seen(a, b).findings if each.nature == "factor"] == []
+
+
 def test_where_nothing_was_read_the_texts_that_were_encoded_are_compared() -> None:
     a, b = (side(QUESTIONS, forward=False) for _ in range(2))
     assert seen(a, b).equal == ("token ids equal: 3 of 3 encoded texts",)

@@ -218,6 +218,15 @@ def test_where_both_train_only_scales_are_compared() -> None:
         made.add(TrainStep(step=1))
         return adapted(made, later, when="step", step=1)
 
+    def scales(found: Looked) -> list[str]:
+        return [each.nature for each in found.findings if each.label == "scale"]
+
+    small = Side()
+    weighted(small, base())
+    start = {name: draw(name, rank=1) for name in NAMES}
+    start = {name: lora.but(b=np.zeros_like(lora.b), scale=8.0) for name, lora in start.items()}
+    adapted(small, start).add(TrainStep(step=1))
+    assert scales(seen(trained(2.0, 0), small)) == ["effect"]  # alpha 8 over rank 4 and rank 1
     assert seen(trained(2.0, 0), trained(2.0, 1)).findings == ()
     factor = only(seen(trained(2.0, 0), trained(0.25, 0)))
     assert (factor.label, factor.value) == ("scale", pytest.approx(0.125))
