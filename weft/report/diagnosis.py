@@ -16,6 +16,9 @@ from weft.report.html import Figure, Rows, write_page
 VERDICTS = {"same": "better", "unsure": "", "different": "worse"}
 """The colour of each."""
 
+MOMENTS = {"": "", " trained": " After training."}
+"""What names of curves end with, and what captions then add."""
+
 Mark = tuple[int, int, int]
 """Characters from where to where are marked, and the length of the other text."""
 
@@ -99,7 +102,7 @@ def page(found: Diagnosis, command: str, coverage: Sequence[str]) -> DiagnosisPa
 
 
 def figures(found: Diagnosis) -> list[Figure]:
-    """Pictures of the curves that there are."""
+    """Pictures of the curves that there are; a single point is told in words."""
     first = found.first.step if found.first is not None and found.first.rung >= 10 else None
     drawn: dict[str, tuple[str, Callable[[Mapping[str, Any], Path], None]]] = {
         "layers": ("Hidden states of the same tokens, layer by layer.", by_layer),
@@ -123,11 +126,12 @@ def figures(found: Diagnosis) -> list[Figure]:
     }
     with tempfile.TemporaryDirectory() as folder:
         made = []
-        for name, (caption, draw) in drawn.items():
-            curve = found.curves.get(name)
-            if curve and all(len(each) for each in curve.values() if isinstance(each, list)):
-                draw(curve, path := Path(folder) / f"{name}.png")
-                made.append(Figure(caption, path.read_bytes()))
+        for name, more in ((name, more) for name in drawn for more in MOMENTS):
+            caption, draw = drawn[name]
+            curve = found.curves.get(name + more)
+            if curve and all(len(each) > 1 for each in curve.values() if isinstance(each, list)):
+                draw(curve, path := Path(folder) / "figure.png")
+                made.append(Figure(caption + MOMENTS[more], path.read_bytes()))
     return made
 
 

@@ -30,7 +30,7 @@ def by_layer(curve: Mapping[str, Any], path: Path) -> None:
     `names` are those of the layers, `cumulative` and, where there is one, `local` are errors, and
     `floor` is what noise alone gives.
     """
-    names = [str(name) for name in curve["names"]]
+    names = [str(name).removeprefix("model.") for name in curve["names"]]
     figure, axes = canvas(7.2, 3.6)
     lines = {"after the layer": curve["cumulative"], "made in the layer": curve.get("local")}
     labels = _decades(axes, range(len(names)), lines, curve.get("floor"))

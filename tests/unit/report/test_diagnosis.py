@@ -44,7 +44,7 @@ CURVES = {
     "positions": {"position": [0, 1, 2], "kl": [0.0, math.nan, math.inf], "floor": None},
     "hidden by position": {"position": [0, 1], "relative": [0.0, 0.2], "floor": 1e-5},
     "prompts": {"prompt": [1, 2], "kl": [0.1, 0.2], "floor": 1e-3},
-    "decode": {"step": [1], "kl": [2.0]},
+    "decode": {"step": [1, 2], "kl": [2.0, 1.0]},
     "steps": {"step": [1, 2, 3], "a": [3.0, 2.0, None], "b": [3.0, math.nan, 1.0], "name": "loss"},
 }
 
@@ -109,5 +109,6 @@ def test_curves_are_drawn_whatever_is_in_them(name, size_of, tmp_path):
     assert width > 1200 and height > 500
 
 
-def test_an_empty_curve_is_not_drawn():
+def test_a_curve_of_less_than_two_points_is_not_drawn():
     assert figures(replace(DIAGNOSIS, curves={"steps": {"step": [], "a": [], "b": []}})) == []
+    assert figures(replace(DIAGNOSIS, curves={"decode": {"step": [1], "kl": [2.0]}})) == []
