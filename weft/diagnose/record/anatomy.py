@@ -136,6 +136,7 @@ class Lora:
     active: bool = True
     merged: bool = False
     declared: dict[str, Any] = field(default_factory=dict)
+    hooks: tuple[Callable[..., Any], ...] = ()  # forward hooks in which it is, if it is in some
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A [R, in] and B [out, R], detached."""
@@ -211,7 +212,10 @@ def _hand_written(name: str, module: nn.Module) -> Iterator[Lora]:
         return
     weight: torch.Tensor = base.weight  # type: ignore[assignment]
     outputs, inputs = weight.shape[::-1] if is_transposed(base) else weight.shape
+    hooks = tuple(hook for hook in module._forward_hooks.values() if any(_held(hook)))
+    outside = (*hooks, *([vars(module)["forward"]] if "forward" in vars(module) else []))
     tensors = _own_tensors(module, base)
+    tensors += [each for function in outside for each in _held(function)]
     for index, (one_name, one) in enumerate(tensors):
         for two_name, two in tensors[index + 1 :]:
             view = _oriented(one_name, one, two_name, two, (outputs, inputs))
@@ -225,6 +229,7 @@ def _hand_written(name: str, module: nn.Module) -> Iterator[Lora]:
                     [one, two],
                     "hand-written",
                     dropout=max(rates, default=0.0),
+                    hooks=hooks,
                     **_declared(module),
                 )
                 return
@@ -271,6 +276,32 @@ def _own_tensors(module: nn.Module, base: nn.Module) -> list[tuple[str, torch.Te
             if tensor.dim() == 2 and id(tensor) not in skip and tensor.is_floating_point():
                 found.append((prefix + key, tensor))
     return found
+
+
+def _held(function: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Matrices that a function or hook has from where it was made, and those of modules there."""
+    if isinstance(function, partial):
+        held = {**{str(i): value for i, value in enumerate(function.args)}, **function.keywords}
+        function = function.func
+    elif inspect.isfunction(function):
+        held = {}
+    else:
+        held = dict(vars(function)) if hasattr(function, "__dict__") else {}
+    if inspect.isfunction(function):
+        held |= inspect.getclosurevars(function).nonlocals
+        names = [*inspect.signature(function).parameters.values()]
+        held |= {each.name: each.default for each in names if each.default is not each.empty}
+    for name, value in held.items():
+        found: list[tuple[str, Any]]
+        if isinstance(value, nn.Module) and not is_linear(value):
+            found = [(f"{name}.{key}", part) for key, part in value.named_parameters()]
+        elif isinstance(value, nn.Module):
+            found = [(f"{name}.weight", value.weight)]
+        else:
+            found = [(name, value)]
+        for key, part in found:
+            if isinstance(part, torch.Tensor) and part.dim() == 2 and part.is_floating_point():
+                yield key, part
 
 
 def _name_in(module: nn.Module, part: nn.Module) -> str:

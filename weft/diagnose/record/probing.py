@@ -109,6 +109,9 @@ def seen_scale(lora: Lora) -> tuple[float, float] | None:
         current = [each.float() for each in lora.factors()]
         x = torch.from_numpy(inputs).to(current[0].device)
         out = lora.module.forward(x)
+        for hook in lora.hooks:
+            changed = hook(lora.module, (x,), out)
+            out = out if changed is None else changed
         seen = out[0] if isinstance(out, tuple) else out
         update = (x @ current[0].T) @ current[1].T
     if seen.shape != update.shape:

@@ -238,3 +238,50 @@ def test_what_has_adapters_inside_is_none_itself(make_model):
             setattr(layer.self_attn, name, new)
     names = [lora.name.rpartition(".")[2] for lora in loras(model)]
     assert names == ["q_proj", "v_proj"] * 3
+
+
+def patched(layer, a, b, scale):
+    plain = layer.forward
+
+    def forward(x):
+        return plain(x) + scale * (x @ a.T) @ b.T
+
+    layer.forward = forward
+
+
+def hooked(layer, a, b, scale):
+    layer.register_forward_hook(lambda module, args, out: out + scale * (args[0] @ a.T) @ b.T)
+
+
+def hooked_by_default(layer, a, b, scale):
+    def hook(module, args, out, down=a, up=b):
+        return out + scale * (args[0] @ down.T) @ up.T
+
+    layer.register_forward_hook(hook)
+
+
+def hooked_module(layer, a, b, scale):
+    pair = nn.Sequential(nn.Linear(IN, RANK, bias=False), nn.Linear(RANK, OUT, bias=False))
+    with torch.no_grad():
+        pair[0].weight.copy_(a)
+        pair[1].weight.copy_(b)
+    layer.register_forward_hook(lambda module, args, out: out + scale * pair(args[0]))
+
+
+@pytest.mark.parametrize("way", [patched, hooked, hooked_by_default, hooked_module])
+def test_an_adapter_outside_of_its_module_is_found_by_what_its_function_holds(way):
+    a, b = torch.randn(RANK, IN), torch.randn(OUT, RANK)
+    layer = nn.Linear(IN, OUT)
+    model = nn.Sequential(layer, nn.Linear(OUT, IN))
+    way(layer, a, b, 3.0)
+    (lora,) = loras(model)
+    assert lora.name == "0"
+    for seen, given in zip(lora.factors(), (a, b), strict=True):
+        assert torch.equal(seen, given)
+    assert seen_scale(lora)[0] == pytest.approx(3.0, rel=1e-5)
+
+
+def test_a_hook_that_only_looks_is_no_adapter():
+    layer, kept = nn.Linear(IN, OUT), []
+    layer.register_forward_hook(lambda module, args, out: kept.append(out))
+    assert loras(nn.Sequential(layer)) == [] and kept == []
