@@ -103,7 +103,8 @@ def _found(side: Evidence, ref: str | None) -> str | None:
     """Where a base lies that a script named from its own directory."""
     if ref is None or Path(ref).is_dir():
         return ref
-    beside = next((each / ref for each in side.path.parents if (each / ref).is_dir()), None)
+    above = side.path.resolve().parents
+    beside = next((each / ref for each in above if (each / ref / "config.json").is_file()), None)
     return str(beside) if beside is not None else ref
 
 

@@ -9,6 +9,7 @@ from weft.core.keys import Key
 from weft.diagnose import noise
 from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Cause, Confidence, Diagnosis, Finding, Swap
+from weft.diagnose.labels import Label
 from weft.diagnose.proof.build import Built, build
 from weft.diagnose.proof.choosing import Exchange, choose, ends
 from weft.diagnose.proof.counterfactuals import NAMES
@@ -34,6 +35,8 @@ Watch = Callable[[int, int, str], None]
 
 COMPUTED = (6, 7, 8)
 """Rungs at which what is computed is looked at: its differences have causes at others."""
+
+EXPLAINED = "nothing is left of the gap once the other causes are exchanged"
 
 LEAST = 1e-3
 """Relative distance of updates from which a difference that nobody suspected is told."""
@@ -117,7 +120,14 @@ def _after_reading(case: Docket, found: Read, taught: Taught | None, pair: Pair)
     case.not_checked += [_unlike(each.words, found, each.name) for each in unlike]
     files = {pair.a.kind, pair.b.kind} <= {"adapter", "config"}
     sure = found.holds and (files or all(each.seen for each in found.controls))
-    trained = taught is not None and taught.solved.gap > taught.solved.floor
+    stepped = [bool(side.steps) for _, side in pair.sides]
+    trained = stepped[0] != stepped[1] or (
+        taught is not None and taught.solved.gap > taught.solved.floor
+    )
+    if stepped[0] != stepped[1]:
+        case.not_checked.append("training: one side takes steps and the other none")
+    elif any(stepped) and taught is None:
+        case.not_checked.append("training was not taken again: too little of it was recorded")
     least = 3 * noise.floor(pair, "nats").value
     for shown in (*solved.accepted, *solved.others):
         accepted = shown in solved.accepted
@@ -134,25 +144,30 @@ def _after_reading(case: Docket, found: Read, taught: Taught | None, pair: Pair)
             case.idle[shown.trial.cause] = (
                 f"exchanging it changes no prediction: mean KL {shown.opens:.2g} nats"
                 if nothing
-                else "nothing is left of the gap once the other causes are exchanged"
+                else EXPLAINED
             )
             continue
         settle(case, shown, solved, sure, unit, "mean KL", by_nats=True)
+        if shown.trial.factor == "context":
+            _which_context(case, shown.trial.cause, found)
     fold(case, [shown.trial for shown in solved.accepted])
     live = {shown.trial.cause for shown in (*solved.accepted, *solved.others)} | set(case.idle)
-    if solved.closed and solved.gap > solved.floor and sure:
-        for number, cause in enumerate(case.diagnosis.causes):
-            if cause.finding.swap is None and cause.finding.rung in COMPUTED:
-                case.idle[number] = "nothing is left of it once the other causes are exchanged"
+    explained = solved.closed and solved.gap > solved.floor and sure
     for number, cause in enumerate(case.diagnosis.causes):
         factor = cause.finding.swap.factor if cause.finding.swap else None
-        if factor in READING and number not in live and number not in case.proven:
-            if solved.gap <= solved.floor and sure and taught is None:
+        if number in live or number in case.proven:
+            continue
+        if factor is None and cause.finding.rung in COMPUTED and explained:
+            case.idle[number] = EXPLAINED
+        elif factor in READING and not any(stepped):
+            if explained:
+                case.idle[number] = EXPLAINED
+            elif solved.gap <= solved.floor and sure:
                 case.idle[number] = (
                     f"both replicas predict the same: mean KL {solved.gap:.2g} nats, "
                     f"floor {solved.floor:.2g}"
                 )
-            elif solved.gap > solved.floor and taught is None:
+            else:
                 case.not_checked.append(
                     f"{cause.finding.label}: the replicas do not differ in it, so nothing could "
                     "be exchanged"
@@ -164,6 +179,19 @@ def _after_reading(case: Docket, found: Read, taught: Taught | None, pair: Pair)
         )
     if found.in_float32 is not None:
         case.ruled_out.append(_precision(found.in_float32, solved.gap))
+
+
+def _which_context(case: Docket, number: int, found: Read) -> None:
+    """Decoding differs in what is seen, or in where it is seen: the replicas tell."""
+    a, b = found.a.context, found.b.context
+    shown_ = case.proven.get(number)
+    if shown_ is None or shown_.confidence != "proven" or a.masked != b.masked:
+        return
+    where = (a.shift, a.origin) != (b.shift, b.origin)
+    label: Label = "cache-pos" if a.visible == b.visible and where else "cache"
+    if shown_.finding.label in ("cache", "cache-pos") and shown_.finding.label != label:
+        finding = replace(shown_.finding, label=label)
+        case.proven[number] = replace(shown_, finding=finding)
 
 
 def _unlike(words: str, found: Read, name: str) -> str:

@@ -10,7 +10,7 @@ from weft.diagnose.proof.floors import Floor, training_floor
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.replica import Course, Normaliser, Replica
 from weft.diagnose.proof.solve import Solved, Trial, solve
-from weft.diagnose.proof.training import Learned, distance, factored, learn, normalisers
+from weft.diagnose.proof.training import Learned, apart, distance, factored, learn, normalisers
 
 FACTORS = (
     "scale", "init", "attach", "adapter", "labels", "normaliser", "order", "ids", "prompt", "mask",
@@ -28,6 +28,10 @@ NULL_STEPS = 2
 
 LOSS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
 """Relative error of a recorded loss that rounding may have."""
+
+
+ADAPTERS = 0.02
+"""Relative error of a recorded adapter that rounding and the optimiser may make of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +75,15 @@ def teach(
     told("measuring noise")
     floor = training_floor(engine, a, a.course, min(steps, NULL_STEPS), key)
 
-    def apart(replica: Replica) -> float:
+    def from_a(replica: Replica) -> float:
         return distance(own, again(replica))
 
     suspected = [each for each in trials if each.factor in FACTORS]
-    solved = solve(a, b, suspected, apart, floor.value, told)
+    solved = solve(a, b, suspected, from_a, floor.value, told)
     if not solved.closed and solved.gap > floor.value:
         named = {each.factor for each in suspected}
         more = [Trial(each) for each in FACTORS if each not in named | {"prompt", "ids", "attach"}]
-        wider = solve(a, b, [*suspected, *more], apart, floor.value, told)
+        wider = solve(a, b, [*suspected, *more], from_a, floor.value, told)
         solved = wider if wider.left < solved.left else solved
     return Taught(a, b, steps, floor, solved, (fine_a, fine_b), (words_a, words_b))
 
@@ -129,17 +133,27 @@ def _limit(replica: Replica) -> float:
 
 
 def _checked(again: _Again, replica: Replica) -> tuple[bool, str]:
-    """Whether a replica gives its recorded losses, and in words."""
+    """Whether a replica gives its recorded losses and adapters, and in words."""
     assert replica.course is not None
-    worst = _worst(replica.course, again(replica))
-    name, steps = replica.name, again.steps
-    if worst is None:
-        return True, f"{name}'s recording holds no losses to compare with"
-    if worst <= _limit(replica):
-        said = f"{name}'s replica gives the recorded losses of {steps} steps"
-        return True, f"{said}: largest relative error {worst:.1g}"
-    said = f"{name} trains otherwise than its recording explains"
-    return False, f"{said}: its replica's losses are off by up to {worst:.1%} within {steps} steps"
+    made = again(replica)
+    worst, name, steps = _worst(replica.course, made), replica.name, again.steps
+    turned = {turn.after for turn in replica.course.turns}
+    off = [
+        apart(its, made.reached[step])
+        for step, its in replica.course.reached.items()
+        if step in made.reached and step not in turned
+    ]
+    if worst is None and not off:
+        return True, f"{name}'s recording holds neither losses nor adapters to compare with"
+    known = [f"losses within {worst:.1g}"] if worst is not None else []
+    known += [f"adapters within {max(off):.1g}"] if off else []
+    said = " and ".join(known)
+    if (worst or 0.0) <= _limit(replica) and max(off, default=0.0) <= ADAPTERS:
+        return True, f"{name}'s replica gives what was recorded of {steps} steps: {said}"
+    return False, (
+        f"{name} trains otherwise than its recording explains: its replica gives {said} "
+        f"of what was recorded of {steps} steps"
+    )
 
 
 def _worst(course: Course, learned: Learned) -> float | None:

@@ -284,6 +284,20 @@ def distance(a: Learned, x: Learned) -> float:
     return float(np.sqrt(max(apart, 0.0) / size))
 
 
+def apart(a: Updates, x: Updates) -> float:
+    """Relative distance of two adapters in what they add, |A - X| / |A|."""
+    made = (
+        Learned((), each, {name: (_term(update),) for name, update in each.items()})
+        for each in (a, x)
+    )
+    return distance(*made)
+
+
+def _term(update: Update) -> Term:
+    b, a = (torch.from_numpy(np.array(each)).double() for each in (update.b_OR, update.a_RI))
+    return update.scale, b, a
+
+
 def squared(terms: Sequence[Term]) -> float:
     """|sum of s B A|^2 without forming it: the trace of two small Gram matrices."""
     terms = [each for each in terms if each[0]]

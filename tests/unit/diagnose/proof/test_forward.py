@@ -211,7 +211,7 @@ def test_nudge_is_one_unit_in_the_last_place(base_on_disk):
 
 def test_adapter_at_a_module_that_is_not_there_is_said(base_on_disk):
     update = Update(np.zeros((1, 3), np.float32), np.zeros((3, 1), np.float32), 1.0)
-    with pytest.raises(Unspliced, match="no module model.nothing"):
+    with pytest.raises(Unspliced, match=r"no module model\.nothing"):
         ours(base_on_disk(), Row(PROMPT), adapter={"model.nothing": update})
 
 
