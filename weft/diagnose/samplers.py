@@ -5,8 +5,9 @@ Shapes: V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import median
 from typing import Any
 
@@ -41,7 +42,7 @@ class Sampler:
     """What decides the choice, without what has no effect."""
 
     greedy: bool | None  # None: not known
-    values: Mapping[str, Any]
+    values: Mapping[str, Any]  # None: not known
     altered: int = 0  # greedy choices that were not the most likely token
     kept: int | None = None  # most tokens that could be drawn, where some could not
     first_filters: bool | None = None  # filters before the temperature, where that is known
@@ -49,7 +50,8 @@ class Sampler:
     @property
     def words(self) -> str:
         """As one would say it."""
-        parts = [f"{key} {_plain(value)}" for key, value in sorted(self.values.items())]
+        known = {key: value for key, value in self.values.items() if value is not None}
+        parts = [f"{key} {_plain(value)}" for key, value in sorted(known.items())]
         if self.greedy:
             return ", ".join(["takes the most likely token", *parts])
         what = "draws" if self.greedy is False else "chooses"
@@ -58,7 +60,19 @@ class Sampler:
 
 
 def sampler_of(side: Evidence, generation: Generation) -> Sampler:
-    """What was seen counts before what was set."""
+    """What was seen counts before what was set.
+
+    Settings of a loop by hand are read off its draws, so all loops of a side are read together.
+    """
+    return _of_loops(side) if generation.driver == "loop" else _sampler(side, generation)
+
+
+@lru_cache(maxsize=4)
+def _of_loops(side: Evidence) -> Sampler:
+    return _sampler(side, _together([each for each in side.generations if each.driver == "loop"]))
+
+
+def _sampler(side: Evidence, generation: Generation) -> Sampler:
     draws = [each for each in generation.draws if each.how != "unknown"]
     greedy = generation.settings.get("greedy")
     if draws:
@@ -74,7 +88,14 @@ def sampler_of(side: Evidence, generation: Generation) -> Sampler:
         fitted = [each.temperature for each in draws if each.temperature is not None]
         if fitted and not close(median(fitted), values.get("temperature", 1.0)):
             values["temperature"] = round(median(fitted), 4)
-    replayed = list(_replay(side, generation, draws))
+    unknown = generation.driver == "loop" and not greedy and "temperature" not in values
+    if unknown and not any(each.temperature is not None for each in draws):
+        values["temperature"] = None
+    replayed = [
+        one
+        for each in (side.generations if generation.driver == "loop" else [generation])
+        for one in _replay(side, each)
+    ]
     orders = {each for each in (_order(generation, *one) for one in replayed) if each is not None}
     sizes = [draw.kept for _, draw in replayed if draw.kept is not None]
     vocabulary = max((len(logits_V) for logits_V, _ in replayed), default=0)
@@ -87,11 +108,19 @@ def sampler_of(side: Evidence, generation: Generation) -> Sampler:
     )
 
 
-def _replay(
-    side: Evidence, generation: Generation, draws: Iterable[Draw]
-) -> Iterator[tuple[np.ndarray, Draw]]:
+def _together(loops: Sequence[Generation]) -> Generation:
+    """Completions of one loop, with whatever was seen of it in any of them."""
+    known: dict[str, Any] = {}
+    for each in loops:
+        known = {**each.settings, **known}
+    return loops[0].model_copy(
+        update={"settings": known, "draws": tuple(draw for each in loops for draw in each.draws)}
+    )
+
+
+def _replay(side: Evidence, generation: Generation) -> Iterator[tuple[np.ndarray, Draw]]:
     """The logits of the model before each choice whose logits were recorded."""
-    of = {(draw.row, draw.step): draw for draw in draws}
+    of = {(draw.row, draw.step): draw for draw in generation.draws if draw.how != "unknown"}
     first = min((step for _, step in of), default=1)
     for row in range(len(generation.prompts)):
         for step in steps_of(side, generation, row):
@@ -134,6 +163,7 @@ def differing(a: Sampler, b: Sampler) -> tuple[str, ...]:
         key
         for key in sorted({*a.values, *b.values})
         if not same(key, a.values.get(key), b.values.get(key))
+        and not any(key in side.values and side.values[key] is None for side in (a, b))
     ]
     if not keys and bool(a.altered) != bool(b.altered):
         keys.append("logits")

@@ -30,7 +30,7 @@ def look(pair: Pair) -> Looked:
     factors = [each for each in findings if each.nature == "factor"]
     since = min((each.step or 1 for each in factors), default=None)
     looked = _across(pair, since, explained=bool(findings))
-    if any(each.apart == "same" for each in looked.outcome):  # measured where it acts
+    if looked.equal:  # measured where it acts
         findings = tuple(replace(each, nature="harmless") for each in findings)
     equal = list(looked.equal)
     for name, side in pair.sides:

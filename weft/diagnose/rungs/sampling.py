@@ -108,13 +108,14 @@ def _seed(pair: Pair, a: Generation, b: Generation, samplers: tuple[Sampler, Sam
         return Looked(equal=(f"seeds equal: {shown[0]}",))
     words = f"random numbers differ at the first draw: {shown[0]} in A, {shown[1]} in B"
     lacking = [name for name, each in zip("AB", seeds, strict=True) if not each]
-    if seeds[0] == seeds[1] and seeds[0]:
+    alike = bool(seeds[0]) and seeds[0] == seeds[1]
+    if alike:
         words += "; the generator was used differently before it"
     return Looked(
         (
             Finding(
                 RUNG,
-                "factor",
+                "effect" if alike and _adapters_differ(pair) else "factor",
                 "seed",
                 "seed",
                 words,
@@ -127,6 +128,19 @@ def _seed(pair: Pair, a: Generation, b: Generation, samplers: tuple[Sampler, Sam
             ),
         )
     )
+
+
+def _adapters_differ(pair: Pair) -> bool:
+    """Whether the making of adapters drew other amounts of random numbers."""
+    forms = [
+        {
+            (name, module.rank)
+            for shot in side.snapshots[:1]
+            for name, module in shot.modules.items()
+        }
+        for _, side in pair.sides
+    ]
+    return forms[0] != forms[1]
 
 
 def _seeds(side: Evidence, generation: Generation) -> dict[str, int]:

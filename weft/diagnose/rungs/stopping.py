@@ -65,13 +65,34 @@ def _set(rows: Rows) -> Stop | None:
     found = []
     for key, name in NAMES.items():
         values = _told([x for x, _ in rows], key), _told([y for _, y in rows], key)
-        if as_set(values[0]) == as_set(values[1]):
+        if as_set(values[0]) == as_set(values[1]) or _may_be_alike(rows, key, values):
             continue
         acted = _acted(rows, key, as_set(values[0]) | as_set(values[1]))
         words = f"{name}: {_shown(values[0])} in A, {_shown(values[1])} in B"
         words += f" ({acted or 'no text came so far'})"
         found.append(Stop(key, words, number_of(values[0]), number_of(values[1]), bool(acted)))
     return min(found, key=lambda each: not each.acted, default=None)
+
+
+def _may_be_alike(rows: Rows, key: str, values: tuple[Any, Any]) -> bool:
+    """Whether a limit that was only seen on one side of a loop by hand may be that of both.
+
+    It may, unless the other side went on past it.
+    """
+    for at in (0, 1):
+        ours, limit = [two[at] for two in rows], values[1 - at]
+        if values[at] is None and ours[0].of.driver == "loop" and limit is not None:
+            if key == "max_tokens":
+                return all(len(said.tokens) <= limit for said in ours)
+            ends = [each for each in as_set(limit)]
+            return not any(
+                end in (said.text or "")[: -len(end)]
+                if isinstance(end, str)
+                else end in said.tokens[:-1]
+                for said in ours
+                for end in ends
+            )
+    return False
 
 
 def _told(said: Sequence[Said], key: str) -> Any:

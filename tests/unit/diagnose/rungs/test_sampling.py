@@ -11,7 +11,7 @@ from tests.support.evidence import Side, pair
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.sampling import look
 from weft.diagnose.samplers import kept
-from weft.runs.evidence import Draw, Seeded
+from weft.runs.evidence import AdapterModule, Draw, Seeded, Snapshot
 
 PROMPTS = ((5, 6, 7), (5, 8, 9))
 SAID = ((3, 4, 3, 4), (9, 9, 8, 1))
@@ -148,12 +148,43 @@ def test_a_limit_that_no_setting_shows_is_seen_by_the_lengths() -> None:
 
 
 def test_a_text_that_goes_on_past_the_others_end_names_the_stop_rule() -> None:
-    a = side(
-        {**GREEDY, "stop": ["\n"], "max_tokens": 9}, ((3, 4), SAID[1]), ended=("stop", "length")
-    )
-    b = side({**GREEDY, "max_tokens": 9})
-    found = factors(look(pair(a, b)))["stop"]
+    said, why = ((3, 4), SAID[1]), ("stop", "length")
+    set_ = {"driver": "generate"}
+    a = side({**GREEDY, "stop": ["\n"], "max_tokens": 9}, said, ended=why, **set_)
+    found = factors(look(pair(a, side({**GREEDY, "max_tokens": 9}, **set_))))["stop"]
     assert found.place == "stop" and "['\\n'] in A, none in B" in found.words
+
+
+def test_a_limit_that_a_loop_was_seen_to_have_may_be_that_of_the_other_loop() -> None:
+    a = side({"greedy": False, "max_tokens": 4})
+    short = ((3, 9, 3), (9, 9, 8, 1))
+    open_ = side({"greedy": False}, short, ended=("eos", "unknown"))
+    assert "stop" not in factors(look(pair(a, open_)))
+    longer = side({"greedy": False}, ((3, 4, 3), (9, 9, 8, 1, 1)), ended=("eos", "eos"))
+    assert "4 in A, none in B" in factors(look(pair(a, longer)))["stop"].words
+
+
+def test_what_one_text_of_a_loop_does_not_show_another_may() -> None:
+    flat = tuple(Draw(row=0, step=k, token=3, how="draw", kept=1) for k in range(2))
+    drawn = tuple(
+        Draw(row=0, step=k, token=3, how="draw", kept=4, temperature=0.7) for k in range(2)
+    )
+    settings = {"greedy": False, "temperature": 0.7}
+    known = Side().generation([(1,)], [(3, 3)], settings=settings, draws=drawn, random="s")
+    late = Side().generation([(1,)], [(3, 3)], settings={"greedy": False}, draws=flat, random="s")
+    assert not factors(look(pair(known, late)))
+    late.generation([(2,)], [(3, 3)], settings={"greedy": False, "temperature": 1.2},
+                    draws=tuple(d.model_copy(update={"temperature": 1.2}) for d in drawn),
+                    random="t")  # fmt: skip
+    assert factors(look(pair(known, late)))["sampler"].other == 1.2
+
+
+def test_one_seed_and_another_adapter_make_other_numbers_an_effect() -> None:
+    module = AdapterModule(rank=2, shape=(4, 4), norm_a=1.0, norm_b=0.0, norm_update=0.0,
+                           digest_a="", digest_b="")  # fmt: skip
+    shot = Snapshot(model="model-0", when="use", style="peft", modules={"q": module})
+    looked = look(pair(side(random="other").add(shot), side()))
+    assert not factors(looked) and "seed" in {each.label for each in looked.findings}
 
 
 def test_no_seed_on_one_side_is_named_where_tokens_are_drawn() -> None:
