@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from weft.diagnose.algebra import Fit, Update, column_norms, fit, row_norms, same_numbers
-from weft.diagnose.evidence import Pair
+from weft.diagnose.algebra import (
+    Fit,
+    Update,
+    column_norms,
+    fit,
+    row_norms,
+    same_numbers,
+)
+from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.finding import Finding, Swap
 from weft.diagnose.operators import Operator, adapter, factors
 from weft.diagnose.places import group, number
+from weft.runs.sketch import probes
 
 RUNG = 5
 
@@ -48,15 +57,33 @@ def _moved_from(pair: Pair, op: Operator) -> tuple[str, str] | None:
                 return name, what
     if op.b.update is None:
         return None
-    for name, module in of_a.modules.items():
-        update = factors(pair.a, module)
-        if name == op.name or update is None or module.norm_b == 0:
+    here_OK = _sketch(op.b.update)
+    for name, (update, there_OK) in _sketches(pair.a).items():
+        if name == op.name or update.shape != op.b.update.shape:
             continue
-        if update.shape == op.b.update.shape and update.a.shape == op.b.update.a.shape:
+        if float((here_OK * there_OK).sum()) > 0.99:
             found = fit(update, op.b.update)
             if found.residual < 5e-3 and found.ratio > 0:
                 return name, "A and B"
     return None
+
+
+def _sketch(update: Update) -> np.ndarray:
+    """What an update makes of a few fixed inputs, of norm 1: the same for all of its factors."""
+    made = update.on(probes(update.shape[1]))
+    return made / max(float(np.linalg.norm(made)), 1e-30)
+
+
+@lru_cache(maxsize=2)
+def _sketches(side: Evidence) -> dict[str, tuple[Update, np.ndarray]]:
+    """Of every module whose update is not zero."""
+    of = adapter(side)
+    found = {}
+    for name, module in (of.modules if of is not None else {}).items():
+        update = factors(side, module)
+        if update is not None and module.norm_b > 0:
+            found[name] = update, _sketch(update)
+    return found
 
 
 def _reordered(op: Operator) -> str | None:

@@ -136,6 +136,18 @@ def test_factors_that_stand_at_another_module_are_a_key_map() -> None:
     assert "the other way round" in factor.words
 
 
+def test_a_swap_is_seen_through_other_factors_of_the_same_products() -> None:
+    gauge = np.array([[2.0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 3, 1], [1, 0, 0, 1]])
+    swapped = adapter()
+    swapped[NAMES[0]], swapped[NAMES[1]] = swapped[NAMES[1]], swapped[NAMES[0]]
+    swapped |= {
+        name: swapped[name].but(a=np.linalg.inv(gauge) @ swapped[name].a, b=swapped[name].b @ gauge)
+        for name in NAMES[:2]
+    }
+    factor = only(seen(adapter(), swapped))
+    assert (factor.label, factor.value) == ("key-map", 2)
+
+
 def test_one_factor_that_stands_at_another_module_is_told_as_such() -> None:
     swapped = adapter()
     q, v = NAMES[0], NAMES[1]
