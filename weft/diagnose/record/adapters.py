@@ -8,7 +8,7 @@ import numpy as np
 
 from weft.diagnose.record.patching import Undo
 from weft.diagnose.record.recorder import Changed, Ending, ModelSeen, PassSeen, Recorder, StepTaken
-from weft.runs.evidence import AdapterModule, Settings, Snapshot
+from weft.runs.evidence import AdapterModule, Happened, Settings, Snapshot
 from weft.runs.sketch import digest
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def install(recorder: Recorder) -> Undo:
     recorder.listen(PassSeen, tap.after_pass)
     recorder.listen(StepTaken, lambda signal: tap.after_step(signal))
     recorder.listen(Changed, tap.changed)
+    recorder.listen(Happened, tap.happened)
     recorder.listen(Ending, lambda signal: tap.end())
     return lambda: None
 
@@ -42,6 +43,7 @@ class _Tap:
         self._states: dict[str, tuple[Any, ...]] = {}
         self._steps: dict[str, int] = {}
         self._settled: set[str] = set()
+        self._loaded: str | None = None
 
     def after_pass(self, signal: PassSeen) -> None:
         """An adapter may have been attached, switched or merged between two passes."""
@@ -62,6 +64,11 @@ class _Tap:
         if signal.what not in SWITCHES:
             for key, root in self.recorder.models.live().items():
                 self.look(key, root, "merge")
+
+    def happened(self, event: Happened) -> None:
+        """Where the newest adapter was read from."""
+        if event.what == "load" and "adapter" in event.facts:
+            self._loaded = event.place
 
     def end(self) -> None:
         """The script is over."""
@@ -88,7 +95,6 @@ class _Tap:
         arrays: dict[str, np.ndarray] = {}
         modules = {lora.name: _module(lora, arrays) for lora in found}
         styles = {lora.style for lora in found}
-        declared = _declared(root)
         event = Snapshot(
             model=key,
             when=when,
@@ -96,8 +102,8 @@ class _Tap:
             style=styles.pop() if len(styles) == 1 else "hand-written",
             modules=modules,
             trainable=_trainable(root, found),
-            declared=declared,
-            load=declared.get("load"),
+            declared=_declared(root),
+            load=self._loaded,
             where=self.recorder.where(),
         )
         self.recorder.emit(event, arrays)

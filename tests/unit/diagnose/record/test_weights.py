@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from weft.model.seen import tensor_seen
@@ -151,3 +151,15 @@ def test_an_adapter_is_seen_when_used_switched_and_at_the_end(make_model, record
 
 def test_a_model_without_adapters_has_no_snapshot(make_model, record):
     assert record(lambda: use(make_model("gpt2"))).of(Snapshot) == []
+
+
+def test_an_adapter_says_where_it_was_read_from(make_model, record, tmp_path):
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(make_model("llama"), config).save_pretrained(tmp_path / "adapter")
+
+    def run():
+        use(PeftModel.from_pretrained(make_model("llama"), tmp_path / "adapter"))
+
+    left = record(run)
+    assert {each.load for each in left.of(Snapshot)} == {str(tmp_path / "adapter")}
+    assert left.of(Snapshot)[-1].trainable["adapter"] == 0
