@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def startup() -> tuple[float, float]:
-    """Processor seconds that a process of its own spends on loading what forked ones have loaded."""
+    """Processor seconds of loading what forked processes have loaded, without and with --prove."""
     return _timed("import weft.cli.main, weft.diagnose.diff"), _timed(
         "import weft.cli.main, peft, weft.diagnose.diff; "
         "from transformers.models.llama import modeling_llama"

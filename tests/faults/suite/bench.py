@@ -63,7 +63,7 @@ class Bench:
     minutes: float = math.inf
     """After which no further case is begun."""
     startup: tuple[float, float] = (0.0, 0.0)
-    """Processor seconds that loading takes, which forked processes do not spend, without and with --prove:
+    """Processor seconds of loading, which forked processes do not spend, without and with --prove:
     added to what an answer takes."""
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)

@@ -654,7 +654,7 @@ SAMPLING = [
         ANSWER,
         ANSWER.patched(parts("logits / temperature", "logits / temperature / 1.3")),
     ),
-    single("F27", "temperature 1 for 0.7", SPOKEN, SPOKEN.patched(parts("=0.7", "=1.0"))),
+    single("F27", "temperature 1.8 for 0.7", SPOKEN, SPOKEN.patched(parts("=0.7", "=1.8"))),
     single(
         "F27",
         "top-p 0.5 for 0.95, other family",
@@ -684,7 +684,7 @@ SAMPLING = [
     ),
     single(
         "F29",
-        "before the first draw only",
+        "none, with generate",
         COMPLETE,
         COMPLETE.patched(main("torch.manual_seed(SEED)\n", "")),
     ),

@@ -269,7 +269,7 @@ DOUBLE = (
         parts("**SHAPE)", '**SHAPE | {"r": 1, "lora_alpha": 2})'),
         parts(f", {TURN}", ""),
     ),
-    double("F01", "F27", SPOKEN, parts("=0.7", "=1.0"), adapter="wide-16"),
+    double("F01", "F27", SPOKEN, parts("=0.7", "=1.8"), adapter="wide-16"),
     double("F02", "F34c", WOVEN, plan("alpha: 16", "scale: 20"), REORDERED),
     double(
         "F17",
