@@ -27,6 +27,7 @@ KINDS: Mapping[str, Kind] = {
     "initial population": "one-time",  # or the one adapter that other methods start from
     "server launch": "one-time",
     "preflight": "one-time",
+    "recording": "one-time",  # the base, the start and the noise of the first loss, for `weft diff`
     "final evaluation": "one-time",
     "writing results": "one-time",
     "creating adapters": "repeated",  # members of a population, perturbed points
@@ -44,7 +45,7 @@ KINDS: Mapping[str, Kind] = {
 }
 """Every phase of every method, and whether a run has it once or again and again."""
 
-WHOLE = ("weight analysis", "preflight", "validation", "final evaluation")
+WHOLE = ("weight analysis", "preflight", "recording", "validation", "final evaluation")
 """Phases that are not taken apart: nothing in them is counted elsewhere."""
 
 

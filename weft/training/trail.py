@@ -71,17 +71,15 @@ READ = 2**16
 
 def begin(job: Job, state: State, writer: RunWriter) -> None:
     """Before the first step: all but passes."""
-    writer.record(tokenizer_seen(job.base.tokenizer))
-    for event in texts(job):
-        writer.record(event)
-    with job.clock("hashing the base"):
+    with job.clock("recording"):
+        writer.record(tokenizer_seen(job.base.tokenizer))
+        for text in texts(job):
+            writer.record(text)
         names = [slot.site.name for slot in job.layout.slots if slot.site.kind != "router"]
-        seen, arrays = weights_of(job.base, names)
-        writer.record(seen, arrays)
-    snapshots(job, state, writer)
-    with job.clock("preflight"):
-        for each in checks(job, state):
-            writer.record(each)
+        writer.record(*weights_of(job.base, names))
+        snapshots(job, state, writer)
+        for check in checks(job, state):
+            writer.record(check)
 
 
 def go_on(state: State, writer: RunWriter) -> None:
@@ -290,17 +288,22 @@ def _nulls(
     """Relative changes [D, Q, L] of what is measured: D draws of a null, Q numbers."""
     scorer = job.scorer(ground)
     start_QL = _measured(job, scorer, point)
-    size_QL = np.maximum(np.abs(start_QL), np.finfo(np.float32).tiny)
     moved = []
     for draw in range(DRAWS):
         with embeddings_moved(ground.base, Key.of(0).fold("null", draw)):
             moved.append(_measured(job, scorer, point))
     again_QL = _measured(job, scorer, point)
-    yield "repeat", np.abs(again_QL - start_QL)[None] / size_QL
-    yield "ulp", np.abs(np.stack(moved) - start_QL) / size_QL
+    yield "repeat", _relative(again_QL[None], start_QL)
+    yield "ulp", _relative(np.stack(moved), start_QL)
     if isinstance(scorer, LocalScorer) and min(len(b.examples) for b in point.batches) > 1:
         split_QL = _measured(job, replace(scorer, rows_per_forward=ROWS // 2), point)
-        yield "split", np.abs(split_QL - start_QL)[None] / size_QL
+        yield "split", _relative(split_QL[None], start_QL)
+
+
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite stops the first step, in words
+def _relative(other_DQL: np.ndarray, start_QL: np.ndarray) -> np.ndarray:
+    size_QL = np.maximum(np.abs(start_QL), np.finfo(np.float32).tiny)
+    return np.asarray(np.abs(other_DQL - start_QL) / size_QL)
 
 
 def _measured(job: Job, scorer: Scorer, point: Point) -> np.ndarray:

@@ -11,6 +11,7 @@ ONCE = {
     "loading data": 1,
     "loading the base": 1,
     "hashing the base": 2,
+    "recording": 1,
     "initial population": 1,
     "final evaluation": 1,
     "writing results": 1,
