@@ -22,6 +22,8 @@ TAKEN = {"unload": "unloaded it", "disable": "disabled it", "delete": "deleted i
 
 def look(pair: Pair) -> Looked:
     """Presence, rank, start, dropout and trainable parameters of both adapters."""
+    if pair.a.kind == "config":  # it says so itself
+        return Looked()
     of_a, of_b = adapter(pair.a), adapter(pair.b)
     if of_a is None and of_b is None:
         return _without(pair)

@@ -30,6 +30,8 @@ FIXES: dict[Label, str] = {
 
 def look(pair: Pair) -> Looked:
     """Rows are matched without padding, so batches and their order make no difference."""
+    if pair.a.kind in ("adapter", "config"):  # they say so themselves
+        return Looked()
     findings: list[Finding] = []
     equal: list[str] = []
     unseen: list[str] = []

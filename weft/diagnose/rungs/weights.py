@@ -36,6 +36,8 @@ HEADS = ("lm_head", "embed_tokens", "embed_out", "wte", "embed_in", "word_embedd
 
 def look(pair: Pair) -> Looked:
     """Digests, dtypes, tying and configuration of matched models."""
+    if pair.a.kind in ("adapter", "config"):  # they say so themselves
+        return Looked()
     found = models(pair)
     a, b = first_weights(pair.a), first_weights(pair.b)
     if not found.pairs:
