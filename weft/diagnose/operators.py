@@ -67,10 +67,15 @@ class Operator:
     coarse: float | None = None
     """Half a unit in the last place of the base's weights, to the size of the update's numbers."""
 
+    merged_in: str = ""
+    """Letters of the sides that say that they merged, and add nothing beside the base."""
+
     @property
     def rounded_away(self) -> bool:
         """Whether a merge lost more of an update than a tenth, and the weights are that coarse."""
-        told = any(each is not None and each.flagged and not each.path for each in (self.a, self.b))
+        told = bool(self.merged_in) or any(
+            each is not None and each.merged and not each.path for each in (self.a, self.b)
+        )
         lost = self.share is not None and 0.1 < self.share < 1.5
         return told and lost and self.coarse is not None and self.coarse > 0.25
 
@@ -190,8 +195,10 @@ def operators(pair: Pair) -> tuple[Operator, ...]:
     elif of_b is not None:
         names += [(None, name) for name in of_b.modules]
     seen_a, seen_b = scales(pair.a), scales(pair.b)
+    told = "".join(letter for letter, side in pair.sides if _merge_told(side))
     return tuple(
         _operator(
+            told,
             x or y or "",
             _applied(pair.a, of_a, x, seen_a),
             _applied(pair.b, of_b, y, seen_b),
@@ -237,7 +244,7 @@ def _applied(
         declared if module.merged else 0.0,
         module.norm_update or module.norm_a * module.norm_b,
         (module.digest_a, module.digest_b),
-        module.merged or _merge_told(side),
+        module.merged,
     )
 
 
@@ -257,6 +264,7 @@ def _base(
 
 
 def _operator(
+    told: str,
     name: str,
     a: Applied | None,
     b: Applied | None,
@@ -276,6 +284,11 @@ def _operator(
             whole += sign * each.path * unit
             larger = max(larger, abs(each.declared) * float(np.linalg.norm(unit)))
     distance = float(np.linalg.norm(whole))
+    merged_in = "".join(
+        letter
+        for letter, each in (("A", a), ("B", b))
+        if (letter in told or (each is not None and each.flagged)) and not (each and each.path)
+    )
     a, b, left = _explained(apart, a, b, unit_a, unit_b, EXACT * size)
     merged = any(each is not None and each.merged != 0 for each in (a, b))
     return Operator(
@@ -287,6 +300,7 @@ def _operator(
         distance / larger if larger else None,
         max(4 * rounding, EXACT) if merged else EXACT,
         rounding * size / larger if larger else None,
+        merged_in,
     )
 
 

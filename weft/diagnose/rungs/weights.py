@@ -300,7 +300,8 @@ def _lost_in_merge(pair: Pair) -> Iterator[Finding]:
         return
     names = [op.name for op in lost]
     share = float(np.median([op.share or 0.0 for op in lost]))
-    letter = "B" if any(op.b is not None and op.b.flagged for op in lost) else "A"
+    in_b = any("B" in op.merged_in or (op.b is not None and op.b.merged) for op in lost)
+    letter = "B" if in_b else "A"
     weights = first_weights(pair.b if letter == "B" else pair.a)
     dtype = next((each.dtype.removeprefix("torch.") for each in weights.values()), "")
     place = group(names, [op.name for op in ops])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tests.support.adapters import NAMES, adapted, adapter, base, rounded, weighted
 from tests.support.evidence import Side, pair
@@ -125,8 +126,8 @@ def test_a_base_that_was_moved_besides_the_update_is_another() -> None:
     assert (factor.label, factor.value is not None) == ("base", True)
 
 
-def in_bfloat16(size: float) -> tuple[Side, Side]:
-    """An update beside a base in bfloat16, and merged into it."""
+def in_bfloat16(size: float, unloaded: bool) -> tuple[Side, Side]:
+    """An update beside a base in bfloat16, and merged into it; the adapter may be gone then."""
     modules = {name: lora.but(b=lora.b * size) for name, lora in adapter().items()}
     weights = base(dtype="bfloat16")
     merged = {
@@ -135,11 +136,15 @@ def in_bfloat16(size: float) -> tuple[Side, Side]:
     }
     a = adapted(side(weights, dtype="bfloat16"), modules)
     b = side(merged, dtype="bfloat16").add(Happened(what="merge", step=0))
-    return a, adapted(b, {n: x.but(merged=True, seen=0.0) for n, x in modules.items()})
+    return a, b if unloaded else adapted(
+        b, {n: x.but(merged=True, seen=0.0) for n, x in modules.items()}
+    )
 
 
-def test_an_update_below_half_a_unit_in_the_last_place_is_lost_at_a_merge() -> None:
-    two = pair(*in_bfloat16(0.01))
+@pytest.mark.parametrize("unloaded", [False, True])
+@pytest.mark.parametrize("size", [0.001, 0.01])
+def test_an_update_below_half_a_unit_in_the_last_place_is_lost_at_a_merge(size, unloaded) -> None:
+    two = pair(*in_bfloat16(size, unloaded))
     factor = only(look(two))
     assert (factor.label, factor.place) == ("merge-precision", "all 9 adapted modules")
     assert factor.value is not None and factor.value > 0.3
@@ -147,7 +152,8 @@ def test_an_update_below_half_a_unit_in_the_last_place_is_lost_at_a_merge() -> N
         assert [each for each in rung.look(two).findings if each.nature == "factor"] == []
 
 
-def test_an_update_that_survives_its_merge_is_the_same() -> None:
-    two = pair(*in_bfloat16(5.0))
+@pytest.mark.parametrize("unloaded", [False, True])
+def test_an_update_that_survives_its_merge_is_the_same(unloaded) -> None:
+    two = pair(*in_bfloat16(5.0, unloaded))
     for rung in (look, attachment.look, update.look):
         assert [each for each in rung(two).findings if each.nature == "factor"] == []
