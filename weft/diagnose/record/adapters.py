@@ -8,6 +8,7 @@ import numpy as np
 
 from weft.diagnose.record.patching import Undo
 from weft.diagnose.record.recorder import Changed, Ending, ModelSeen, PassSeen, Recorder, StepTaken
+from weft.diagnose.record.weights import whole
 from weft.runs.evidence import AdapterModule, Happened, Settings, Snapshot
 from weft.runs.sketch import digest
 
@@ -68,7 +69,7 @@ class _Tap:
     def happened(self, event: Happened) -> None:
         """Where the newest adapter was read from."""
         if event.what == "load" and "adapter" in event.facts:
-            self._loaded = event.place
+            self._loaded = whole(event.place)
 
     def end(self) -> None:
         """The script is over."""

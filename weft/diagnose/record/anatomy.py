@@ -152,19 +152,43 @@ class Lora:
 
 def loras(root: nn.Module) -> list[Lora]:
     """All LoRA modules of a model in order, PEFT's and hand-written ones."""
+    shape = tuple(
+        (
+            id(part),
+            type(part),
+            len(part._parameters),
+            len(part._forward_hooks),
+            "forward" in vars(part),
+        )
+        for part in root.modules()
+    )
+    known = _ADAPTED.get(root)
+    if known is not None and known[0] == shape:
+        return [lora for name, module in known[1] for lora in _lora(name, module)]
     found: list[Lora] = []
     around: set[int] = set()  # what has one inside is none itself
     for name, module in reversed(list(root.named_modules())):
         if any(id(part) in around for part in module.children()):
             around.add(id(module))
             continue
-        made = list(_peft(name, module)) if hasattr(module, "lora_A") else []
-        if not made and not hasattr(module, "base_layer"):
-            made = list(_hand_written(name, module))
+        made = _lora(name, module)
         if made:
             found += made
             around.add(id(module))
+    _ADAPTED[root] = shape, [(lora.name, lora.module) for lora in found[::-1]]
     return found[::-1]
+
+
+_ADAPTED: WeakKeyDictionary[nn.Module, tuple[Any, list[tuple[str, nn.Module]]]]
+_ADAPTED = WeakKeyDictionary()
+"""How a model was built when its LoRA modules were looked for, and those that were found."""
+
+
+def _lora(name: str, module: nn.Module) -> list[Lora]:
+    made = list(_peft(name, module)) if hasattr(module, "lora_A") else []
+    if not made and not hasattr(module, "base_layer"):
+        made = list(_hand_written(name, module))
+    return made
 
 
 def _peft(name: str, module: Any) -> Iterator[Lora]:

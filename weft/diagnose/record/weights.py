@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ class _Tap:
     def _loaded(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         model, info = result if isinstance(result, tuple) else (result, {})
         given = args[0] if args else kwargs.get("pretrained_model_name_or_path", "")
-        path, where = str(given), self.recorder.where()
+        path, where = whole(given), self.recorder.where()
         self._origins[model] = Origin(path, _digests(model), where)
         facts = {
             "class": type(model).__name__,
@@ -207,6 +208,11 @@ class _Tap:
             arrays[f"changed {name}"] = array.numpy().copy()
             names[name] = f"changed {name}"
         return names
+
+
+def whole(given: Any) -> str:
+    """A directory by its whole path, so that it can be read from elsewhere; else a hub's name."""
+    return str(Path(given).resolve()) if given and Path(given).is_dir() else str(given)
 
 
 def _base(root: nn.Module) -> dict[str, torch.Tensor]:
