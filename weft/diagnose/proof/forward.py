@@ -211,17 +211,31 @@ def _changed(model: nn.Module, base: BaseValue) -> nn.Module:
     shared = (*model.parameters(), *model.buffers())
     made: nn.Module = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     for name, array in base.changed.items():
-        where, _, leaf = name.rpartition(".")
-        try:
-            old = getattr(made.get_submodule(where), leaf)
-        except AttributeError:
-            raise Unspliced(f"the base has no tensor {name}, which the recording has") from None
+        where, leaf = _owner(made, name)
+        old = getattr(where, leaf)
         if tuple(old.shape) != array.shape:
             raise Unspliced(f"{name} is {tuple(old.shape)} in the base and {array.shape} recorded")
         data = torch.from_numpy(np.array(array)).to(old.dtype)
         held = nn.Parameter(data, False) if isinstance(old, nn.Parameter) else data
-        setattr(made.get_submodule(where), leaf, held)
+        setattr(where, leaf, held)
     return made
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that has a tensor, and its name there.
+
+    A hand-written wrapper may keep the layer that it wraps under a name of its own: `q_proj.inner`
+    is then the base's `q_proj`.
+    """
+    *parts, leaf = name.split(".")
+    for path in (parts, *([*parts[:n], *parts[n + 1 :]] for n in reversed(range(len(parts))))):
+        try:
+            module = model.get_submodule(".".join(path))
+        except AttributeError:
+            continue
+        if isinstance(getattr(module, leaf, None), torch.Tensor):
+            return module, leaf
+    raise Unspliced(f"the base has no tensor {name}, which the recording has")
 
 
 def _vocabulary(model: nn.Module) -> int:

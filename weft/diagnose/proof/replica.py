@@ -221,6 +221,7 @@ class Course:
     trains_adapter: bool = True
     trains_base: bool = False
     turns: tuple[Turn, ...] = ()
+    keeps: bool = False  # the optimiser remembers across turns
     reached: Mapping[int, Updates] = field(default_factory=dict)  # the adapter after a step
 
 

@@ -18,7 +18,7 @@ FACTORS = (
 )  # fmt: skip
 """Of those that a finding may name, what can change what is learned."""
 
-STEPS = 4
+STEPS = 3
 """Steps that are taken again, if the first difference is not later."""
 
 MOST = 24
@@ -68,8 +68,8 @@ def teach(
     common = [each for each in fits_a if each in fits_b]
     if common:  # no batch tells them apart
         a, b = (_with_rule(each, common[0]) for each in (a, b))
-    fine_a, words_a = _checked(again, a)
-    fine_b, words_b = _checked(again, b)
+    a, fine_a, words_a = _remembering(again, a)
+    b, fine_b, words_b = _remembering(again, b)
     assert a.course is not None and b.course is not None
     own = again(a)
     told("measuring noise")
@@ -130,6 +130,17 @@ def _with_rule(replica: Replica, rule: Normaliser) -> Replica:
 
 def _limit(replica: Replica) -> float:
     return LOSS.get(replica.base.dtype.removeprefix("torch."), 1e-3)
+
+
+def _remembering(again: _Again, replica: Replica) -> tuple[Replica, bool, str]:
+    """The replica, its optimiser as new after a merge or not: as its recording has it."""
+    fine, words = _checked(again, replica)
+    course = replica.course
+    if fine or course is None or not course.turns:
+        return replica, fine, words
+    other = replica.with_(course=replace(course, keeps=not course.keeps))
+    fine_too, words_too = _checked(again, other)
+    return (other, True, words_too) if fine_too else (replica, fine, words)
 
 
 def _checked(again: _Again, replica: Replica) -> tuple[bool, str]:

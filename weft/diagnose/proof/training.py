@@ -141,7 +141,11 @@ class _State:
                 self.merged.setdefault(name, []).append((scale, b.double(), a.double()))
             if not fresh:
                 b.zero_()
-        if fresh:
+        if fresh and self.course.keeps and fresh.keys() == self.live.keys():
+            for name, (a, b, _, _) in self.live.items():
+                a.copy_(torch.from_numpy(np.array(fresh[name].a_RI)))
+                b.copy_(torch.from_numpy(np.array(fresh[name].b_OR)))
+        elif fresh:
             self._begin(fresh)
 
     def updates(self) -> Updates:

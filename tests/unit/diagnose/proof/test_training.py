@@ -219,3 +219,36 @@ def test_merge_is_learned_and_training_goes_on_from_new_factors(base_on_disk):
     assert len(made.terms[name]) == 2
     lost = learn(Engine(), base, course(start, data, turns=(Turn("reset", 1, fresh),)), STEPS)
     assert len(lost.terms[name]) == 1
+
+
+def test_optimiser_may_remember_across_a_merge(base_on_disk):
+    """A script that zeroes B in place keeps the moments of its optimiser; one that begins anew
+    does not."""
+    base, data = base_on_disk(), batches()
+    start = factors(adapted(base, init_lora_weights=False))
+    fresh = {name: Update(u.a_RI, np.zeros_like(u.b_OR), u.scale) for name, u in start.items()}
+    turned = course(start, data, turns=(Turn("reset", 1, fresh),), keeps=True)
+    made = learn(Engine(), base, turned, STEPS)
+
+    model = adapted(base, init_lora_weights=False)
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, weight_decay=0.0)
+    for step, its in enumerate(data):
+        for ids, mask, labels in its:
+            given = (torch.from_numpy(each) for each in (ids, mask, labels))
+            out = model(**dict(zip(("input_ids", "attention_mask", "labels"), given, strict=True)))
+            (out.loss / len(its)).backward()
+        for group in optimiser.param_groups:
+            group["lr"] = RATES[step]
+        optimiser.step()
+        optimiser.zero_grad()
+        if step == 0:
+            with torch.no_grad():
+                for name, module in model.named_modules():
+                    if hasattr(module, "lora_A"):
+                        its_start = fresh[name.removeprefix("base_model.model.")]
+                        module.lora_A["default"].weight.copy_(torch.from_numpy(its_start.a_RI))
+                        module.lora_B["default"].weight.zero_()
+    assert_same(made.updates, factors(model))
+    anew = learn(Engine(), base, course(start, data, turns=(Turn("reset", 1, fresh),)), STEPS)
+    assert distance(made, anew) > 0.01
