@@ -148,6 +148,14 @@ def test_an_adapter_that_was_loaded_and_never_used():
     assert "12 modules" in lint.words and "adapters/x" in lint.words
 
 
+def test_an_adapter_that_went_into_the_base_acts_there():
+    load = Happened(what="load", facts={"modules": 12, "by": "peft"})
+    merge = Happened(what="merge", step=0, facts={"modules": 12})
+    lint = lints(Side().add(load).add(merge).forward(IDS))["attached"]
+    assert lint.state == "ok"
+    assert lint.words == "merged into the base at 12 modules: the base carries it"
+
+
 def test_the_rank_that_was_asked_for_and_the_one_that_is():
     lint = lints(with_adapter(rank=1, declared={"r": 8}))["rank"]
     assert lint.state == "problem"
@@ -297,6 +305,8 @@ def test_a_base_that_moves_without_a_merge():
     lint = lints(moving)["base unchanged"]
     assert (lint.state, lint.value) == ("problem", 2)
     assert lints(trained(3))["base unchanged"].state == "ok"
+    moving.add(Happened(what="merge", step=1))
+    assert lints(moving)["base unchanged"].state == "ok"
 
 
 def test_an_adapter_that_does_not_move():

@@ -42,7 +42,12 @@ def _absent(side: Evidence) -> Lints:
     done = [each for each in side.happened if each.what in ("load", "save")]
     loaded = [each for each in done if "class" not in each.facts and each.facts.get("modules")]
     count = max((each.facts.get("modules") or 0 for each in loaded), default=0)
-    if count and side.passes:
+    merged = [each for each in side.happened if each.what in ("merge", "commit")]
+    if merged:
+        many = merged[0].facts.get("modules") or count
+        words = f"merged into the base at {many} modules: the base carries it"
+        yield Lint("attached", "ok", words, value=many)
+    elif count and side.passes:
         path = loaded[0].facts.get("path") or loaded[0].place
         yield Lint(
             "attached",

@@ -58,7 +58,7 @@ def _learns(side: Evidence) -> Lints:
 
 def _base(side: Evidence) -> Lints:
     """Whether the base moved although nothing was merged into it."""
-    merged = {each.step for each in side.happened if each.what in MERGES}
+    merged = {each.step for each in side.happened if each.what in MERGES | {"edit"}}
     moved = [step for step in trail.moves(side.steps) if not {step, step - 1} & merged]
     after = sorted({each.step for each in side.weights[1:] if each.step} - merged)
     changed = moved or [step for step in after if not merged]
@@ -74,7 +74,7 @@ def _base(side: Evidence) -> Lints:
             fix="requires_grad_(False) on the base before the optimiser is made",
         )
     elif any(each.base for each in side.steps):
-        words = "change at merges only" if merged else "do not change"
+        words = "change where it is edited only" if merged else "do not change"
         yield Lint("base unchanged", "ok", f"the base's weights {words}")
 
 
