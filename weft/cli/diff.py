@@ -45,7 +45,7 @@ def diff(
     ] = False,
     json: Json = False,
 ) -> None:
-    r"""Say why two runs differ: first divergence, causes, proof.
+    """Say why two runs differ: first divergence, causes, proof.
 
     \b
     weft diff runs/a runs/b
@@ -55,7 +55,7 @@ def diff(
 
     A and B are runs, recordings of scripts (`weft record`), adapters, or
     configurations. What differs is held against what noise alone gives.
-    """
+    """  # noqa: D301
     from weft.core.files import check_place
     from weft.diagnose.diff import diff as diagnose
 
