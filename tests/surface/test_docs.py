@@ -15,7 +15,8 @@ from weft.training.experiment_config import read_design
 from weft.training.resolve import resolve
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tools/README.md"]
+FOLDERS = [ROOT / "tools/README.md", ROOT / "examples/README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *FOLDERS]
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

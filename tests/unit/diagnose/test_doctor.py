@@ -217,7 +217,7 @@ def labelled(labels):
 @pytest.mark.parametrize(
     ("labels", "state", "words"),
     [
-        ([-100, -100, 7, -100], "ok", "1 supervised tokens in 1 rows"),
+        ([-100, -100, 7, -100], "ok", "1 supervised token in 1 row"),
         ([5, 6, 7, -100], "ok", "also of prompts"),
         ([-100, -100, -100, -100], "problem", "all labels are -100"),
         ([-100, 6, 7, 0], "problem", "padding is supervised"),

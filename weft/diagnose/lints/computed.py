@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from weft.diagnose.evidence import Evidence
-from weft.diagnose.lint import Lint, Lints, State
+from weft.diagnose.lint import Lint, Lints, State, counted
 from weft.diagnose.rungs.validity import dropping, failed_checks, overflow
 from weft.runs.evidence import Check, Pass
 
@@ -81,7 +81,17 @@ def _finite(side: Evidence) -> Lints:
             fix="a lower rate, clipping, or a step without supervised tokens",
         )
     elif side.passes or losses:
-        yield Lint("finite", "ok", f"all values: {len(side.passes)} passes, {len(losses)} losses")
+        yield Lint(
+            "finite", "ok", f"all values of {_passes(len(side.passes))}" + _and_losses(len(losses))
+        )
+
+
+def _passes(number: int) -> str:
+    return counted(number, "pass", "passes")
+
+
+def _and_losses(number: int) -> str:
+    return f", and {counted(number, 'loss', 'losses')}" if number else ""
 
 
 def _short(seen: Pass) -> str:
@@ -105,15 +115,15 @@ def _dropout(side: Evidence) -> Lints:
         yield Lint(
             "mode",
             "problem",
-            f"dropout is active in {len(dropped)} of {len(free)} passes without gradients "
-            f"({first.dropouts} modules)",
+            f"dropout is active in {len(dropped)} of {_passes(len(free))} without gradients "
+            f"({counted(first.dropouts, 'module')})",
             value=first.dropouts,
             where=first.where,
             fix="model.eval() before scoring or generating",
         )
     elif free:
         loud = sum(each.training for each in free)
-        words = f"no dropout in {len(free)} passes without gradients"
+        words = f"no dropout in {_passes(len(free))} without gradients"
         yield Lint("mode", "ok", words + f" ({loud} of them in training mode)" * bool(loud))
 
 

@@ -8,7 +8,7 @@ from weft.core.batch import IGNORE
 from weft.diagnose.align import Row, pad_ids, prompt_passes, rows_of
 from weft.diagnose.context import FIXES, LABELS, check
 from weft.diagnose.evidence import Evidence, Pair
-from weft.diagnose.lint import Lint, Lints, State, some
+from weft.diagnose.lint import Lint, Lints, State, counted, some
 from weft.diagnose.samplers import sampler_of
 from weft.runs.evidence import Pass
 
@@ -36,7 +36,7 @@ def _padding(side: Evidence) -> Lints:
             "padding",
             "problem",
             f"{len(attended)} of {len(padded)} padded rows attend to padding before their text, "
-            f"{max(row.attended_padding for row in attended)} tokens at the most"
+            f"{counted(max(row.attended_padding for row in attended), 'token')} at the most"
             + ("; no attention mask was given" if attended[0].mask is None else ""),
             value=len(attended),
             where=attended[0].of.where,
@@ -63,7 +63,10 @@ def _padding(side: Evidence) -> Lints:
         )
     if not (attended or hidden or shifted):
         yield Lint(
-            "padding", "ok", f"no row attends to padding: {len(padded)} padded rows", len(padded)
+            "padding",
+            "ok",
+            f"no row attends to padding: {counted(len(padded), 'padded row')}",
+            len(padded),
         )
 
 
@@ -124,7 +127,8 @@ def _supervised(
             fix=f"labels are {IGNORE} at padding",
         )
     else:
-        words = f"{sum(counts):,} supervised tokens in {len(counts)} rows"
+        tokens, rows = counted(sum(counts), "supervised token"), counted(len(counts), "row")
+        words = f"{tokens} in {rows}"
         if all_open:
             words += f", every token in {all_open} of them, also of prompts"
         yield Lint("labels", "ok", words, value=sum(counts))
