@@ -23,7 +23,7 @@ STEPS = 3
 
 MOST = 24
 
-NULL_STEPS = 2
+NULL_STEPS = 1
 """Steps under null transforms: noise is no smaller later."""
 
 LOSS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
@@ -59,8 +59,9 @@ def teach(
     if a.course is None or b.course is None:
         return None
     late = max((each.step or 0 for each in trials), default=0)
-    turns = [turn.after for each in (a.course, b.course) for turn in each.turns]
-    wanted = min(MOST, max([STEPS, late + 1, *(after + 1 for after in turns)]))
+    turns = [{(turn.what, turn.after) for turn in each.turns} for each in (a.course, b.course)]
+    parted = min((after for _, after in turns[0] ^ turns[1]), default=0)
+    wanted = min(MOST, max(STEPS, late + 1, parted + 1))
     steps = min(wanted, len(a.course.lessons), len(b.course.lessons))
     told("taking A's and B's steps again")
     again = _Again(engine, steps)
