@@ -77,7 +77,9 @@ def build(pair: Pair, *, seed: int = 0) -> Built:
 
 
 def _lone(side: Evidence) -> list[Pass]:
-    return [each for each in side.passes if not each.grad and each.phase != "train"][:1]
+    """The pass before which a side without prompts is looked at: its training begins there."""
+    reads = [each for each in side.passes if not each.grad and each.phase != "train"]
+    return reads[:1] or list(side.passes[:1])
 
 
 def base_of(side: Evidence, model: str | None, before: Event | None) -> BaseValue:
