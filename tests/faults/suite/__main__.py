@@ -204,7 +204,9 @@ def write(results: Sequence[Result], seconds: float) -> None:
 
 def _count(results: Sequence[Result]) -> str:
     done = len(results)
-    return f"{done} cases" if done == len(CASES) else f"{done} of {len(CASES)} cases"
+    proven = sum(r.judged["weft diff"].prove_seconds is not None for r in results)
+    text = f"{done} cases" if done == len(CASES) else f"{done} of {len(CASES)} cases"
+    return text if proven == done else f"{text}, {proven} of them with --prove,"
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def touched_tiny(assets: Assets, path: Path) -> None:
     model = _load(TINY)
     weight_OI = model.model.layers[2].mlp.up_proj.weight
     with torch.no_grad():
-        weight_OI += 0.02 * weight_OI.std() * _noise(weight_OI.shape, 1)
+        weight_OI += 0.3 * weight_OI.std() * _noise(weight_OI.shape, 1)
     _save(model, path)
 
 

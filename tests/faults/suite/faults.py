@@ -826,8 +826,8 @@ TRAINING = [
         BOOSTED,
         BOOSTED.patched(
             woven(
-                "from weft.methods.config import BoostConfig\n\nmake = BoostConfig.__init__\n"
-                "BoostConfig.__init__ = lambda self, **given: make(self, steps_per_iteration=5)"
+                "from weft.methods.boosting import Trigger\n\n"
+                "Trigger.due = lambda self, step: step % 5 == 0"
             )
         ),
     ),
