@@ -24,7 +24,8 @@ def wilson(hits: float, count: int) -> tuple[float, float]:
     p, n = hits / count, count
     middle = p + Z * Z / (2 * n)
     half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return tuple((middle + sign * half) / (1 + Z * Z / n) for sign in (-1, 1))  # type: ignore
+    whole = 1 + Z * Z / n
+    return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
 
 
 def by_type(cases: Sequence[tuple[str, float]], draws: int = 2000) -> tuple[float, float]:
