@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from weft.core.errors import InputError
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.evidence import Evidence, Kind, Pair
 from weft.diagnose.finding import Diagnosis
 from weft.diagnose.ladder import climb
 from weft.diagnose.opening import open_evidence
@@ -58,5 +58,6 @@ def _refuse_unlike(a: Evidence, b: Evidence) -> None:
         )
 
 
-def _article(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+def _article(kind: Kind) -> str:
+    names = {"adapter": "an adapter", "config": "a configuration"}
+    return names.get(kind, f"a {kind}")

@@ -124,11 +124,7 @@ def _idle(pair: Pair, key: str, why: str) -> Finding:
 
 def _finding(pair: Pair, key: str, known: Meaning) -> Finding:
     a, b = (side.settings.get(key, UNSET) for _, side in pair.sides)
-    ratio = ""
-    if _number(a.value) and _number(b.value) and a.value and key not in ("seed", "seeds"):
-        times = b.value / a.value
-        if times > 1.05 or times < 0.95:
-            ratio = f": {number(times)} times" if times > 1 else f": {number(1 / times)} times less"
+    ratio = "" if key in ("seed", "seeds") else _ratio(a.value, b.value)
     return Finding(
         RUNG,
         "factor",
@@ -142,6 +138,13 @@ def _finding(pair: Pair, key: str, known: Meaning) -> Finding:
         fix=f"set {key} alike in both",
         swap=Swap(known.swap, (key,)) if known.swap else None,
     )
+
+
+def _ratio(a: Any, b: Any) -> str:
+    """How many times A's number B's is, where that says something."""
+    if not (_number(a) and _number(b) and a * b > 0) or 0.95 <= b / a <= 1.05:
+        return ""
+    return f": {number(b / a)} times" if b / a > 1 else f": {number(a / b)} times less"
 
 
 def _number(value: Any) -> bool:

@@ -138,3 +138,10 @@ def test_a_key_means_what_begins_with_it_only_at_a_part() -> None:
     assert meaning("base_dropout").label == "settings"
     assert meaning("data.chat_template").label == "template"
     assert meaning("optimiser.warmup_ratio").label == "schedule"
+
+
+@pytest.mark.parametrize(("mine", "its"), [(0.1, 0.0), (0.0, 0.1), (-1.0, 1.0)])
+def test_numbers_without_a_ratio_are_told_without_one(mine: float, its: float) -> None:
+    look_at = config(optimiser__momentum=mine), config(optimiser__momentum=its)
+    (found,) = look(pair(*look_at)).findings
+    assert found.place == "optimiser.momentum" and "times" not in found.words
