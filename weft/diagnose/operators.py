@@ -9,6 +9,7 @@ Shapes: O out, K probes, R rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -35,7 +36,7 @@ EXACT = 2e-6
 class Applied:
     """An update at one module of one side, and how much of it acts."""
 
-    update: Update | None  # B @ A by itself; None where the factors were not kept
+    update: Update | None  # B @ A by itself; None: not kept, or not finite
     declared: float  # the scale that it says it has
     path: float  # the scale at which it is added beside the base
     merged: float = 0.0  # the scale at which the base contains it
@@ -47,6 +48,11 @@ class Applied:
     def total(self) -> float:
         """The scale at which it acts."""
         return self.path + self.merged
+
+    @property
+    def finite(self) -> bool:
+        """Whether its factors are numbers, and so can be compared with others."""
+        return math.isfinite(self.norm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,10 +180,11 @@ def ranks_of(pair: Pair, name: str) -> tuple[int | None, int | None]:
 
 
 def factors(side: Evidence, module: AdapterModule) -> Update | None:
-    """B @ A by itself."""
+    """B @ A by itself; None where it was not kept, or is not finite."""
     if module.a is None or module.b is None:
         return None
-    return Update(side.array(module.a), side.array(module.b))
+    a, b = side.array(module.a), side.array(module.b)
+    return Update(a, b) if np.isfinite(a).all() and np.isfinite(b).all() else None
 
 
 @lru_cache(maxsize=4)
@@ -272,7 +279,8 @@ def _operator(
     base_b: np.ndarray | None,
     rounding: float,
 ) -> Operator:
-    if base_a is None or base_b is None or base_a.shape != base_b.shape:
+    finite = all(each is None or each.finite for each in (a, b))
+    if not finite or base_a is None or base_b is None or base_a.shape != base_b.shape:
         return Operator(name, a, b)
     unit_a, unit_b = _sketch(a), _sketch(b)
     size = max(float(np.linalg.norm(base_a)), 1e-30)

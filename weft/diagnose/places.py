@@ -75,4 +75,4 @@ def _list(words: Sequence[str]) -> str:
 
 def number(value: float) -> str:
     """Four digits at most, without an exponent where it can be avoided."""
-    return f"{value:,.0f}" if abs(value) >= 1e4 and value == int(value) else f"{value:.4g}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 and value == int(value) else f"{value:.4g}"

@@ -35,5 +35,17 @@ def test_a_group_is_named_by_what_it_has_in_common(names: list[str], words: str)
     assert group(names, ALL) == words
 
 
-def test_numbers_have_four_digits_at_most() -> None:
-    assert [number(x) for x in (2.0, 0.123456, 65504.0, 1e-7)] == ["2", "0.1235", "65,504", "1e-07"]
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (2.0, "2"),
+        (0.123456, "0.1235"),
+        (65504.0, "65,504"),
+        (1e-7, "1e-07"),
+        (1e50, "1e+50"),
+        (float("-inf"), "-inf"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_numbers_have_four_digits_at_most(value: float, words: str) -> None:
+    assert number(value) == words

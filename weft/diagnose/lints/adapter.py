@@ -117,8 +117,9 @@ def _attached(side: Evidence, of: Snapshot) -> Lints:
             fix="compare the keys of the adapter file with the names of modules",
         )
     else:
-        norms = [m.norm_update for m in of.modules.values()]
-        acts = "B is zero, as at the start" if zero else f"|dW| up to {number(max(norms))}"
+        norms = [m.norm_update for m in of.modules.values() if math.isfinite(m.norm_update)]
+        acts = f"|dW| up to {number(max(norms))}" if norms else "no update is finite"
+        acts = "B is zero, as at the start" if zero else acts
         yield Lint("attached", "ok", f"{here}; {acts}", value=len(every))
 
 

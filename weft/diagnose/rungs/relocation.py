@@ -175,7 +175,7 @@ def _checkpoint(
     loads = [each.load for each in (of_a, of_b) if each is not None]
     came = f"; A's came from {loads[0]}, B's from {loads[1]}" if len(set(loads)) == 2 else ""
     cosines = np.array([each.cosine for each in fits])
-    ratio = float(np.median([each.other / each.norm for each in fits])) if fits else 1.0
+    ratio = float(np.median([each.other / each.norm for each in fits if each.norm] or [1.0]))
     middle = float(np.median(cosines)) if len(cosines) else 0.0
     return Finding(
         RUNG,

@@ -7,7 +7,7 @@ the base contains it. Factors are never compared as such, since many make the sa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -48,11 +48,13 @@ def look(pair: Pair) -> Looked:
     later = training(pair)
     fresh = all(each is not None and initial(each) for each in (of_a, of_b)) and given(pair)
     compared = [made for op in both if (made := compare(op, later, fresh)) is not None]
+    broken = list(_not_finite(pair, both))
     if not compared:
-        return Looked(unseen=("effective updates: no module acts on both sides",))
+        unseen = () if broken else ("effective updates: no module acts on both sides",)
+        return Looked(tuple(at_first_step(pair, broken)), unseen=unseen or _unseen(both))
     rest = [each for each in compared if not (each.of.equal or each.of.rounded_away)]
     names = [each.of.name for each in compared]
-    findings: list[Finding] = []
+    findings = broken
     lost = [each for each in rest if each.lost]
     if lost and len(lost) == len(compared):
         findings.append(_nothing(pair, lost))
@@ -72,6 +74,27 @@ def look(pair: Pair) -> Looked:
         findings += _harmless(compared)
     findings = at_first_step(pair, findings)
     return Looked(tuple(findings), tuple(_equal(compared, rest, scaled, others)), _unseen(both))
+
+
+def _not_finite(pair: Pair, both: Sequence[Operator]) -> Iterator[Finding]:
+    """Modules whose factors are not finite on one side only: no algebra says more of them."""
+    every = [op.name for op in both]
+    for letter, other in ("AB", "BA"):
+        places = [op.name for op in both if not _at(op, letter).finite and _at(op, other).finite]
+        if places:
+            yield Finding(
+                RUNG,
+                "factor",
+                "overflow",
+                group(places, every),
+                f"factors of the adapter are not finite in {letter}, and are in {other}, at "
+                f"{group(places, every)}",
+                value=float(len(places)),
+                unit="modules",
+                where=_where(pair, letter),
+                fix=f"look in {letter} for the step at which training stopped being finite",
+                swap=Swap("adapter", tuple(places)),
+            )
 
 
 def _tolerance(pair: Pair) -> float:
@@ -300,11 +323,20 @@ def _equal(
 
 def _unseen(both: Sequence[Operator]) -> tuple[str, ...]:
     blind = [op for op in both if op.a and op.b and op.blind]
-    if not blind:
-        return ()
-    return (
-        f"effective updates at {len(blind)} of {len(both)} modules: their factors were not kept",
+    broken = [op for op in blind if not _at(op, "A").finite or not _at(op, "B").finite]
+    whys = {"their factors are not finite": len(broken)}
+    whys["their factors were not kept"] = len(blind) - len(broken)
+    return tuple(
+        f"effective updates at {count} of {len(both)} modules: {why}"
+        for why, count in whys.items()
+        if count
     )
+
+
+def _at(op: Operator, letter: str) -> Applied:
+    found = op.a if letter == "A" else op.b
+    assert found is not None
+    return found
 
 
 def _where(pair: Pair, letter: str) -> str | None:

@@ -242,3 +242,20 @@ def test_where_both_train_only_scales_are_compared() -> None:
     assert seen(trained(2.0, 0), trained(2.0, 1)).findings == ()
     factor = only(seen(trained(2.0, 0), trained(0.25, 0)))
     assert (factor.label, factor.value) == ("scale", pytest.approx(0.125))
+
+
+def test_factors_that_are_not_finite_are_told_as_such_and_not_fitted() -> None:
+    name = NAMES[0]
+    broken = adapter() | {name: adapter()[name].but(a=np.full_like(adapter()[name].a, np.nan))}
+    for one, other, words in (
+        (adapter(), broken, "not finite in B, and are in A"),
+        (broken, adapter(), "not finite in A, and are in B"),
+    ):
+        found = seen(one, other)
+        factor = only(found)
+        assert (factor.label, factor.place, factor.value) == ("overflow", name, 1)
+        assert words in factor.words
+        assert found.equal == ("effective updates equal: 8 of 8 modules",)
+        assert found.unseen == (
+            "effective updates at 1 of 9 modules: their factors are not finite",
+        )
