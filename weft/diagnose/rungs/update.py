@@ -155,7 +155,7 @@ def _double(pair: Pair, doubled: Sequence[Compared], names: Sequence[str]) -> Fi
         unit="times the update",
         where=_where(pair, letter),
         fix="merge the adapter or leave it active, not both",
-        swap=Swap("attach", tuple(places)),
+        swap=Swap("base", tuple(places)),  # what is active beside it is the same in both
     )
 
 

@@ -199,6 +199,7 @@ def test_an_update_that_is_merged_and_still_active_counts_twice() -> None:
     }
     factor = only(seen(side(modules, weights=weights), side(modules, weights=merged)))
     assert factor.label == "double-apply"
+    assert factor.swap is not None and factor.swap.factor == "base"  # where the second one is
     assert factor.value == pytest.approx(2, abs=1e-3)
 
 
