@@ -49,10 +49,19 @@ class _Tap:
     def after_pass(self, signal: PassSeen) -> None:
         """An adapter may have been attached, switched or merged between two passes."""
         event = signal.event
+        self._say_unseen(signal.called)
         if signal.follows or (event.phase == "train" and event.index >= FIRST_PASSES):
             return
         if self._state(signal.module) != self._states.get(event.model):
             self.look(event.model, signal.module, "use")
+
+    def _say_unseen(self, called: nn.Module) -> None:
+        """PEFT has other adapters than LoRA."""
+        configs = getattr(called, "peft_config", None)
+        for config in configs.values() if isinstance(configs, dict) else ():
+            kind = str(getattr(config.peft_type, "value", config.peft_type))
+            if kind != "LORA":
+                self.recorder.notice(f"adapters of the type {kind} were not looked at, only LoRA")
 
     def after_step(self, signal: StepTaken) -> None:
         """Steps 1, 2, 4, 8, ..."""

@@ -60,7 +60,7 @@ def _run_script(path: str) -> None:
     loader = _Loader("__main__", path)
     module = ModuleType("__main__")
     facts = {"__file__": path, "__loader__": loader, "__builtins__": builtins, "__cached__": None}
-    vars(module).update(facts)
+    vars(module).update(facts | {"__annotations__": {}})
     sys.modules["__main__"] = module
     loader.exec_module(module)
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from weft.diagnose.record.anatomy import plain_name, plan_of
+from weft.diagnose.record.probing import plain_arithmetic, undisturbed
 from weft.diagnose.record.recorder import Recorder
 from weft.runs.sketch import projections
 
@@ -273,7 +274,7 @@ class Watch:
         self._dtype = state.dtype
         if not self.rows or state.shape[:2] != self.call.ids.shape:
             return
-        with torch.no_grad():
+        with torch.no_grad(), plain_arithmetic():
             self._hidden.append(self.call.at_last(state)[: self.rows].float().cpu())
             matrix = torch.from_numpy(projections(state.shape[-1])).to(state.device)
             self._sketches.append((state[: self.rows].detach().float() @ matrix).cpu())
@@ -334,8 +335,6 @@ def _is_broken(logits: torch.Tensor | None, real: torch.Tensor) -> bool:
 
 def _search(watch: Watch) -> tuple[str | None, dict[str, float]]:
     """Run the call again with hooks everywhere; only a pass without a cache can be."""
-    from weft.diagnose.record.probing import undisturbed
-
     if watch.call.past:
         return "unknown (in a pass with a cache)", {}
     largest: dict[str, float] = {}

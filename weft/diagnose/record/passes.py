@@ -73,7 +73,7 @@ class _Tap:
             if inside.now or not recorder.watching:
                 return original(module, *args, **kwargs)
             watch = None
-            if _has_ids(args, kwargs):
+            if _has_ids(args, kwargs) and not _is_traced():
                 with recorder.aside():
                     watch = self._begin(module, args, kwargs)
             if watch is None:
@@ -214,6 +214,13 @@ class _Tap:
                 watch.follows,
             )
         )
+
+
+def _is_traced() -> bool:
+    """Whether PyTorch writes down what is computed: what we look at would become part of it."""
+    import torch
+
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def _has_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

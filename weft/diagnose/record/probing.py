@@ -30,7 +30,7 @@ def undisturbed(module: nn.Module, *, evaluating: bool = True) -> Iterator[None]
     python, numpy = sys.modules["random"], sys.modules["numpy.random"]
     states = python.getstate(), numpy.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), _plain_arithmetic():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), plain_arithmetic():
         try:
             for part, _ in modes:
                 part.training = part.training and not evaluating
@@ -47,7 +47,8 @@ def undisturbed(module: nn.Module, *, evaluating: bool = True) -> Iterator[None]
 
 
 @contextmanager
-def _plain_arithmetic() -> Iterator[None]:
+def plain_arithmetic() -> Iterator[None]:
+    """Compute in the types of the tensors, also where the script has PyTorch cast them."""
     with torch.autocast("cpu", enabled=False):
         if torch.cuda.is_initialized():
             with torch.autocast("cuda", enabled=False):
@@ -69,6 +70,7 @@ def swapped(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> 
             tensor.data = value
 
 
+@plain_arithmetic()
 def base_sketch(base: nn.Module) -> torch.Tensor | None:
     """What a linear layer makes of the probes, without bias, in float32: [out, K]."""
     weight = getattr(base, "weight", None)

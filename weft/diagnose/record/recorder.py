@@ -123,8 +123,12 @@ class Recorder:
         """Whether a tap should look: not after the end, nor at what the recorder does itself, nor
         in a process that the script forked.
         """
-        thread = self._thread
-        return self._open and not getattr(thread, "depth", 0) and os.getpid() == self._process
+        return self._open and not getattr(self._thread, "depth", 0) and self.at_home
+
+    @property
+    def at_home(self) -> bool:
+        """Whether this is the process that is recorded, and not one that the script forked."""
+        return os.getpid() == self._process
 
     @property
     def generating(self) -> int:

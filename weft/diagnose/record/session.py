@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from weft.core.errors import InputError
 from weft.core.files import sha256_file
+from weft.diagnose.record.patching import Undo
 from weft.diagnose.record.recorder import Ending, Recorder
 from weft.diagnose.record.taps import install
 from weft.runs.provenance import hardware, versions
@@ -47,15 +48,20 @@ def recording(root: Path, *, name: str, command: str, home: Path) -> Iterator[Re
     finally:
         _current.clear()
         facts["seconds"] = time.perf_counter() - began
-        try:
-            recorder.tell(Ending(facts["status"]))
-        finally:
-            recorder.stop()
-            undo()
-            with suppress(OSError):
-                facts["files"] = _hashes(recorder) | recorder.files
-                facts["overhead_seconds"] = recorder.overhead
-                recorder.writer.finish(**facts)
+        if recorder.at_home:  # a process that the script forked may leave by here, too
+            _close(recorder, facts, undo)
+
+
+def _close(recorder: Recorder, facts: dict[str, Any], undo: Undo) -> None:
+    try:
+        recorder.tell(Ending(facts["status"]))
+    finally:
+        recorder.stop()
+        undo()
+        with suppress(OSError):
+            facts["files"] = _hashes(recorder) | recorder.files
+            facts["overhead_seconds"] = recorder.overhead
+            recorder.writer.finish(**facts)
 
 
 def _ended(error: BaseException) -> dict[str, Any]:

@@ -258,7 +258,8 @@ def _sample(tensor: torch.Tensor, whole: bool) -> tuple[int, int, bytes]:
     values = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE].double()
     if whole:
         values = values + flat.sum(dtype=values.dtype)
-    return tensor.data_ptr(), tensor._version, values.cpu().numpy().tobytes()
+    version = 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, values.cpu().numpy().tobytes()
 
 
 def _is_small(tensors: dict[str, torch.Tensor]) -> bool:

@@ -213,3 +213,20 @@ def test_a_block_that_raises_raises_and_says_so(tmp_path):
     assert (about.status, about.error) == ("failed", "ValueError: mine")
     with pytest.raises(InputError, match="there already"), weft.record(tmp_path / "one"):
         pytest.fail("it began")
+
+
+FORK = """
+import os, sys
+child = os.fork()
+if child == 0:
+    sys.exit(3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(os.path.exists("rec/recording.json") and '"recording"' in open("rec/recording.json").read())
+"""
+
+
+def test_a_process_that_the_program_forks_does_not_end_the_recording(place):
+    (place / "fork.py").write_text(FORK)
+    made = recorded(place, "fork.py")
+    assert (made.returncode, made.stdout) == (0, "3\nTrue\n")
+    assert Recording(place / "rec").about.status == "finished"

@@ -228,3 +228,37 @@ def test_a_compiled_model_is_not_compiled_again(make_model, record):
     assert torch.equal(left.result.logits, expected)
     (seen,) = left.of(Pass)
     np.testing.assert_array_equal(left.array(seen.logits), expected[:, -1])
+
+
+def test_a_pass_under_autocast_is_kept_with_its_hidden_states(make_model, record):
+    model = make_model("llama")
+
+    def run():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return score(model, output_hidden_states=True)
+
+    left = record(run)
+    (seen,) = left.of(Pass)
+    state = left.result.hidden_states[1]
+    np.testing.assert_allclose(
+        left.array(seen.sketch)[1], state.float().numpy() @ projections(32), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_model_made_in_inference_mode_is_recorded(make_model, record):
+    def run():
+        with torch.inference_mode():
+            model = copy.deepcopy(make_model("llama"))
+            return [score(model).logits.tolist() for _ in range(2)]
+
+    left = record(run)
+    assert len(left.of(Pass)) == 2
+    assert left.result[0] == left.result[1]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+def test_a_model_is_traced_as_it_is_without_a_recording(record):
+    model = nn.Sequential(nn.Embedding(32, 8), nn.Linear(8, 32))
+    ids = LEFT["input_ids"]
+    left = record(lambda: torch.jit.trace(model, ids))  # which traces twice and compares
+    assert torch.equal(left.result(ids), model(ids))

@@ -3,11 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import weft
 from weft.model.seen import tensor_seen
 from weft.runs.evidence import Happened, Settings, Snapshot, Weights
+from weft.runs.recording import Recording
 from weft.runs.sketch import probes
 
 IDS = torch.tensor([[5, 6, 7]])
@@ -163,3 +165,20 @@ def test_an_adapter_says_where_it_was_read_from(make_model, record, tmp_path):
     left = record(run)
     assert {each.load for each in left.of(Snapshot)} == {str(tmp_path / "adapter")}
     assert left.of(Snapshot)[-1].trainable["adapter"] == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        IA3Config(target_modules=["v_proj"], feedforward_modules=[]),
+        PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+    ],
+    ids=["a factor an output", "virtual tokens"],
+)
+def test_an_adapter_that_is_not_lora_is_told_to_be_unseen(make_model, tmp_path, config):
+    model = get_peft_model(make_model("llama"), config).eval()
+    with weft.record(tmp_path / "recording"):
+        model(torch.tensor([[5, 6, 7]]))
+    said = [each.text for each in Recording(tmp_path / "recording").events if each.kind == "notice"]
+    kind = config.peft_type.value
+    assert f"adapters of the type {kind} were not looked at, only LoRA" in said
