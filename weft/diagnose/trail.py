@@ -117,6 +117,12 @@ def names_or_rows(pair: Pair, steps: Steps) -> tuple[Counter[object], Counter[ob
     )
 
 
+def same_data(pair: Pair) -> bool:
+    """Whether both sides recorded a digest of the training tokens, and it is the same."""
+    prints = [side.about.get("fingerprints", {}).get("tokens.train") for _, side in pair.sides]
+    return prints[0] is not None and prints[0] == prints[1]
+
+
 def overlap(a: Counter[object], b: Counter[object]) -> float:
     """The part of the fewer that are in both, each counted once."""
     return len(a.keys() & b.keys()) / max(min(len(a), len(b)), 1)

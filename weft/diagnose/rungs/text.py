@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from weft.diagnose.align import Row, prompt_rows, train_rows
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.evidence import Evidence, Pair, Setting
 from weft.diagnose.finding import Finding, Looked, Swap
 from weft.diagnose.labels import Label
 from weft.diagnose.matching import Matching
 from weft.diagnose.rungs.differing import Reason, reasons
 from weft.diagnose.rungs.feeding import labels, masks, positions, rows_named
 from weft.diagnose.rungs.sources import differing, source
+from weft.diagnose.trail import same_data
 
 RUNG = 2
 
@@ -61,9 +62,16 @@ def look(pair: Pair) -> Looked:
 
 
 def _of_one_record(pair: Pair, rows: Matching[Row]) -> Matching[Row]:
-    """Without pairs whose texts are whole other records of the same files: those came in turn."""
+    """Without pairs whose texts are whole other records of the same files: those came in turn.
+
+    So did all that differ where one set of rows was drawn from with two seeds.
+    """
+    seeds = [side.settings.get("seed", Setting(None)).value for _, side in pair.sides]
+    drawn = seeds[0] != seeds[1] and same_data(pair)
 
     def apart(a: Row, b: Row) -> bool:
+        if drawn and a.ids != b.ids:
+            return True
         texts = source(pair.a, a.ids), source(pair.b, b.ids)
         records = [{slot.record for slot in text.slots} if text else set() for text in texts]
         files = [{record.rpartition(":")[0] for record in of} for of in records]

@@ -47,7 +47,7 @@ def look(pair: Pair) -> Looked:
     ]
     gaps = trail.gaps(pair, taken)
     findings += [*_losses(gaps), *_optimiser(pair, taken, findings)]
-    outcome = [*_loss_outcome(gaps), *_adapter_outcome(pair)]
+    outcome = [*_loss_outcome(gaps), *_adapter_outcome(pair), *_more_steps(pair)]
     return Looked(tuple(findings), tuple(_equal(pair, taken, gaps)), (), tuple(outcome),
                   _curves(pair, taken))  # fmt: skip
 
@@ -94,7 +94,7 @@ def _batches(pair: Pair, taken: trail.Steps) -> Iterator[Finding]:
         if counts[0] != counts[1]:
             nature, label = "effect", "settings"
             words += f": {counts[0]} rows in the same steps of A, {counts[1]} of B"
-        elif rows[0] == rows[1] or _same_data(pair):
+        elif rows[0] == rows[1] or trail.same_data(pair):
             words += ": the same rows in another order"
         elif common >= 0.5:
             words += f": rows of the same data in another order ({common:.0%} are in both)"
@@ -119,12 +119,6 @@ def _batches(pair: Pair, taken: trail.Steps) -> Iterator[Finding]:
         fix="shuffle with a seeded generator on both sides" if label == "order" else None,
         swap=Swap("order", step=at.step) if label == "order" else None,
     )
-
-
-def _same_data(pair: Pair) -> bool:
-    """Whether both sides recorded a digest of the training tokens, and it is the same."""
-    prints = [side.about.get("fingerprints", {}).get("tokens.train") for _, side in pair.sides]
-    return prints[0] is not None and prints[0] == prints[1]
 
 
 def _labels(taken: trail.Steps) -> Iterator[Finding]:
@@ -312,8 +306,18 @@ def _adapter_outcome(pair: Pair) -> Iterator[Outcome]:
     if (found := trail.comparable(pair)) is None:
         return
     a, b = found
+    floor = ADAPTERS.get(noise.dtype_of(pair), 5e-2)
+    both = list(adapted(a, b))
+    broken = sum(math.isfinite(x.norm_update) != math.isfinite(y.norm_update) for _, x, y in both)
+    if broken:
+        words = (
+            f"trained updates are not finite at {broken} of {len(both)} modules, on one side only, "
+            f"after step {a.step}"
+        )
+        yield Outcome("adapter", math.nan, floor, "relative", words, broken, len(both), MOVED)
+        return
     apart, size = [], []
-    for _, x, y in adapted(a, b):
+    for _, x, y in both:
         one, other = factors(pair.a, x), factors(pair.b, y)
         if one is None or other is None or one.shape != other.shape:
             continue
@@ -323,13 +327,22 @@ def _adapter_outcome(pair: Pair) -> Iterator[Outcome]:
     if not apart or not np.linalg.norm(size):
         return
     value = float(np.linalg.norm(apart) / np.linalg.norm(size))
-    floor = ADAPTERS.get(noise.dtype_of(pair), 5e-2)
     words = (
         f"trained updates of {len(apart)} modules differ by {value:.2g} of their norm after step "
         f"{a.step}"
     )
     over = sum(bool(x > 3 * floor * y) for x, y in zip(apart, size, strict=True))
     yield Outcome("adapter", value, floor, "relative", words, over, len(apart), MOVED)
+
+
+def _more_steps(pair: Pair) -> Iterator[Outcome]:
+    """Training that goes on in one side; one that was cut short says so itself."""
+    a, b = (max(each.step for each in side.steps) for _, side in pair.sides)
+    ended = all(side.about.get("status", "finished") == "finished" for _, side in pair.sides)
+    if a != b and ended:
+        longer = "A" if a > b else "B"
+        words = f"training goes on in {longer} after step {min(a, b)}, to step {max(a, b)}"
+        yield Outcome("steps", float(abs(a - b)), 0.0, "steps", words, rungs=(1, RUNG))
 
 
 def _equal(pair: Pair, taken: trail.Steps, gaps: tuple[trail.Gap, ...]) -> Iterator[str]:

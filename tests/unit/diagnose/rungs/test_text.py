@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.support.evidence import Side, pair
+from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.text import look
 from weft.runs.evidence import Encoded, Slot, TokenizerSeen, TrainStep
@@ -278,6 +280,18 @@ def test_rows_of_other_records_of_the_same_file_came_in_another_order() -> None:
 
     a, b = row("who wrote the book ?", 1), row("who wrote the play ?", 2)
     assert [each for each in seen(a, b).findings if each.nature == "factor"] == []
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rows_that_two_seeds_drew_from_the_same_data_are_no_other_data(seed: int) -> None:
+    prints = {"fingerprints": {"tokens.train": "digest"}}
+    sides = []
+    for number, text in ((0, "who wrote the book ?"), (seed, "who wrote the play ?")):
+        made = Side().settings(seed=number).add(tokenizer())
+        made.forward([(BOS, *ids_of(text))], phase="train", grad=True)
+        sides.append(replace(made.evidence, about=prints))
+    factors = [each.label for each in look(Pair(*sides)).findings if each.nature == "factor"]
+    assert factors == ([] if seed else ["data"])
 
 
 def test_where_nothing_was_read_the_texts_that_were_encoded_are_compared() -> None:

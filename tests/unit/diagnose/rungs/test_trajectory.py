@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.support.evidence import Side, pair
+from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.first_step import look as first_step
 from weft.diagnose.rungs.trajectory import look
@@ -176,6 +179,14 @@ def test_runs_of_other_lengths_part_after_the_shorter() -> None:
     assert (cause.step, cause.value, cause.other) == (9, 12.0, 8.0)
 
 
+def test_training_that_goes_on_is_an_outcome_unless_the_other_side_was_cut_short() -> None:
+    longer, shorter = side().evidence, side(losses=LOSSES[:8]).evidence
+    for two in (Pair(longer, shorter), Pair(shorter, longer)):
+        assert outcome(look(two), "steps").apart == "different"
+    cut = replace(shorter, about={"status": "interrupted"})
+    assert [each.name for each in look(Pair(longer, cut)).outcome] == ["loss"]
+
+
 def test_merges_that_begin_anew_are_one_cause() -> None:
     a = happened(happened(side(), "merge", 4, 8), "reset", 4, 8)
     b = happened(happened(side(), "merge", 6), "reset", 6)
@@ -208,6 +219,19 @@ def test_trained_adapters_are_compared_by_what_they_add_whatever_their_factors()
     assert outcome(look(pair(trained(a, b), turned)), "adapter").apart == "same"
     other = look(pair(trained(a, b), trained(a, 1.5 * b)))
     assert outcome(other, "adapter").value == pytest.approx(0.5)
+
+
+def test_a_trained_adapter_that_is_not_finite_on_one_side_differs() -> None:
+    drawn = np.random.default_rng(0)
+    a, b = drawn.standard_normal((2, 5)), drawn.standard_normal((6, 2))
+    broken = trained(np.full_like(a, np.nan), b)
+    snapshot = broken.events[-1]
+    module = snapshot.modules["q"].model_copy(update={"norm_update": math.nan})
+    broken.events[-1] = snapshot.model_copy(update={"modules": {"q": module}})
+    made = outcome(look(pair(trained(a, b), broken)), "adapter")
+    assert made.apart == "different"
+    assert made.words.startswith("trained updates are not finite at 1 of 1 modules")
+    assert all(each.name != "adapter" for each in look(pair(broken, broken)).outcome)
 
 
 def test_an_adapter_that_one_side_merged_at_the_end_is_compared_before_that() -> None:
