@@ -103,7 +103,11 @@ class _Tap:
         if not found:
             return
         arrays: dict[str, np.ndarray] = {}
-        modules = {lora.name: _module(lora, arrays) for lora in found}
+        with self.recorder.looking:
+            alone = not self.recorder.running
+            modules = {lora.name: _module(lora, arrays, alone) for lora in found}
+        if not alone:
+            self.recorder.notice("scales of adapters were not measured while another thread ran")
         styles = {lora.style for lora in found}
         event = Snapshot(
             model=key,
@@ -122,11 +126,11 @@ class _Tap:
             self.recorder.emit(_settings(event))
 
 
-def _module(lora: Lora, arrays: dict[str, np.ndarray]) -> AdapterModule:
+def _module(lora: Lora, arrays: dict[str, np.ndarray], alone: bool) -> AdapterModule:
     from weft.diagnose.record.probing import base_sketch, seen_scale
 
     a, b = (factor.float().cpu().numpy().copy() for factor in lora.factors())
-    fit = seen_scale(lora)
+    fit = seen_scale(lora) if alone else None
     scale, unexplained = fit if fit is not None else (None, None)
     used = next((value for value in (scale, lora.scale) if value is not None), 1.0)
     arrays[f"{lora.name} a"], arrays[f"{lora.name} b"] = a, b

@@ -75,6 +75,9 @@ class _Tap:
             if kept:
                 self.recorder.notice("the script did not finish: its model was not checked")
             return
+        if kept and self.recorder.running:
+            self.recorder.notice("a thread was still at work at the end: no model was checked")
+            return
         spent = time.perf_counter() - self._began
         until = time.perf_counter() + max(LEAST_SECONDS, SHARE * spent)
         for key, each in kept.items():

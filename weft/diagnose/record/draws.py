@@ -9,6 +9,7 @@ Shapes: N rows, K columns, V vocabulary.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -203,8 +204,8 @@ def _wrapping(
     return make
 
 
-class _Watch:
-    """What has happened since the last pass."""
+class _Watch(threading.local):
+    """What has happened since the last pass of a thread."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -224,6 +225,7 @@ class Watch:
         self._hidden: list[torch.Tensor] = []
         self._sketches: list[torch.Tensor] = []
         self._random = _generator_state() if root.training else None
+        self._thread = threading.get_ident()  # another one may run the model, too
         self._hooks: list[Any] = []
         if not hasattr(called, "_orig_mod"):  # a compiled model would be compiled again
             self._place_hooks()
@@ -232,6 +234,11 @@ class Watch:
         """Take the hooks away."""
         for hook in self._hooks:
             hook.remove()
+
+    @property
+    def concerned(self) -> bool:
+        """Whether the parts run for this call, not for one of another thread."""
+        return threading.get_ident() == self._thread
 
     def _place_hooks(self) -> None:
         plan = plan_of(self.root)
@@ -247,8 +254,9 @@ class Watch:
 
     def _hook(self, module: nn.Module, look: Callable[[Any, Any], None]) -> None:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            with self.recorder.aside():
-                look(args, kwargs)
+            if self.concerned:
+                with self.recorder.aside():
+                    look(args, kwargs)
 
         self._hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
 
@@ -316,6 +324,8 @@ class Watch:
 
 
 def _after(watch: Watch, module: nn.Module, args: Any, output: Any) -> None:
+    if not watch.concerned:
+        return
     with watch.recorder.aside():
         watch._keep(output[0] if isinstance(output, tuple) else output)
 

@@ -5,6 +5,7 @@ Shapes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-class _Tap:
+class _Tap(threading.local):  # every thread has a call of its own
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.call: Call | None = None

@@ -9,6 +9,7 @@ Shapes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -29,6 +30,9 @@ FITTED_STEPS, FITTED_ROWS = 64, 8
 
 WAYS = 4
 """Changes in how a model is fed that are told."""
+
+MOST = 64
+"""Choices after one pass that are remembered."""
 
 TOGETHER = 64
 """Loops of one place that are written together."""
@@ -246,6 +250,7 @@ class Loops:
         """Tokens were chosen; by the loop, if they are fed next."""
         if self.loop is not None and not self.recorder.generating:
             self.loop.chosen.append(chosen)
+            del self.loop.chosen[:-MOST]
 
     def close(self) -> None:
         """End the loop that is going on, if it is one."""
@@ -298,9 +303,20 @@ class Loops:
 
 
 def install(recorder: Recorder) -> Undo:
-    """Recognise loops from passes and choices."""
-    loops = Loops(recorder)
-    recorder.listen(PassSeen, loops.passed)
-    recorder.listen(Chosen, loops.chose)
-    recorder.listen(Ending, loops.end)
+    """Recognise loops from passes and choices, those of each thread by themselves."""
+    every: list[Loops] = []
+
+    class Local(threading.local):
+        def __init__(self) -> None:
+            self.loops = Loops(recorder)
+            every.append(self.loops)
+
+    def end(ending: Ending) -> None:
+        for loops in every:
+            loops.end(ending)
+
+    local = Local()
+    recorder.listen(PassSeen, lambda seen: local.loops.passed(seen))
+    recorder.listen(Chosen, lambda chosen: local.loops.chose(chosen))
+    recorder.listen(Ending, end)
     return lambda: None

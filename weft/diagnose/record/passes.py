@@ -74,8 +74,9 @@ class _Tap:
                 return original(module, *args, **kwargs)
             watch = None
             if _has_ids(args, kwargs) and not _is_traced():
-                with recorder.aside():
+                with recorder.aside(), recorder.looking:
                     watch = self._begin(module, args, kwargs)
+                    recorder.running += watch is not None
             if watch is None:
                 return original(module, *args, **kwargs)
             inside.now = True
@@ -83,8 +84,10 @@ class _Tap:
                 output = original(module, *args, **kwargs)
             finally:
                 inside.now = False
-                watch.remove()
-            with recorder.aside():
+                with recorder.looking:
+                    recorder.running -= 1
+                    watch.remove()
+            with recorder.aside(), recorder.looking:
                 self._end(watch, output)
             return output
 

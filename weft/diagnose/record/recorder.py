@@ -110,6 +110,10 @@ class Recorder:
         """Whether an optimiser has been made; the training tap says so."""
         self.data: DataRead = DataRead(self.home, self.files)
         """Data that the script has read, and the slots of texts."""
+        self.looking = threading.RLock()
+        """Held while a model is looked at, so that no other thread begins to run it meanwhile."""
+        self.running = 0
+        """Calls of models that are going on, in all threads."""
         self._open = True
         self._lock = threading.RLock()
         self._thread = threading.local()

@@ -118,6 +118,7 @@ class _Tap:
                     first = given[0] if isinstance(given, list | tuple) else given
                     if first.ndim == 0:
                         self.since.losses.append(first.detach())
+                        del self.since.losses[:-MOST]
             return original(*args, **kwargs)
 
         return backward

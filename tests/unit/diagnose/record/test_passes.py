@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from weft.runs.evidence import Notice, Pass
+from weft.runs.evidence import Generation, Notice, Pass
 from weft.runs.sketch import digest, projections
 
 LEFT = {
@@ -262,3 +263,37 @@ def test_a_model_is_traced_as_it_is_without_a_recording(record):
     ids = LEFT["input_ids"]
     left = record(lambda: torch.jit.trace(model, ids))  # which traces twice and compares
     assert torch.equal(left.result(ids), model(ids))
+
+
+def test_threads_that_run_one_model_at_once_are_told_apart(make_model, record):
+    model = make_model("llama")
+    prompts = [torch.tensor([[5 + row, 6, 7 + row]]) for row in range(3)]
+
+    def run():
+        together, answers = threading.Barrier(len(prompts)), {}
+
+        def answer(row):
+            together.wait()
+            answers[row] = model.generate(prompts[row], max_new_tokens=4, do_sample=False).tolist()
+
+        threads = [threading.Thread(target=answer, args=(row,)) for row in range(len(prompts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return answers
+
+    left = record(run)
+    made = {each.prompts[0]: each for each in left.of(Generation)}
+    assert len(made) == len(prompts)
+    passes = left.of(Pass)
+    assert [each.index for each in passes] == list(range(len(passes)))
+    for row, ids in enumerate(prompts):
+        seen = made[tuple(ids[0].tolist())]
+        assert left.result[row] == [[*seen.prompts[0], *seen.tokens[0]]]
+        assert [draw.token for draw in seen.draws] == list(seen.tokens[0])
+        first = passes[seen.passes[0]]
+        with torch.no_grad():
+            expected = model(ids, output_hidden_states=True).hidden_states
+        np.testing.assert_array_equal(left.array(first.hidden)[0], expected[0][:, -1])
+        np.testing.assert_array_equal(left.array(first.ids), ids)
