@@ -243,7 +243,8 @@ def _held(held: Mapping[str, Any]) -> str:
     parts = [str(held.get("kind", ""))]
     for name, count in held.items():
         if isinstance(count, int) and count:
-            parts.append(f"{count:,} {name if count > 1 else name.removesuffix('s')}")
+            one = name.removesuffix("es" if name == "passes" else "s")
+            parts.append(f"{count:,} {name if count > 1 else one}")
     if checks := held.get("checks"):
         parts.append(f"self-checks {', '.join(dict.fromkeys(checks))}")
     return shown(", ".join(part for part in parts if part))

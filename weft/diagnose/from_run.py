@@ -240,6 +240,7 @@ def _about(reader: RunReader, manifest: Manifest) -> dict[str, Any]:
         "command": manifest.command,
         "created": manifest.created,
         "status": manifest.status,
+        "error": _error(manifest),
         "versions": manifest.versions,
         "hardware": manifest.hardware,
         "fingerprints": manifest.fingerprints,
@@ -250,10 +251,16 @@ def _about(reader: RunReader, manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def _error(manifest: Manifest) -> str | None:
+    """What a failed run failed of, without the hint."""
+    told = [event["error"] for event in manifest.events if event["kind"] == "failed"]
+    return told[-1].partition("\n\n")[0] if told and manifest.status == "failed" else None
+
+
 def _lacks(ref: str, trail: Sequence[Event], reader: RunReader) -> tuple[str, ...]:
     found = []
     if not any(isinstance(event, Pass) for event in trail):
         found.append(f"{ref} holds no recording of its passes: no tokens, labels or logits")
     if not reader.done:
-        found.append(f"{ref} is not finished: it is {reader.manifest.status}")
+        found.append(f"{ref} is not finished: its status is `{reader.manifest.status}`")
     return tuple(found)

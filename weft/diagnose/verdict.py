@@ -43,6 +43,8 @@ def judge(pair: Pair, looks: Mapping[Rung, Looked]) -> Diagnosis:
     verdict = _verdict(acting, outcome, _known_equal(pair, looks))
     if verdict == "same":
         causes = ()
+    idle_words = [f"{each.words} (without effect on what was compared)" for each in idle]
+    early = _ended_early(looks)
     ours = [cause.finding for cause in causes]
     followed = [f.words for f in acting if f not in ours]
     return Diagnosis(
@@ -56,11 +58,12 @@ def judge(pair: Pair, looks: Mapping[Rung, Looked]) -> Diagnosis:
         effects,
         harmless=(
             *(each.words for each in found if each.nature == "harmless"),
-            *(f"{each.words} (without effect on what was compared)" for each in idle),
+            *(idle_words if not early else ()),
         ),
         ruled_out=tuple(words for look in looks.values() for words in look.equal),
         not_checked=_once(
             [
+                *(f"{words}: one side ended before it could have" for words in idle_words if early),
                 *(words for look in looks.values() for words in look.unseen),
                 *(words for _, side in pair.sides for words in side.lacks),
                 *(f"{name}: {words}" for name, side in pair.sides for words in side.notices),
@@ -90,6 +93,12 @@ def _known_equal(pair: Pair, looks: Mapping[Rung, Looked]) -> bool:
     shared = SHARED[pair.a.kind] & SHARED[pair.b.kind]
     seen = any(look.outcome or (look.equal and r.number in shared) for r, look in looks.items())
     return bool(seen) and not cut_short
+
+
+def _ended_early(looks: Mapping[Rung, Looked]) -> bool:
+    """Whether one side failed or was cut off: what would have come of a difference is not known."""
+    found = [each for look in looks.values() for each in look.findings]
+    return any(each.place == "status" and each.nature == "effect" for each in found)
 
 
 def _verdict(acting: Sequence[Finding], outcome: Sequence[Outcome], known: bool) -> Verdict:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from weft.cli.diff import coverage
 from weft.cli.sections import COLUMNS, LINES, Entry, Section, folded, shown
 from weft.diagnose.finding import Cause, Diagnosis, Finding, Outcome
 
@@ -81,6 +82,12 @@ def test_the_screen_says_what_passed_what_was_not_checked_and_how_to_mend_it(cli
     assert sections["HARMLESS"] == "keys are in another order"
     assert sections["FIX"] == "pass scale=alpha / r; train_b.py:88"
     assert sections["COVERAGE"] == "A: run, 1,200 steps, self-checks ulp, split"
+
+
+def test_one_of_a_kind_is_counted_in_the_singular():
+    held = {"kind": "run", "prompts": 1, "passes": 1, "generations": 1, "steps": 2}
+    found = Diagnosis("a", "b", "same", "", coverage={"A": held})
+    assert coverage(found)[0] == "A: run, 1 prompt, 1 pass, 1 generation, 2 steps"
 
 
 def test_the_command_can_be_pasted(cli, answer):

@@ -88,6 +88,21 @@ def test_a_run_opens_with_what_it_used(run):
     assert evidence.about["fingerprints"] == RunReader(run).manifest.fingerprints
 
 
+def test_a_run_that_failed_says_of_what(run, tmp_path):
+    root = tmp_path / "failed"
+    shutil.copytree(run, root)
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["status"] = "failed"
+    error = "NumericError: step 2: not finite\n\nhint: try less"
+    manifest["events"].append({"kind": "failed", "error": error})
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    (root / "DONE.json").unlink()
+    evidence = open_evidence(str(root))
+    assert evidence.about["error"] == "NumericError: step 2: not finite"
+    assert evidence.lacks == (f"{root} is not finished: its status is `failed`",)
+    assert open_evidence(str(run)).about["error"] is None
+
+
 def test_its_steps_are_those_of_its_log(run):
     steps = open_evidence(str(run)).steps
     lines = RunReader(run).steps()
@@ -167,7 +182,7 @@ def test_an_unfinished_run_says_how_far_it_came(settings, tmp_path):
         train(resolve("instruct", settings), tmp_path / "run", watch=kill)
     evidence = open_evidence(str(tmp_path / "run"))
     assert len(evidence.steps) == 3
-    assert any("not finished: it is interrupted" in text for text in evidence.lacks)
+    assert any("not finished: its status is `interrupted`" in text for text in evidence.lacks)
     assert evidence.last().when == "step"
 
 
@@ -321,5 +336,5 @@ def test_a_run_that_is_being_written_opens(run, tmp_path):
         file.write(b'{"kind": "pa')
         file.flush()
         evidence = open_evidence(str(copy))
-    assert any("it is running" in text for text in evidence.lacks)
+    assert any("its status is `running`" in text for text in evidence.lacks)
     assert len(evidence.passes) == 6

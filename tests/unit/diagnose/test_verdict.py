@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,21 @@ def test_a_difference_without_effect_is_told_as_harmless() -> None:
     assert found.causes == ()
     assert found.harmless == ("scale differs (without effect on what was compared)",)
     assert found.words == "A and B are the same within noise"
+
+
+def test_where_a_side_ended_early_a_difference_without_effect_is_not_harmless() -> None:
+    early = replace(finding(0, "unknown", "effect"), place="status")
+    looks = {
+        Rung(0, "validity", lambda _: Looked()): Looked((early,)),
+        Rung(1, "settings", lambda _: Looked()): Looked((finding(1, "optimiser"),)),
+        Rung(11, "trajectory", lambda _: Looked()): Looked(outcome=(kl(0.0),)),
+    }
+    found = judge(PAIR, looks)
+    assert found.verdict == "unsure" and found.harmless == ()
+    assert found.not_checked[0] == (
+        "optimiser differs (without effect on what was compared): one side ended before it could "
+        "have"
+    )
 
 
 def test_a_difference_whose_outcome_nobody_saw_is_a_cause() -> None:

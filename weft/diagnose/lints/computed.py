@@ -40,6 +40,7 @@ def _status(side: Evidence) -> Lints:
     if status in ("failed", "interrupted", "recording", "running"):
         told = f": {error}" if error else ""
         cut = {"recording": "was cut off", "running": "did not end"}
+        cut["interrupted"] = "was interrupted"
         words = f"the {side.kind} {cut.get(str(status), str(status))}{told}"
         state: State = "problem" if status == "failed" else "warning"
         yield Lint("status", state, words, value=str(status))
