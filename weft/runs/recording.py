@@ -75,9 +75,14 @@ class RecordingWriter:
         self.root, self.about, self._durable = root, about, durable
         self._left = budget_mib * 2**20
         self._count = 0
-        (root / "tensors").mkdir(parents=True)
-        (root / "events.jsonl").touch()
-        self._update()  # last: makes it a recording
+        try:
+            (root / "tensors").mkdir(parents=True)
+            (root / "events.jsonl").touch()
+            self._update()  # last: makes it a recording
+        except OSError as error:
+            raise InputError(
+                f"{root} cannot be written: {error.strerror}", hint="name another directory"
+            ) from None
 
     @classmethod
     def reopen(

@@ -43,7 +43,8 @@ def main() -> None:
                         stream.flush()
     except WeftError as error:
         if _is_ours(error):
-            sys.exit(f"error: {error}")
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
         raise
 
 

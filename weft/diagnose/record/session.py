@@ -66,6 +66,8 @@ def _close(recorder: Recorder, facts: dict[str, Any], undo: Undo) -> None:
 
 def _ended(error: BaseException) -> dict[str, Any]:
     """How a script ended, by what came out of it."""
+    if isinstance(error, GeneratorExit):  # a generator that holds the block is not gone on with
+        return {"status": "finished", "exit_code": 0}
     if isinstance(error, KeyboardInterrupt):
         return {"status": "interrupted", "exit_code": 130}
     if isinstance(error, SystemExit):

@@ -230,3 +230,23 @@ def test_a_process_that_the_program_forks_does_not_end_the_recording(place):
     made = recorded(place, "fork.py")
     assert (made.returncode, made.stdout) == (0, "3\nTrue\n")
     assert Recording(place / "rec").about.status == "finished"
+
+
+def test_a_directory_that_cannot_be_made_is_refused_before_the_program_runs(place):
+    (place / "file").write_text("")
+    words = ["--out", "file/rec", "--", "python", "work/tell.py"]
+    made = python(place, "-m", "weft", "record", *words)
+    assert (made.returncode, made.stdout) == (2, "")
+    assert "error: file/rec cannot be written: Not a directory" in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+def test_a_generator_that_is_closed_in_a_recording_has_finished(tmp_path):
+    def steps():
+        with weft.record(tmp_path / "rec"):
+            yield 1
+
+    generator = steps()
+    next(generator)
+    generator.close()
+    assert Recording(tmp_path / "rec").about.status == "finished"
