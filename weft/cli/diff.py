@@ -78,7 +78,8 @@ def diff(
 
         write_diagnosis(html, found, command=again, coverage=coverage(found))
         screen.say(f"written: {html}")
-    if found.verdict == "different" and not prove and not json:
+    exchangeable = found.coverage.get("A", {}).get("kind") != "config"
+    if found.verdict == "different" and exchangeable and not prove and not json:
         screen.say()
         screen.say(f"next: {command(a, b, True, base, seed)}")
     if assert_same and found.verdict != "same":

@@ -90,6 +90,18 @@ def test_one_of_a_kind_is_counted_in_the_singular():
     assert coverage(found)[0] == "A: run, 1 prompt, 1 pass, 1 generation, 2 steps"
 
 
+def test_configurations_have_computed_nothing_that_could_be_exchanged(cli):
+    said = cli("diff", "instruct", "tables")
+    assert "--prove" not in said.err
+    found = json.loads(cli("diff", "instruct", "tables", "--prove", "--json").out)
+    assert found["verdict"] == "different"
+    assert {cause["confidence"] for cause in found["causes"]} == {"located"}
+    assert not any("replicas" in words for words in found["harmless"])
+    assert any(
+        words.startswith("no cause was exchanged: configurations") for words in found["not_checked"]
+    )
+
+
 def test_the_command_can_be_pasted(cli, answer):
     answer(DIFFERENT)
     said = cli("diff", "a b", "c", "--base", "weft/tiny", "--seed", "3")
