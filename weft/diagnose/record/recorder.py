@@ -110,6 +110,8 @@ class Recorder:
         """Whether an optimiser has been made; the training tap says so."""
         self.data: DataRead = DataRead(self.home, self.files)
         """Data that the script has read, and the slots of texts."""
+        self.lost: str | None = None
+        """Why it ended before the script did."""
         self.looking = threading.RLock()
         """Held while a model is looked at, so that no other thread begins to run it meanwhile."""
         self.running = 0
@@ -225,7 +227,8 @@ class Recorder:
         try:
             text = f"could not observe: {type(error).__name__}: {error} ({place}{line})"
             self.emit(Notice(text=text))
-        except Exception:
+        except Exception as unwritten:
+            self.lost = f"the recording could not be written to its end: {unwritten}"
             self.stop()
 
 

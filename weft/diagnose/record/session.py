@@ -61,6 +61,8 @@ def _close(recorder: Recorder, facts: dict[str, Any], undo: Undo) -> None:
         with suppress(OSError):
             facts["files"] = _hashes(recorder) | recorder.files
             facts["overhead_seconds"] = recorder.overhead
+            if recorder.lost:
+                facts |= {"status": "failed", "error": recorder.lost}
             recorder.writer.finish(**facts)
 
 

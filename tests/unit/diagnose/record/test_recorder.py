@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import weft
 from weft.diagnose.record.recorder import Ending, Recorder
 from weft.runs.evidence import Notice, Seeded
 from weft.runs.recording import About, Recording, RecordingWriter
@@ -110,3 +112,15 @@ def test_one_listener_that_fails_does_not_keep_others_from_being_told(recorder):
     recorder.tell(Ending("finished"))
     assert told == [Ending("finished")] or [each.status for each in told] == ["finished"]
     assert "ZeroDivisionError" in notices(recorder)[0]
+
+
+def test_a_recording_that_cannot_be_written_on_says_so(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    with weft.record(tmp_path / "r"):
+        monkeypatch.setattr(RecordingWriter, "add", full)
+        random.seed(1)
+    about = Recording(tmp_path / "r").about
+    assert about.status == "failed"
+    assert "could not be written to its end: no space left" in (about.error or "")
