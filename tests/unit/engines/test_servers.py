@@ -135,8 +135,8 @@ def test_members_share_the_seed_of_a_prompt_and_copies_have_their_own(local, ser
         if temperature:
             ids = tuple(body.get("prompt", body.get("input_ids")))
             seeds.setdefault(ids, []).append(seed)
-    assert [len(set(of)) for of in seeds.values()] == [2, 1]  # a copy, and none
-    assert [len(of) for of in seeds.values()] == [6, 3]
+    counts = sorted((len(set(of)), len(of)) for of in seeds.values())  # requests come in any order
+    assert counts == [(1, 3), (2, 6)]  # no copy, and one
     assert said[-1][0] != said[-1][2]
     other = engine.generate(population(local), again, sampled.model_copy(update={"seed": 4}))
     assert other != said == engine.generate(population(local), again, sampled)

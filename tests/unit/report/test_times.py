@@ -38,7 +38,7 @@ def test_what_the_table_shows_adds_up_to_its_last_line(found):
 
 def test_the_table_says_of_each_phase_its_kind_and_how_often_it_was():
     rows = {row[0]: row for row in times_table(EVERY).rows}
-    assert rows["loading data"][1:] == ("one-time", "100.0", "62.6 %", "0")
+    assert rows["loading data"][1:] == ("one-time", "100.0", "62.5 %", "0")
     assert rows["checkpoint"][1] == "repeated"
     assert rows["other"][1] == rows["other"][4] == ""
 
