@@ -83,9 +83,8 @@ class Zygote:
         return Done(**json.loads(line))
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        with self.process:  # closes both pipes, and waits
+            pass
 
 
 def run_alone(job: Job) -> Done:
