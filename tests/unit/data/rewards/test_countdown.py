@@ -228,8 +228,7 @@ def test_one_attack_among_3840_completions_slows_nothing_down(mode: str) -> None
         assert [grade.reward for grade in grades] == [0.1] * 3840
         return time.process_time() - start
 
-    without, beside = zip(*((seconds(usual), seconds(attacked)) for _ in range(3)), strict=True)
-    assert min(beside) < 1.2 * min(without) + 0.01
+    assert seconds(attacked) < 2 * seconds(usual) + 0.5  # seconds; the tower alone is minutes
 
 
 def test_parts_of_the_format_alone() -> None:
