@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.diagnose.evidence import Evidence, Kind, Pair
+from weft.diagnose.sides.evidence import Evidence, Kind, Pair
 from weft.runs.evidence import Event, Generation, Pass, Settings
 
 

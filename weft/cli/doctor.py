@@ -13,7 +13,7 @@ from weft.cli.sections import Entry, Line, Section, put
 
 if TYPE_CHECKING:
     from weft.diagnose.doctor import Checkup
-    from weft.diagnose.lint import Lint, State
+    from weft.diagnose.lints.lint import Lint, State
 
 
 def doctor(

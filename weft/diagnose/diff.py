@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from weft.core.errors import InputError
-from weft.diagnose.evidence import Evidence, Kind, Pair
+from weft.diagnose.compare.passages import passages
 from weft.diagnose.finding import Diagnosis
 from weft.diagnose.ladder import climb
-from weft.diagnose.opening import open_evidence
-from weft.diagnose.passages import passages
+from weft.diagnose.sides.evidence import Evidence, Kind, Pair
+from weft.diagnose.sides.opening import open_evidence
 from weft.diagnose.verdict import judge
 
 TOGETHER = (frozenset({"run", "recording"}), frozenset({"adapter"}), frozenset({"config"}))

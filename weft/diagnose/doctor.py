@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from weft.core.errors import InputError
-from weft.diagnose.evidence import Evidence
-from weft.diagnose.lint import Lint, Lints
 from weft.diagnose.lints import adapter, computed, inputs, training
-from weft.diagnose.opening import open_evidence
+from weft.diagnose.lints.lint import Lint, Lints
+from weft.diagnose.sides.evidence import Evidence
+from weft.diagnose.sides.opening import open_evidence
 
 LOOKS: tuple[Callable[[Evidence], Lints], ...] = (
     computed.look,

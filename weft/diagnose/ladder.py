@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Looked
 from weft.diagnose.rungs import (
     attachment,
@@ -26,6 +25,7 @@ from weft.diagnose.rungs import (
     validity,
     weights,
 )
+from weft.diagnose.sides.evidence import Pair
 
 
 @dataclass(frozen=True)

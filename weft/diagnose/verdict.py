@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Cause, Diagnosis, Finding, Looked, Outcome, Verdict
 from weft.diagnose.labels import Label
 from weft.diagnose.ladder import Rung
+from weft.diagnose.sides.evidence import Pair
 
 CERTAIN: frozenset[Label] = frozenset({"sampler", "cache", "cache-pos"})
 """Changes what may come out, whether or not it did this time."""

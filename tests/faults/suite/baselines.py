@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from weft.diagnose.evidence import Evidence
-from weft.diagnose.opening import open_evidence
+from weft.diagnose.sides.evidence import Evidence
+from weft.diagnose.sides.opening import open_evidence
 from weft.runs.evidence import Settings
 
 Answer = dict[str, Any]

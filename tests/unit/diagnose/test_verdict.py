@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.finding import Finding, Looked, Nature, Outcome
 from weft.diagnose.labels import Label
 from weft.diagnose.ladder import Rung
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.diagnose.verdict import judge
 from weft.runs.evidence import Notice
 

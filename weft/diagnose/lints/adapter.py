@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from weft.diagnose import algebra
-from weft.diagnose.evidence import Evidence, Pair
-from weft.diagnose.lint import Lint, Lints, State, some
-from weft.diagnose.operators import adapter, declared_scale, factors, operators, path_scale
-from weft.diagnose.places import group, number
-from weft.diagnose.recipes import recipe
+from weft.diagnose.compare import algebra
+from weft.diagnose.compare.operators import adapter, declared_scale, factors, operators, path_scale
+from weft.diagnose.compare.places import group, number
+from weft.diagnose.compare.recipes import recipe
+from weft.diagnose.lints.lint import Lint, Lints, State, some
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import Snapshot
 
 USUAL_SCALES = (1e-3, 64.0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from weft.diagnose.evidence import Evidence
-from weft.diagnose.lint import Lint, Lints, State, counted
+from weft.diagnose.lints.lint import Lint, Lints, State, counted
 from weft.diagnose.rungs.validity import dropping, failed_checks, overflow
+from weft.diagnose.sides.evidence import Evidence
 from weft.runs.evidence import Check, Pass
 
 FLOAT16 = 65504.0

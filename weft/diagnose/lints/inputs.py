@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weft.core.batch import IGNORE
-from weft.diagnose.align import Row, pad_ids, prompt_passes, rows_of
-from weft.diagnose.context import FIXES, LABELS, check
-from weft.diagnose.evidence import Evidence, Pair
-from weft.diagnose.lint import Lint, Lints, State, counted, some
-from weft.diagnose.samplers import sampler_of
+from weft.diagnose.compare.align import Row, pad_ids, prompt_passes, rows_of
+from weft.diagnose.compare.context import FIXES, LABELS, check
+from weft.diagnose.lints.lint import Lint, Lints, State, counted, some
+from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.sides.samplers import sampler_of
 from weft.runs.evidence import Pass
 
 

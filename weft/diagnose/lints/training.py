@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from weft.diagnose import trail
-from weft.diagnose.evidence import Evidence
-from weft.diagnose.lint import Lint, Lints
+from weft.diagnose.compare import trail
+from weft.diagnose.lints.lint import Lint, Lints
+from weft.diagnose.sides.evidence import Evidence
 from weft.runs.evidence import Happened
 
 MERGES = frozenset({"merge", "commit"})

@@ -11,7 +11,6 @@ import numpy as np
 
 from weft.core.errors import InputError
 from weft.core.keys import Key
-from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.proof.fed import Seen, context, matched_places, ruled
 from weft.diagnose.proof.replica import (
     BaseValue,
@@ -23,6 +22,7 @@ from weft.diagnose.proof.replica import (
     Updates,
 )
 from weft.diagnose.proof.schooling import course_of
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import AdapterModule, Event, Pass, Snapshot, TrainStep, Weights
 
 DRAWN = 12

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from weft.diagnose import align
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare import align
 from weft.diagnose.proof.replica import DECODED, Context, Origin, Row, natural
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import Generation, Pass
 
 ROWS = 16

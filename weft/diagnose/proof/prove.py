@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from weft.core.keys import Key
-from weft.diagnose import noise
-from weft.diagnose.evidence import Pair
+from weft.diagnose.compare import noise
 from weft.diagnose.finding import Cause, Confidence, Diagnosis, Finding, Swap
 from weft.diagnose.labels import Label
 from weft.diagnose.proof.build import Built, build
@@ -30,6 +29,7 @@ from weft.diagnose.proof.replica import Normaliser, Replica
 from weft.diagnose.proof.solve import Shown, Trial
 from weft.diagnose.proof.taught import Taught, teach
 from weft.diagnose.proof.voices import Voices, spell_of
+from weft.diagnose.sides.evidence import Pair
 
 Watch = Callable[[int, int, str], None]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from weft.diagnose.evidence import Evidence
 from weft.diagnose.proof.replica import Course, Lesson, Micro, Optimiser, Turn, Update, Updates
+from weft.diagnose.sides.evidence import Evidence
 from weft.runs.evidence import Happened, Pass, Snapshot, TrainStep, Weights
 
 IGNORE = -100

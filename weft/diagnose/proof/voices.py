@@ -12,13 +12,13 @@ import torch
 
 from weft.core.errors import InputError
 from weft.data.tokenizer import load_tokenizer
-from weft.diagnose.evidence import Pair
 from weft.diagnose.proof.choosing import Exchange
 from weft.diagnose.proof.fed import generation_rows
 from weft.diagnose.proof.feeding import readings
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.measures import chosen_from
 from weft.diagnose.proof.replica import BaseValue, Replica, Row, Stop
+from weft.diagnose.sides.evidence import Pair
 from weft.model.noise import seeded
 
 SPOKEN = 16

@@ -20,8 +20,8 @@ import torch
 from weft.core.keys import Key
 from weft.data.slots import Slots
 from weft.data.tokenizer import resolve_base, tokenizer_seen
-from weft.diagnose.divergence import divergence
-from weft.diagnose.from_run import ENDED, all_tokens, decoding_seen
+from weft.diagnose.compare.divergence import divergence
+from weft.diagnose.sides.from_run import ENDED, all_tokens, decoding_seen
 from weft.engines.local import LocalEngine
 from weft.engines.registry import ENGINES
 from weft.model.decoding import Decoding

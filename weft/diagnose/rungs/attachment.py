@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from weft.diagnose.algebra import rank as rank_of_product
-from weft.diagnose.align import modules
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare.algebra import rank as rank_of_product
+from weft.diagnose.compare.align import modules
+from weft.diagnose.compare.operators import Applied, Operator, adapter, operators, path_scale
+from weft.diagnose.compare.places import group
 from weft.diagnose.finding import Finding, Looked, Swap
-from weft.diagnose.operators import Applied, Operator, adapter, operators, path_scale
-from weft.diagnose.places import group
 from weft.diagnose.rungs.compared import READERS, at_first_step, strength, training
 from weft.diagnose.rungs.outset import Modules, dropouts, starts, trainable
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import AdapterModule, Happened, Snapshot
 
 RUNG = 4

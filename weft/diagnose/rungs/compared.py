@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from weft.diagnose.algebra import Fit, Update, fit
-from weft.diagnose.evidence import Pair
+from weft.diagnose.compare.algebra import Fit, Update, fit
+from weft.diagnose.compare.operators import Applied, Operator, adapter
 from weft.diagnose.finding import Finding
-from weft.diagnose.operators import Applied, Operator, adapter
+from weft.diagnose.sides.evidence import Pair
 from weft.runs.evidence import Snapshot
 
 SAME = 1e-5

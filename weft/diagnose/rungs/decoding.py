@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from weft.diagnose import noise
-from weft.diagnose.align import Said, completions
-from weft.diagnose.context import FIXES, LABELS, Alone, Fault, all_steps, check
-from weft.diagnose.decoded import Step, steps_of
-from weft.diagnose.divergence import divergence, truncated_kl
-from weft.diagnose.evidence import Pair
+from weft.diagnose.compare import noise
+from weft.diagnose.compare.align import Said, completions
+from weft.diagnose.compare.context import FIXES, LABELS, Alone, Fault, all_steps, check
+from weft.diagnose.compare.divergence import divergence, truncated_kl
 from weft.diagnose.finding import Finding, Looked, Outcome, Swap
+from weft.diagnose.sides.decoded import Step, steps_of
+from weft.diagnose.sides.evidence import Pair
 
 RUNG = 8
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from weft.diagnose.evidence import Pair
 from weft.diagnose.labels import Label
 from weft.diagnose.rungs.cuts import cut_alike, cut_text, lengths, one_span, truncation
 from weft.diagnose.rungs.sources import Differing, Source
 from weft.diagnose.rungs.spans import Ids, Span, quoted, spans
+from weft.diagnose.sides.evidence import Pair
 from weft.runs.evidence import Slot
 
 

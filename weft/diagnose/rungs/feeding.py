@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from weft.diagnose.align import Row
-from weft.diagnose.evidence import Pair
+from weft.diagnose.compare.align import Row
 from weft.diagnose.finding import Finding, Swap
+from weft.diagnose.sides.evidence import Pair
 
 RUNG = 2
 

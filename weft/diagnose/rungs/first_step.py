@@ -8,11 +8,11 @@ from statistics import median
 
 import numpy as np
 
-from weft.diagnose import noise, trail
-from weft.diagnose.align import adapted, step_rows, steps
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare import noise, trail
+from weft.diagnose.compare.align import adapted, step_rows, steps
 from weft.diagnose.finding import Finding, Looked, Swap
-from weft.diagnose.objective import explained, minimised, tokens_of
+from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.sides.objective import explained, minimised, tokens_of
 from weft.runs.evidence import AdapterModule, Snapshot, TrainStep
 
 RUNG = 10

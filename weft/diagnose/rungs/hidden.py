@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from weft.diagnose import noise
-from weft.diagnose.align import Row
-from weft.diagnose.divergence import relative
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare import noise
+from weft.diagnose.compare.align import Row
+from weft.diagnose.compare.divergence import relative
+from weft.diagnose.compare.moments import arrays_of, together
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.labels import Label
-from weft.diagnose.moments import arrays_of, together
+from weft.diagnose.sides.evidence import Evidence, Pair
 
 RUNG = 6
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.labels import Label
+from weft.diagnose.sides.evidence import Evidence, Pair
 
 Weight = Literal["semantic", "numeric", "cosmetic"]
 """Another function or another course; the same but for rounding; names and bookkeeping."""

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weft.diagnose import noise
-from weft.diagnose.align import Row
-from weft.diagnose.divergence import Divergence, divergence, perplexity
-from weft.diagnose.evidence import Pair
+from weft.diagnose.compare import noise
+from weft.diagnose.compare.align import Row
+from weft.diagnose.compare.divergence import Divergence, divergence, perplexity
+from weft.diagnose.compare.moments import Together, arrays_of, together
 from weft.diagnose.finding import Finding, Looked, Outcome
 from weft.diagnose.labels import Label
-from weft.diagnose.moments import Together, arrays_of, together
+from weft.diagnose.sides.evidence import Pair
 
 RUNG = 7
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare.places import group, number
 from weft.diagnose.finding import Finding, Swap
-from weft.diagnose.places import group, number
 from weft.diagnose.rungs.compared import initial, training
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import AdapterModule, Snapshot
 
 RUNG = 4

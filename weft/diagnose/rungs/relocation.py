@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from weft.diagnose.algebra import (
+from weft.diagnose.compare.algebra import (
     Fit,
     Update,
     column_norms,
@@ -16,10 +16,10 @@ from weft.diagnose.algebra import (
     row_norms,
     same_numbers,
 )
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare.operators import Operator, adapter, factors
+from weft.diagnose.compare.places import group, number
 from weft.diagnose.finding import Finding, Swap
-from weft.diagnose.operators import Operator, adapter, factors
-from weft.diagnose.places import group, number
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.sketch import probes
 
 RUNG = 5

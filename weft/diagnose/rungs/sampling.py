@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from weft.diagnose import noise
-from weft.diagnose.align import Said, completions
-from weft.diagnose.decoded import Step, steps_of
-from weft.diagnose.divergence import divergence
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare import noise
+from weft.diagnose.compare.align import Said, completions
+from weft.diagnose.compare.divergence import divergence
 from weft.diagnose.finding import Finding, Looked, Outcome, Swap
 from weft.diagnose.rungs.stopping import number_of, stop_rules
-from weft.diagnose.samplers import Sampler, differing, sampler_of
+from weft.diagnose.sides.decoded import Step, steps_of
+from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.sides.samplers import Sampler, differing, sampler_of
 from weft.runs.evidence import Generation, TrainStep
 
 RUNG = 9

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from weft.diagnose.evidence import Pair, Setting
+from weft.diagnose.compare.places import number
 from weft.diagnose.finding import Finding, Looked, Swap
-from weft.diagnose.places import number
 from weft.diagnose.rungs import text
 from weft.diagnose.rungs.keys import Meaning, meaning
+from weft.diagnose.sides.evidence import Pair, Setting
 
 RUNG = 1
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from weft.diagnose.align import Row
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare.align import Row
 from weft.diagnose.rungs.spans import Ids, Span, frame, spans
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import Encoded, Slot
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weft.diagnose.align import Said
+from weft.diagnose.compare.align import Said
 from weft.diagnose.finding import Finding, Looked, Swap
 
 RUNG = 9

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from weft.diagnose.align import Row, prompt_rows, train_rows
-from weft.diagnose.evidence import Evidence, Pair, Setting
+from weft.diagnose.compare.align import Row, prompt_rows, train_rows
+from weft.diagnose.compare.matching import Matching
+from weft.diagnose.compare.trail import same_data
 from weft.diagnose.finding import Finding, Looked, Swap
 from weft.diagnose.labels import Label
-from weft.diagnose.matching import Matching
 from weft.diagnose.rungs.differing import Reason, reasons
 from weft.diagnose.rungs.feeding import labels, masks, positions, rows_named
 from weft.diagnose.rungs.sources import differing, source
-from weft.diagnose.trail import same_data
+from weft.diagnose.sides.evidence import Evidence, Pair, Setting
 
 RUNG = 2
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from weft.diagnose import algebra, noise, trail
-from weft.diagnose.align import adapted, steps
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare import algebra, noise, trail
+from weft.diagnose.compare.align import adapted, steps
+from weft.diagnose.compare.operators import factors, path_scale
 from weft.diagnose.finding import Finding, Looked, Outcome, Swap
 from weft.diagnose.labels import Label
-from weft.diagnose.objective import minimised
-from weft.diagnose.operators import factors, path_scale
+from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.sides.objective import minimised
 
 RUNG = 11
 

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from weft.diagnose.algebra import Fit
-from weft.diagnose.evidence import Pair
+from weft.diagnose.compare.algebra import Fit
+from weft.diagnose.compare.operators import Applied, Operator, adapter, operators, ranks_of
+from weft.diagnose.compare.places import group, number
+from weft.diagnose.compare.recipes import recipe
 from weft.diagnose.finding import Finding, Looked, Swap
-from weft.diagnose.operators import Applied, Operator, adapter, operators, ranks_of
-from weft.diagnose.places import group, number
-from weft.diagnose.recipes import recipe
 from weft.diagnose.rungs.compared import (
     ROUNDED,
     SAME,
@@ -30,6 +29,7 @@ from weft.diagnose.rungs.compared import (
     twice,
 )
 from weft.diagnose.rungs.relocation import relocations
+from weft.diagnose.sides.evidence import Pair
 
 RUNG = 5
 

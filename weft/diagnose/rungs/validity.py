@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from weft.diagnose import noise
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare import noise
+from weft.diagnose.compare.operators import adapter
+from weft.diagnose.compare.places import number
 from weft.diagnose.finding import Finding, Looked, Nature, Swap
 from weft.diagnose.labels import Label
-from weft.diagnose.operators import adapter
-from weft.diagnose.places import number
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import Check, Pass
 
 RUNG = 0

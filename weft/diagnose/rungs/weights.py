@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from weft.diagnose.align import first_weights, models
-from weft.diagnose.evidence import Pair
+from weft.diagnose.compare.align import first_weights, models
+from weft.diagnose.compare.operators import ROUNDING, Operator, operators
+from weft.diagnose.compare.places import group, kind_of
 from weft.diagnose.finding import Finding, Looked, Swap
-from weft.diagnose.operators import ROUNDING, Operator, operators
-from weft.diagnose.places import group, kind_of
+from weft.diagnose.sides.evidence import Pair
 from weft.runs.evidence import TensorSeen, Weights
 
 RUNG = 3

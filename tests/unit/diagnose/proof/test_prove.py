@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.evidence import Side
 from tests.unit.diagnose.proof.conftest import updates
-from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Cause, Diagnosis, Finding, Swap
 from weft.diagnose.proof.forward import woven
 from weft.diagnose.proof.prove import prove
+from weft.diagnose.sides.evidence import Pair
 from weft.runs.evidence import AdapterModule, Snapshot, Weights
 
 PROMPTS = [(5, 17, 80, 3), (44, 9, 9, 61, 7, 2), (30, 12, 55)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from weft.data.tokenizer import resolve_base
-from weft.diagnose.evidence import Evidence
+from weft.diagnose.sides.evidence import Evidence
 from weft.runs.evidence import Generation, Pass, Seeded, Snapshot, Weights
 from weft.runs.recording import Recording
 

@@ -15,7 +15,7 @@ import weft
 from weft.cli.main import app
 from weft.core.errors import InputError
 from weft.core.keys import Key
-from weft.diagnose.opening import open_evidence
+from weft.diagnose.sides.opening import open_evidence
 from weft.formats.peft import write_adapter
 from weft.model.adapter import Adapter, initial_adapter
 from weft.model.base import load_base

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.evidence import Side, pair
-from weft.diagnose.context import check
+from weft.diagnose.compare.context import check
 from weft.diagnose.finding import Looked
 from weft.diagnose.rungs.decoding import look
 from weft.runs.evidence import Draw

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.evidence import Side, pair
 from weft.diagnose.finding import Finding, Looked
-from weft.diagnose.objective import candidates, tokens_of
 from weft.diagnose.rungs.first_step import look
+from weft.diagnose.sides.objective import candidates, tokens_of
 from weft.runs.evidence import AdapterModule, Seeded, Snapshot, TrainStep
 
 IDS = ([[5, 6, 7, 8, 9], [5, 7, 9, 2, 2]], [[5, 3, 3, 3, 3], [5, 6, 6, 6, 6]])

@@ -10,7 +10,7 @@ import pytest
 from tests.support.evidence import Side, pair
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.sampling import look
-from weft.diagnose.samplers import kept
+from weft.diagnose.sides.samplers import kept
 from weft.runs.evidence import AdapterModule, Draw, Seeded, Snapshot
 
 PROMPTS = ((5, 6, 7), (5, 8, 9))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.support.evidence import Side, pair
-from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.text import look
+from weft.diagnose.sides.evidence import Pair
 from weft.runs.evidence import Encoded, Slot, TokenizerSeen, TrainStep
 
 BOS, EOS, PAD = 1, 2, 0

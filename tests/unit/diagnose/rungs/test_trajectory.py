@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.support.evidence import Side, pair
-from weft.diagnose.evidence import Pair
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.first_step import look as first_step
 from weft.diagnose.rungs.trajectory import look
+from weft.diagnose.sides.evidence import Pair
 from weft.runs.evidence import AdapterModule, Happened, Seeded, Snapshot, TrainStep
 
 STEPS = 12

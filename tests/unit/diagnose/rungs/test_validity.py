@@ -9,9 +9,9 @@ import pytest
 
 from tests.support.adapters import adapted, adapter
 from tests.support.evidence import Side
-from weft.diagnose.evidence import Evidence, Pair
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.validity import idle_adapter, look
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import Check
 
 

@@ -16,9 +16,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from weft.diagnose.algebra import Update
-from weft.diagnose.align import first_weights, from_blocks, models, modules
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare.algebra import Update
+from weft.diagnose.compare.align import first_weights, from_blocks, models, modules
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import AdapterModule, Snapshot, Weights
 from weft.runs.sketch import probes
 

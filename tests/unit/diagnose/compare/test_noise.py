@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.evidence import Side, pair
-from weft.diagnose.noise import START, floor, logit_floor
+from weft.diagnose.compare.noise import START, floor, logit_floor
 from weft.runs.evidence import Check
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import zip_longest
 
-from weft.diagnose.align import Said, completions
-from weft.diagnose.evidence import Pair
+from weft.diagnose.compare.align import Said, completions
 from weft.diagnose.finding import Passage
+from weft.diagnose.sides.evidence import Pair
 
 MOST = 8
 """Passages of one diagnosis."""

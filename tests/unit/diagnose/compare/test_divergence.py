@@ -7,7 +7,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from weft.diagnose.divergence import (
+from weft.diagnose.compare.divergence import (
     centred_cosine,
     divergence,
     fit,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weft.diagnose.places import group, number
+from weft.diagnose.compare.places import group, number
 
 ALL = [
     f"model.layers.{layer}.{part}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from weft.diagnose.evidence import Evidence, Pair
-from weft.diagnose.operators import adapter, module_of
-from weft.diagnose.places import number
+from weft.diagnose.compare.operators import adapter, module_of
+from weft.diagnose.compare.places import number
+from weft.diagnose.sides.evidence import Evidence, Pair
 
 
 def recipe(pair: Pair, name: str, letter: str, scale: float) -> str | None:

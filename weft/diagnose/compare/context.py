@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from weft.diagnose.decoded import Step, lone_tokens, steps_of
-from weft.diagnose.divergence import divergence
-from weft.diagnose.evidence import Evidence
+from weft.diagnose.compare.divergence import divergence
 from weft.diagnose.labels import Label
+from weft.diagnose.sides.decoded import Step, lone_tokens, steps_of
+from weft.diagnose.sides.evidence import Evidence
 
 Fault = Literal["lost", "cut", "more", "position", "start"]
 """No context; less than all of it; more than there is; positions that do not count on; positions

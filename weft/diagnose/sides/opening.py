@@ -10,10 +10,10 @@ from pathlib import Path
 
 from weft.core.errors import InputError, did_you_mean
 from weft.data.tokenizer import BUNDLED
-from weft.diagnose.evidence import Evidence
-from weft.diagnose.from_adapter import adapter_evidence
-from weft.diagnose.from_config import config_evidence
-from weft.diagnose.from_run import run_evidence
+from weft.diagnose.sides.evidence import Evidence
+from weft.diagnose.sides.from_adapter import adapter_evidence
+from weft.diagnose.sides.from_config import config_evidence
+from weft.diagnose.sides.from_run import run_evidence
 from weft.formats.bundled import ADAPTERS, bundled_adapter
 from weft.formats.factors import kinds_at
 from weft.formats.folder import contents

@@ -16,9 +16,9 @@ import numpy as np
 
 from weft.core.errors import InputError, did_you_mean
 from weft.core.files import Record
-from weft.diagnose.evidence import Evidence
-from weft.diagnose.from_adapter import snapshot_of
-from weft.diagnose.from_config import settings_of
+from weft.diagnose.sides.evidence import Evidence
+from weft.diagnose.sides.from_adapter import snapshot_of
+from weft.diagnose.sides.from_config import settings_of
 from weft.formats.factors import kinds_at, read_factors
 from weft.runs.evidence import (
     Event,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from weft.core.errors import InputError
-from weft.diagnose.evidence import Evidence
+from weft.diagnose.sides.evidence import Evidence
 from weft.runs.evidence import Settings
 from weft.training.config import RunConfig
 from weft.training.draft import pairs

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from weft.core.errors import InputError
-from weft.diagnose.evidence import Evidence
+from weft.diagnose.sides.evidence import Evidence
 from weft.formats.factors import FactorFile, read_factors
 from weft.runs.adapters import module_seen
 from weft.runs.evidence import Settings, Snapshot

@@ -15,8 +15,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from weft.diagnose.evidence import Evidence, Pair
-from weft.diagnose.matching import Ids, Matching, akin, matched, stripped
+from weft.diagnose.compare.matching import Ids, Matching, akin, matched, stripped
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import AdapterModule, Generation, Pass, Snapshot, TrainStep, Weights
 
 MOST = 64

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import Check
 
 Unit = Literal["nats", "hidden", "loss", "logits"]

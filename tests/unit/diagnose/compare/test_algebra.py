@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weft.core.keys import Key
-from weft.diagnose.algebra import (
+from weft.diagnose.compare.algebra import (
     Update,
     column_norms,
     distance,

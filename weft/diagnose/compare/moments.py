@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from weft.diagnose.align import Row, prompt_rows
-from weft.diagnose.evidence import Evidence, Pair
+from weft.diagnose.compare.align import Row, prompt_rows
+from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import Pass, TrainStep
 
 

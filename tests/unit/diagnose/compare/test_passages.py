@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.evidence import Side, pair
-from weft.diagnose.passages import first_difference, passages
+from weft.diagnose.compare.passages import first_difference, passages
 from weft.runs.evidence import Encoded
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from weft.diagnose import noise
-from weft.diagnose.align import pad_ids, rows_of
-from weft.diagnose.evidence import Evidence, Pair
-from weft.diagnose.matching import Ids
-from weft.diagnose.objective import minimised
+from weft.diagnose.compare import noise
+from weft.diagnose.compare.align import pad_ids, rows_of
+from weft.diagnose.compare.matching import Ids
+from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.sides.objective import minimised
 from weft.runs.evidence import Happened, Snapshot, TrainStep
 
 GROWTH = 10.0

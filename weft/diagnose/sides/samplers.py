@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from weft.diagnose.decoded import steps_of
-from weft.diagnose.evidence import Evidence
+from weft.diagnose.sides.decoded import steps_of
+from weft.diagnose.sides.evidence import Evidence
 from weft.runs.evidence import Draw, Generation
 
 STOPS = ("max_tokens", "min_tokens", "eos", "stop")

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from weft.diagnose.evidence import Evidence
+from weft.diagnose.sides.evidence import Evidence
 from weft.runs.evidence import Generation, Pass
 
 

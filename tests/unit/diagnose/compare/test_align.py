@@ -6,8 +6,15 @@ import numpy as np
 
 from tests.support.adapters import NAMES, adapted, adapter
 from tests.support.evidence import Side, pair
-from weft.diagnose.align import completions, modules, pad_ids, prompt_rows, steps, train_rows
-from weft.diagnose.matching import contains, matched
+from weft.diagnose.compare.align import (
+    completions,
+    modules,
+    pad_ids,
+    prompt_rows,
+    steps,
+    train_rows,
+)
+from weft.diagnose.compare.matching import contains, matched
 from weft.runs.evidence import Encoded, TokenizerSeen, TrainStep
 
 TOKENIZER = TokenizerSeen(name="t", size=9, vocabulary="v", template=None, special={"pad": 0})

@@ -16,7 +16,7 @@ import weft
 from weft.cli.main import app
 from weft.core.errors import InputError
 from weft.core.keys import Key
-from weft.diagnose.opening import open_evidence
+from weft.diagnose.sides.opening import open_evidence
 from weft.formats.loaded import UndecidedScale
 from weft.formats.registry import FORMATS
 from weft.model.adapter import Adapter, Layout, Site, Slot
@@ -307,7 +307,7 @@ def test_directories_that_are_no_side_are_told_what_they_hold(run, small_base, t
 
 def test_two_runs_open_without_torch_and_quickly(run, tmp_path):
     program = (
-        "import sys, time; from weft.diagnose.opening import open_evidence;"
+        "import sys, time; from weft.diagnose.sides.opening import open_evidence;"
         f"started = time.process_time(); sides = [open_evidence({str(run)!r}) for _ in range(2)];"
         "[side.events for side in sides]; took = time.process_time() - started;"
         "loaded = [m for m in ('torch', 'transformers', 'mlx') if m in sys.modules];"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weft.diagnose.evidence import Evidence
+from weft.diagnose.sides.evidence import Evidence
 from weft.runs.evidence import Pass, TrainStep
 
 IGNORED = -100
