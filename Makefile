@@ -24,8 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## the main job on the bundled base, offline
 	$(BIN)/weft demo
 
+# Several processes of one thread each: tests are many small things.
 test: setup  ## fast tests
-	$(BIN)/pytest -q -m "not slow and not engines"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist worksteal \
+		-m "not slow and not engines"
 
 test-engines: setup $(VLLM_STAMP)  ## a real vLLM server, in an environment of its own
 	$(BIN)/pytest -q -m engines
