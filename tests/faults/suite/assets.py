@@ -134,11 +134,13 @@ def rotated(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [row | {"columns": rows[i - 1]["columns"]} for i, row in enumerate(rows)]
 
 
-def weft_prompts(rows: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> Maker:
+def weft_prompts(
+    rows: Callable[[list[dict[str, str]]], list[dict[str, str]]], source: str = "mixed.jsonl"
+) -> Maker:
     """Six prompts, of the questions that scripts answer."""
 
     def make(assets: Assets, path: Path) -> None:
-        read = [json.loads(line) for line in assets["mixed.jsonl"].read_text().splitlines()]
+        read = [json.loads(line) for line in assets[source].read_text().splitlines()]
         prompts = [{"prompt": prompt(row)} for row in rows(read)[:6]]
         path.write_text("".join(json.dumps(each) + "\n" for each in prompts))
 
@@ -193,6 +195,23 @@ def hot_tiny(factor: float) -> Maker:
             mlp.up_proj.weight *= factor
             mlp.down_proj.weight /= factor
         _save(model, path)
+
+    return make
+
+
+def folded_tiny(layers: tuple[int, ...]) -> Maker:
+    """With an adapter merged into some layers."""
+
+    def make(assets: Assets, path: Path) -> None:
+        from peft import PeftModel
+
+        model = _load(assets["tiny"])
+        adapted = PeftModel.from_pretrained(model, assets["plain"])
+        with torch.no_grad():
+            for name, module in adapted.named_modules():
+                if hasattr(module, "get_delta_weight") and any(f".{n}." in name for n in layers):
+                    module.base_layer.weight += module.get_delta_weight("default")
+        _save(adapted.unload(), path)
 
     return make
 
@@ -302,11 +321,11 @@ def _train(
 STOPS = {"wide": 40, "wide-36": 36, "wide-12": 12}
 
 
-def trained(base: str, shape: dict[str, Any]) -> Maker:
+def trained(base: str, shape: dict[str, Any], seed: int = 1) -> Maker:
     """An adapter that was trained for forty steps."""
 
     def make(assets: Assets, path: Path) -> None:
-        _fit(assets, base, shape, {40: path})
+        _fit(assets, base, shape, {40: path}, seed)
 
     return make
 
@@ -317,11 +336,13 @@ def _wide(assets: Assets, path: Path) -> None:
     _fit(assets, "tiny", WIDE, dict(sorted((n, p) for n, p in places.items())))
 
 
-def _fit(assets: Assets, base: str, shape: dict[str, Any], places: dict[int, Path]) -> None:
+def _fit(
+    assets: Assets, base: str, shape: dict[str, Any], places: dict[int, Path], seed: int = 1
+) -> None:
     from peft import LoraConfig, get_peft_model
 
     with torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         model = get_peft_model(
             _load(assets[base]), LoraConfig(task_type="CAUSAL_LM", **shape)
         ).eval()
@@ -512,4 +533,168 @@ MAKERS: dict[str, Maker] = {
     "plain-quarter": edited("plain", scaled(4.0, 0.25)),
     "rows-loud.safetensors": embeddings(0.3),
     "rows-soft.safetensors": embeddings(0.03),
+    "prompts-even.jsonl": weft_prompts(list, "even.jsonl"),
+    "tiny-folded": folded_tiny(EVERY),
+    "tiny-folded-3": folded_tiny((3,)),
+    "wide-part-1": edited("wide", without((2,))),
+}
+
+# ------------------------------------------------------------------------ more, for runs of Weft
+
+
+def later(count: int, start: int) -> Maker:
+    """Other rows to train on, in the form that Weft reads."""
+    return lambda assets, path: _write_rows(
+        path,
+        [
+            {"prompt": prompt(row), "completion": f" {row['answer']}"}
+            for row in table_rows("train")[start : start + count]
+        ],
+    )
+
+
+def later_prompts(start: int, opened: Callable[[int], bool] = lambda number: False) -> Maker:
+    """Six other prompts, some of which begin with <|endoftext|>."""
+
+    def make(assets: Assets, path: Path) -> None:
+        rows = table_rows("test")[start : start + 6]
+        texts = ["<|endoftext|>" * opened(i) + prompt(row) for i, row in enumerate(rows)]
+        _write_rows(path, [{"prompt": text} for text in texts])
+
+    return make
+
+
+def opened_rows(assets: Assets, path: Path) -> None:
+    """The rows to train on, each beginning with <|endoftext|>."""
+    read = [json.loads(line) for line in assets["weft.jsonl"].read_text().splitlines()]
+    _write_rows(path, [row | {"prompt": f"<|endoftext|>{row['prompt']}"} for row in read])
+
+
+def id_rows(from_answer: bool) -> Maker:
+    """The rows to train on as ids; labels of all of them, or from the answer on."""
+
+    def make(assets: Assets, path: Path) -> None:
+        tokenizer, made = _tokenizer(), []
+        for line in assets["weft.jsonl"].read_text().splitlines():
+            row = json.loads(line)
+            asked = tokenizer(row["prompt"])["input_ids"]
+            ids = [*asked, *tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id]
+            labels = [-100] * len(asked) + ids[len(asked) :] if from_answer else ids
+            made.append({"input_ids": ids, "labels": labels})
+        path.write_text("".join(json.dumps(row) + "\n" for row in made))
+
+    return make
+
+
+TURN_OF = (
+    "{% for message in messages %}{{ message['role'].capitalize() + ': ' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+def template(text: str) -> Maker:
+    """A chat template as a file."""
+    return lambda assets, path: None if path.write_text(text) else None
+
+
+def rehearsed(size: float, *, apart: bool) -> Maker:
+    """Embeddings that were trained on; with `apart`, the head is the one from before."""
+
+    def make(assets: Assets, path: Path) -> None:
+        model = _load(TINY)
+        rows_VD = model.model.embed_tokens.weight
+        before_VD = rows_VD.detach().clone()
+        with torch.no_grad():
+            rows_VD += size * rows_VD.std() * _noise(rows_VD.shape, 2)
+        if apart:
+            _part(model, before_VD)
+        _save(model, path)
+
+    return make
+
+
+def headed(size: float) -> Maker:
+    """A head of its own, which was trained on."""
+
+    def make(assets: Assets, path: Path) -> None:
+        model = _load(TINY)
+        rows_VD = model.model.embed_tokens.weight.detach()
+        _part(model, rows_VD + size * rows_VD.std() * _noise(rows_VD.shape, 3))
+        _save(model, path)
+
+    return make
+
+
+def _part(model: Any, head_VD: torch.Tensor) -> None:
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(head_VD.clone())
+
+
+def folded(adapter: str, dtype: torch.dtype) -> Maker:
+    """The base with an adapter added to its weights, in this dtype."""
+
+    def make(assets: Assets, path: Path) -> None:
+        from peft import PeftModel
+
+        model = _load(TINY)
+        model = PeftModel.from_pretrained(model, assets[adapter]).to(dtype).merge_and_unload()
+        _save(model, path)
+
+    return make
+
+
+def dropping(assets: Assets, path: Path) -> None:
+    """The second family with the dropout that it was built with."""
+    shutil.copytree(assets["small"], path)
+    config = json.loads((path / "config.json").read_text())
+    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.1)
+    (path / "config.json").write_text(json.dumps(config | rates, indent=1))
+
+
+def striped(layers: tuple[int, ...]) -> Callable[..., dict[str, Any]]:
+    """Rows of lora_B of gate and up in turns, as a layer that holds both would have them."""
+    return lambda tensors: {
+        name: value.view(2, -1, value.shape[1]).transpose(0, 1).reshape(value.shape)
+        if "lora_B" in name
+        and ("gate_proj" in name or "up_proj" in name)
+        and any(f".layers.{n}." in name for n in layers)
+        else value
+        for name, value in tensors.items()
+    }
+
+
+MAKERS |= {
+    "weft-2.jsonl": later(48, 48),
+    "prompts-2.jsonl": later_prompts(40),
+    "prompts-3.jsonl": later_prompts(50),
+    "prompts-4.jsonl": later_prompts(50, lambda number: number % 2 == 0),
+    "weft-open.jsonl": opened_rows,
+    "weft-ids.jsonl": id_rows(True),
+    "weft-ids-2.jsonl": id_rows(False),
+    "words.jinja": template(TURN_OF),
+    "words-2.jinja": template(TURN_OF.replace("message['role'].capitalize()", "message['role']")),
+    "words-3.jinja": template(
+        TURN_OF.replace("message['role'].capitalize() + ': '", "'### '").replace(
+            "Assistant:", "### "
+        )
+    ),
+    "words-4.jinja": template("{{ bos_token }}" + TURN_OF),
+    "tiny-heard": rehearsed(0.3, apart=False),
+    "tiny-heard-2": rehearsed(0.3, apart=True),
+    "tiny-hushed": rehearsed(0.03, apart=False),
+    "tiny-hushed-2": rehearsed(0.03, apart=True),
+    "tiny-headed": headed(0.3),
+    "wide-2": trained("tiny", WIDE, seed=2),
+    "wide-2-weave": edited("wide-2", interleaved(EVERY)),
+    "wide-2-stripe": edited("wide-2", striped((2,))),
+    "plain-weave": edited("plain", interleaved(EVERY)),
+    "tiny-sum": folded("wide-faint", torch.float32),
+    "tiny-sum-2": folded("wide-faint", torch.bfloat16),
+    "wide-thin": edited("wide-2", scaled(1.0, 1 / 32)),
+    "tiny-total": folded("wide-thin", torch.float32),
+    "tiny-total-2": folded("wide-thin", torch.bfloat16),
+    "tiny-whole": folded("wide-2", torch.float32),
+    "tiny-whole-2": folded("wide-2", torch.bfloat16),
+    "small-drops": dropping,
 }

@@ -176,8 +176,10 @@ class Bench:
 
 def unsound(case: Case, a: Ran, b: Ran) -> str:
     """What is wrong with the case itself; nothing, mostly."""
-    for letter, ran in (("a", a), ("b", b)):
-        if ran.code:
+    for letter, ran, fails in (("a", a, False), ("b", b, case.fails)):
+        if fails and not ran.code:
+            return f"side {letter} ({ran.root}) ended without an error"
+        if ran.code and not fails:
             tail = ran.complaint.strip().splitlines()[-1:]
             return f"side {letter} ({ran.root}) ended with {ran.code}: {''.join(tail)}"
     if agrees(a.said, b.said, case.tolerance) != case.is_same:

@@ -93,6 +93,8 @@ class Case:
     held_out: bool = False
     tolerance: float = 1e-4
     """Relative, of the numbers that the sides print: within it they say the same."""
+    fails: bool = False
+    """Side b ends with an error: Weft notices that fault itself, and refuses to finish."""
 
     @property
     def faults(self) -> tuple[str, ...]:

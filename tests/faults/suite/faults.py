@@ -93,13 +93,20 @@ ANSWERS = {
 
 
 def single(
-    fault: str, severity: str, a: Side, b: Side, *, family: bool = False, **told: Any
+    fault: str,
+    severity: str,
+    a: Side,
+    b: Side,
+    *,
+    family: bool = False,
+    fails: bool = False,
+    **told: Any,
 ) -> Case:
     """One fault. `told` is what this case says more exactly than `ANSWERS` does."""
     held_out = family or fault in HELD_OUT
     name = f"{fault} {a.subject} {severity}"
     the_answer = replace(ANSWERS[fault], **told)
-    return Case(name, "single", a, b, (the_answer,), severity, held_out)
+    return Case(name, "single", a, b, (the_answer,), severity, held_out, fails=fails)
 
 
 def every_scaling(value: str) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from tests.faults.suite.case import Case
 from tests.faults.suite.faults import SINGLES
+from tests.faults.suite.held import HELD
 from tests.faults.suite.others import BENIGN, CANCELLING, DOUBLE
+from tests.faults.suite.own import OWN
 
-CASES: tuple[Case, ...] = (*SINGLES, *BENIGN, *DOUBLE, *CANCELLING)
+CASES: tuple[Case, ...] = (*SINGLES, *OWN, *HELD, *BENIGN, *DOUBLE, *CANCELLING)
 
 
 def numbers(cases: Sequence[Case] = CASES) -> dict[str, int]:

@@ -39,10 +39,10 @@ class Ran:
     @property
     def said(self) -> str:
         """What it computed, as text: what it printed, or the losses of a run of Weft."""
-        if self.subject != "woven" or self.code:
+        steps = self.evidence / "steps.jsonl"
+        if self.subject != "woven" or not steps.exists():
             return self.printed
-        steps = (self.evidence / "steps.jsonl").read_text().splitlines()
-        found = (json.loads(line) for line in steps)
+        found = (json.loads(line) for line in steps.read_text().splitlines())
         return " ".join(f"{x.get('loss', x.get('loss_perturbed')):.6f}" for x in found)
 
     @property
