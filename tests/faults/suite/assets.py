@@ -595,7 +595,11 @@ TURN_OF = (
 
 def template(text: str) -> Maker:
     """A chat template as a file."""
-    return lambda assets, path: None if path.write_text(text) else None
+
+    def make(assets: Assets, path: Path) -> None:
+        path.write_text(text)
+
+    return make
 
 
 def rehearsed(size: float, *, apart: bool) -> Maker:
