@@ -17,6 +17,7 @@ from weft.diagnose.compare.divergence import divergence
 from weft.diagnose.labels import Label
 from weft.diagnose.sides.decoded import Step, lone_tokens, steps_of
 from weft.diagnose.sides.evidence import Evidence
+from weft.diagnose.words import counted
 
 Fault = Literal["lost", "cut", "more", "position", "start"]
 """No context; less than all of it; more than there is; positions that do not count on; positions
@@ -126,22 +127,22 @@ def _position(first: Step, step: Step) -> list[tuple[Fault, Step, int]]:
 
 def _words(fault: Fault, each: Sequence[tuple[Step, int]], side: Evidence) -> str:
     step, size = each[0]
-    count = f"{len(each)} decoding steps, from step {min(s.number for s, _ in each)} on"
+    count = f"{counted(len(each), 'decoding step')}, from step {min(s.number for s, _ in each)} on"
     if fault == "lost":
         same = _as_if_alone(side)
         return (
             f"context is lost: {count}, were given one token and no cache, where the text so far "
-            f"has {len(step.text)} tokens and more{same}"
+            f"has {counted(len(step.text), 'token')} and more{same}"
         )
     if fault == "cut":
         return (
-            f"context is cut: {count}, saw {step.reached} positions where the text so far has "
-            f"{len(step.text)} (the cache does not grow, or is cut)"
+            f"context is cut: {count}, saw {counted(step.reached, 'position')} where the text so "
+            f"far has {len(step.text)} (the cache does not grow, or is cut)"
         )
     if fault == "more":
         return (
-            f"{count}, saw {size} positions more than the text so far has (the cache holds other "
-            "text, or the same text twice)"
+            f"{count}, saw {counted(size, 'position')} more than the text so far has (the cache "
+            "holds other text, or the same text twice)"
         )
     if fault == "start":
         return (

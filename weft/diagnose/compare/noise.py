@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.words import counted
 from weft.runs.evidence import Check
 
 Unit = Literal["nats", "hidden", "loss", "logits"]
@@ -86,7 +87,7 @@ def floor(pair: Pair, unit: Unit, trained: bool = False) -> Floor:
         gaps = (*gaps, "training, which amplifies rounding")
     if gaps and start > value:
         return Floor(start, f"start value for {dtype}: no null was measured for {', '.join(gaps)}")
-    return Floor(value, f"{len(draws)} null draws ({', '.join(names)})", True)
+    return Floor(value, f"{counted(len(draws), 'null draw')} ({', '.join(names)})", True)
 
 
 def logit_floor(pair: Pair) -> Floor:

@@ -11,6 +11,7 @@ from weft.diagnose.compare.places import group, number
 from weft.diagnose.compare.recipes import recipe
 from weft.diagnose.lints.lint import Lint, Lints, State, some
 from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.words import counted
 from weft.runs.evidence import Snapshot
 
 USUAL_SCALES = (1e-3, 64.0)
@@ -45,14 +46,14 @@ def _absent(side: Evidence) -> Lints:
     merged = [each for each in side.happened if each.what in ("merge", "commit")]
     if merged:
         many = merged[0].facts.get("modules") or count
-        words = f"merged into the base at {many} modules: the base carries it"
+        words = f"merged into the base at {counted(many, 'module')}: the base carries it"
         yield Lint("attached", "ok", words, value=many)
     elif count and side.passes:
         path = loaded[0].facts.get("path") or loaded[0].place
         yield Lint(
             "attached",
             "problem",
-            f"an adapter of {count} modules was {DONE[loaded[0].what]}"
+            f"an adapter of {counted(count, 'module')} was {DONE[loaded[0].what]}"
             + (f" ({path})" if path else "")
             + ", and no pass used one",
             value=0,
@@ -86,7 +87,7 @@ def _attached(side: Evidence, of: Snapshot) -> Lints:
         for name, m in of.modules.items()
         if name not in zero and not m.merged and path_scale(m) == 0
     ]
-    here = f"attached at {len(every)} modules"
+    here = f"attached at {counted(len(every), 'module')}"
     if silent:
         yield Lint(
             "attached",
@@ -131,7 +132,8 @@ def _trainable(side: Evidence, of: Snapshot) -> Lints:
         yield Lint(
             "trainable",
             "problem",
-            f"0 parameters of the adapter are trainable, and {len(side.steps)} steps were taken",
+            f"0 parameters of the adapter are trainable, and "
+            f"{counted(len(side.steps), 'step')} of training done",
             value=0,
             where=of.where,
             fix="PeftModel.from_pretrained(..., is_trainable=True): a loaded adapter is frozen",
@@ -145,7 +147,7 @@ def _trainable(side: Evidence, of: Snapshot) -> Lints:
             value=0,
         )
     elif of.trainable:
-        yield Lint("trainable", "ok", f"{count:,} trainable parameters", value=count)
+        yield Lint("trainable", "ok", f"{counted(count, 'trainable parameter')}", value=count)
     if base := of.trainable.get("base", 0):
         state: State = "problem" if side.steps else "ok"
         yield Lint(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from weft.diagnose.lints.lint import Lint, Lints, State, counted
+from weft.diagnose.lints.lint import Lint, Lints, State
 from weft.diagnose.rungs.validity import dropping, failed_checks, overflow
 from weft.diagnose.sides.evidence import Evidence
+from weft.diagnose.words import counted
 from weft.runs.evidence import Check, Pass
 
 FLOAT16 = 65504.0

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from weft.core.batch import IGNORE
 from weft.diagnose.compare.align import Row, pad_ids, prompt_passes, rows_of
 from weft.diagnose.compare.context import FIXES, LABELS, check
-from weft.diagnose.lints.lint import Lint, Lints, State, counted, some
+from weft.diagnose.lints.lint import Lint, Lints, State, some
 from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.diagnose.sides.samplers import sampler_of
+from weft.diagnose.words import counted
 from weft.runs.evidence import Pass
 
 
@@ -46,7 +47,7 @@ def _padding(side: Evidence) -> Lints:
         yield Lint(
             "padding",
             "problem",
-            f"the mask hides text of {len(hidden)} of {len(rows)} rows",
+            f"the mask hides text of {len(hidden)} of {counted(len(rows), 'row')}",
             value=len(hidden),
             where=hidden[0].of.where,
             fix="let the mask be 0 at padding only",
@@ -103,7 +104,7 @@ def _supervised(
         yield Lint(
             "labels",
             "problem",
-            f"no token of {len(counts)} rows is supervised: all labels are {IGNORE}",
+            f"no token of {counted(len(counts), 'row')} is supervised: all labels are {IGNORE}",
             value=0,
             where=where,
             fix="look at where labels are masked; a template that is not found masks everything",
@@ -121,7 +122,7 @@ def _supervised(
         yield Lint(
             "labels",
             "problem",
-            f"padding is supervised in {len(on_pads)} of {len(counts)} rows",
+            f"padding is supervised in {len(on_pads)} of {counted(len(counts), 'row')}",
             value=len(on_pads),
             where=on_pads[0].where,
             fix=f"labels are {IGNORE} at padding",
@@ -150,7 +151,12 @@ def _decoding(side: Evidence) -> Lints:
         )
     texts = sum(len(each.tokens) for each in side.generations)
     if not faults and any(each.passes for each in side.generations):
-        yield Lint("context", "ok", f"every step of {texts} texts saw the whole text so far", texts)
+        yield Lint(
+            "context",
+            "ok",
+            f"every step of {counted(texts, 'text')} saw the whole text so far",
+            texts,
+        )
     cut = sum(each == "length" for made in side.generations for each in made.ended)
     if cut:
         state: State = "warning" if cut == texts else "ok"
@@ -181,7 +187,8 @@ def _seeds(side: Evidence) -> Lints:
         yield Lint(
             "seed",
             "warning",
-            f"{len(drawn)} generations draw tokens, and nothing was seeded: no run says the same",
+            f"tokens are drawn in {counted(len(drawn), 'generation')}, and nothing was seeded: no "
+            "run says the same",
             value=len(drawn),
             where=first.where,
             fix="torch.manual_seed(0) before generating, or temperature 0",

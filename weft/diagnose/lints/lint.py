@@ -30,8 +30,3 @@ def some(things: Sequence[object], most: int = 3) -> str:
     """The first few, and how many there are besides."""
     more = f" and {len(things) - most} more" if len(things) > most else ""
     return ", ".join(map(str, things[:most])) + more
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """`1 pass`, `2 passes`; `many` defaults to an s more."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

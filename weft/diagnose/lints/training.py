@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from weft.diagnose.compare import trail
 from weft.diagnose.lints.lint import Lint, Lints
 from weft.diagnose.sides.evidence import Evidence
+from weft.diagnose.words import counted
 from weft.runs.evidence import Happened
 
 MERGES = frozenset({"merge", "commit"})
@@ -33,7 +34,7 @@ def _learns(side: Evidence) -> Lints:
         yield Lint(
             "learning",
             "problem",
-            f"the adapter is the same after each of {len(known)} steps",
+            f"the adapter is the same after each of {counted(len(known), 'step')}",
             value=0,
             where=steps[0].where,
             fix="see whether the optimiser has the adapter's parameters, and whether gradients (or "
@@ -53,7 +54,7 @@ def _learns(side: Evidence) -> Lints:
     else:
         losses = [each.loss for each in steps if each.loss is not None]
         course = f", loss {losses[0]:.4g} to {losses[-1]:.4g}" if losses else ""
-        yield Lint("learning", "ok", f"{len(steps)} steps{course}", value=len(steps))
+        yield Lint("learning", "ok", f"{counted(len(steps), 'step')}{course}", value=len(steps))
 
 
 def _base(side: Evidence) -> Lints:
@@ -87,7 +88,8 @@ def _merges(side: Evidence) -> Lints:
             yield Lint(
                 "merges",
                 "problem",
-                f"{key} is {period}, and nothing was merged in {side.steps[-1].step} steps",
+                f"{key} is {period}, and nothing was merged in "
+                f"{counted(side.steps[-1].step, 'step')}",
                 value=0,
             )
         return
@@ -105,7 +107,7 @@ def _merges(side: Evidence) -> Lints:
             value=first,
             place=f"step {first}",
             where=_line(events, first),
-            fix=f"merge every {period} steps, or say what is meant",
+            fix=f"merge every {counted(period, 'step')}, or say what is meant",
         )
     else:
         yield Lint("merges", "ok", f"{rhythm}{_as_declared(declared)}", value=len(steps))

@@ -16,6 +16,7 @@ from weft.diagnose.proof.feeding import readings
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.measures import Measure, kl_S, predicted
 from weft.diagnose.proof.replica import Replica
+from weft.diagnose.words import counted
 
 SLACK = 10.0
 """A recorded computation went other ways than its replica (a cache, another batch): so many floors
@@ -55,7 +56,7 @@ class Control:
         if self.holds:
             return (
                 f"{self.name}'s replica reproduces its recording: mean KL {self.value:.2g} nats "
-                f"at {self.positions} positions"
+                f"at {counted(self.positions, 'position')}"
             )
         return (
             f"{self.name} computes something that its recording does not explain: mean KL "

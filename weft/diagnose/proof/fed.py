@@ -13,6 +13,7 @@ import numpy as np
 from weft.diagnose.compare import align
 from weft.diagnose.proof.replica import DECODED, Context, Origin, Row, natural
 from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.words import counted
 from weft.runs.evidence import Generation, Pass
 
 ROWS = 16
@@ -55,14 +56,14 @@ def matched_places(pair: Pair) -> tuple[list[tuple[Place, Place]], list[str]]:
     else:
         unmatched = len(said.only_a) + len(said.only_b)
     if unmatched:
-        notes.append(f"{unmatched} prompts that only one side has were not exchanged")
+        notes.append(f"{counted(unmatched, 'prompt')} that only one side has were not exchanged")
     models = [(a.of.model, b.of.model) for a, b in found]
     if len(set(models)) > 1:
         most = max(set(models), key=models.count)
         found = [each for each, its in zip(found, models, strict=True) if its == most]
         notes.append("replicas are of one model a side; prompts of the others were not exchanged")
     if len(found) > ROWS:
-        notes.append(f"swaps were tried on {ROWS} of {len(found)} prompts")
+        notes.append(f"swaps were tried on {ROWS} of {counted(len(found), 'prompt')}")
     return found[:ROWS], notes
 
 

@@ -30,6 +30,7 @@ from weft.diagnose.proof.solve import Shown, Trial
 from weft.diagnose.proof.taught import Taught, teach
 from weft.diagnose.proof.voices import Voices, spell_of
 from weft.diagnose.sides.evidence import Pair
+from weft.diagnose.words import counted
 
 Watch = Callable[[int, int, str], None]
 
@@ -247,7 +248,7 @@ def _after_training(case: Docket, taught: Taught) -> None:
     solved = taught.solved
     case.ruled_out += [w for w, fine in zip(taught.words, taught.holds, strict=True) if fine]
     case.not_checked += [w for w, fine in zip(taught.words, taught.holds, strict=True) if not fine]
-    metric = f"after {taught.steps} steps the update's relative distance"
+    metric = f"after {counted(taught.steps, 'step')} the update's relative distance"
     for shown in (*solved.accepted, *solved.others):
         if shown.trial.cause is not None:
             settle(case, shown, solved, all(taught.holds), "", metric)

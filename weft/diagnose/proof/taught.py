@@ -11,6 +11,7 @@ from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.replica import Course, Normaliser, Replica
 from weft.diagnose.proof.solve import Solved, Trial, solve
 from weft.diagnose.proof.training import Learned, apart, distance, factored, learn, normalisers
+from weft.diagnose.words import counted
 
 FACTORS = (
     "scale", "init", "attach", "adapter", "labels", "normaliser", "order", "ids", "prompt", "mask",
@@ -161,10 +162,10 @@ def _checked(again: _Again, replica: Replica) -> tuple[bool, str]:
     known += [f"adapters within {max(off):.1g}"] if off else []
     said = " and ".join(known)
     if (worst or 0.0) <= _limit(replica) and max(off, default=0.0) <= ADAPTERS:
-        return True, f"{name}'s replica gives what was recorded of {steps} steps: {said}"
+        return True, f"{name}'s replica gives what was recorded of {counted(steps, 'step')}: {said}"
     return False, (
         f"{name} trains otherwise than its recording explains: its replica gives {said} "
-        f"of what was recorded of {steps} steps"
+        f"of what was recorded of {counted(steps, 'step')}"
     )
 
 

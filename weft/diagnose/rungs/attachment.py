@@ -12,6 +12,7 @@ from weft.diagnose.finding import Finding, Looked, Swap
 from weft.diagnose.rungs.compared import READERS, at_first_step, strength, training
 from weft.diagnose.rungs.outset import Modules, dropouts, starts, trainable
 from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.words import counted
 from weft.runs.evidence import AdapterModule, Happened, Snapshot
 
 RUNG = 4
@@ -67,7 +68,7 @@ def _unused(side: Evidence) -> str | None:
         for each in side.happened:
             if each.what == what and each.facts.get("by") in READERS:
                 count = each.facts.get("modules")
-                many = f" of {count} modules" if count else ""
+                many = f" of {counted(count, 'module')}" if count else ""
                 return f"{words} an adapter{many}{_at(each)}{_keys(each)}"
     return None
 
@@ -121,7 +122,7 @@ def _presence(
             "factor",
             "attach-partial" if len(names) < len(every) else "attach",
             group(names, every),
-            f"{letter} has an adapter at {len(names)} modules where {other} has none: "
+            f"{letter} has an adapter at {counted(len(names), 'module')} where {other} has none: "
             f"{group(names, every)}{_asked(of_a, of_b)}"
             f"{_lost_keys(pair.b if other == 'B' else pair.a)}",
             value=float(len(names)),
@@ -354,4 +355,4 @@ def _numbers(values: Sequence[int]) -> str:
 
 def _alike(both: Modules) -> str:
     ranks = sorted({x.rank for x, _ in both.values()})
-    return f"adapters at the same {len(both)} modules, rank {_numbers(ranks)}"
+    return f"adapters at the same {counted(len(both), 'module')}, rank {_numbers(ranks)}"

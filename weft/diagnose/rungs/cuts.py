@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weft.diagnose.rungs.sources import Differing
 from weft.diagnose.rungs.spans import Ids, Span, spans
+from weft.diagnose.words import counted
 
 
 def one_span(a: Ids, b: Ids) -> bool:
@@ -32,7 +33,9 @@ def truncation(row: Differing, a: Ids, b: Ids, same_text: bool) -> str | None:
     ]
     if any(cuts):
         said = [
-            f"{letter} keeps {_kept(side)} {len(ids)} tokens" if cut else f"{letter} keeps all"
+            f"{letter} keeps {_kept(side)} {counted(len(ids), 'token')}"
+            if cut
+            else f"{letter} keeps all"
             for letter, side, ids, cut in zip("AB", sides, (a, b), cuts, strict=True)
         ]
         return f"long texts are cut differently: {said[0]}, {said[1]}"
@@ -58,7 +61,7 @@ def _kept(side: str | None) -> str:
 
 def lengths(row: Differing) -> str:
     """How many tokens both have, for one row."""
-    return f"prompt {row.number}: {len(row.a.ids)} tokens in A, {len(row.b.ids)} in B"
+    return f"prompt {row.number}: {counted(len(row.a.ids), 'token')} in A, {len(row.b.ids)} in B"
 
 
 def cut_alike(row: Differing) -> bool:

@@ -17,6 +17,7 @@ from weft.diagnose.compare.divergence import divergence, truncated_kl
 from weft.diagnose.finding import Finding, Looked, Outcome, Swap
 from weft.diagnose.sides.decoded import Step, steps_of
 from weft.diagnose.sides.evidence import Pair
+from weft.diagnose.words import counted
 
 RUNG = 8
 
@@ -35,7 +36,9 @@ def look(pair: Pair) -> Looked:
     equal = list(looked.equal)
     for name, side in pair.sides:
         if not alone[name] and (count := sum(len(each) for each in all_steps(side))):
-            equal.append(f"{name}: {count} decoding steps were each given the whole text so far")
+            equal.append(
+                f"{name}: {counted(count, 'decoding step')} were each given the whole text so far"
+            )
     for fault in alone["A"]:
         if any(_like(fault, other) for other in alone["B"]):
             equal.append(f"in both sides alike, {fault.words}")
@@ -57,7 +60,7 @@ def _unlike(alone: Mapping[str, tuple[Alone, ...]]) -> tuple[Finding, ...]:
             RUNG,
             "effect" if fault.fault == "start" else "factor",  # of rung 2, which reads prompts
             LABELS[fault.fault],
-            f"decoding step {fault.step} on, {fault.rows} completions",
+            f"decoding step {fault.step} on, {counted(fault.rows, 'completion')}",
             f"in {name}, {fault.words}; not so in {other}",
             step=fault.step,
             value=fault.size,
@@ -119,15 +122,21 @@ def _across(pair: Pair, since: int | None, explained: bool) -> Looked:
         value,
         limit,
         "nats",
-        f"mean KL in {len(later)} decoding steps of {len(of_prompts)} prompts: {mean:.2g} nats"
-        f"{more} (floor {limit:.1g}"
-        + (f"; at least, in {bounds} steps of which one token is known)" if bounds else ")"),
+        f"mean KL in {counted(len(later), 'decoding step')} of {counted(len(of_prompts), 'prompt')}"
+        f": {mean:.2g} nats{more} (floor {limit:.1g}"
+        + (
+            f"; at least, in {counted(bounds, 'step')} of which one token is known)"
+            if bounds
+            else ")"
+        ),
         prompts=sum(bool(np.mean(kls) > 3 * limit) for kls in of_prompts.values()),
         of=len(of_prompts),
         rungs=tuple(range(RUNG + 1)) if since is None else (RUNG,),
     )
     if mean <= limit:
-        words = f"decoding equal within noise: {len(later)} steps (mean KL {mean:.1e} nats)"
+        words = (
+            f"decoding equal within noise: {counted(len(later), 'step')} (mean KL {mean:.1e} nats)"
+        )
         return Looked(equal=(words,), outcome=(outcome,), curves=curve)
     finding = _only_in_decoding(first, later, limit, explained)
     return Looked(finding, outcome=(outcome,), curves=curve)
@@ -180,7 +189,7 @@ def _only_in_decoding(
     alike = bool(first) and max(each.kl for each in first) <= floor
     words = (
         f"decoding differs from prompt {gap.prompt}, token {gap.step} on ({len(over)} of "
-        f"{len(later)} steps)"
+        f"{counted(len(later), 'step')})"
     )
     if alike:
         words += ", although the prompt gives the same distribution: what the cache or positions do"

@@ -17,6 +17,7 @@ from weft.diagnose.rungs.cuts import cut_alike, cut_text, lengths, one_span, tru
 from weft.diagnose.rungs.sources import Differing, Source
 from weft.diagnose.rungs.spans import Ids, Span, quoted, spans
 from weft.diagnose.sides.evidence import Pair
+from weft.diagnose.words import counted
 from weft.runs.evidence import Slot
 
 
@@ -126,7 +127,9 @@ def _tokenizers(pair: Pair) -> str:
         for letter, other, tokens in (("B", "A", lost[0]), ("A", "B", lost[1])):
             if tokens:
                 shown = ", ".join(map(repr, tokens[:3])) + (", ..." if len(tokens) > 3 else "")
-                lacks = f"{letter}'s tokenizer lacks {len(tokens)} added tokens of {other}'s"
+                lacks = (
+                    f"{letter}'s tokenizer lacks {counted(len(tokens), 'added token')} of {other}'s"
+                )
                 words += f": {lacks} ({shown})"
         if not any(lost) and a.vocabulary != b.vocabulary:
             words += f": the vocabularies differ ({a.name}: {a.size} in A, {b.name}: {b.size} in B)"

@@ -12,6 +12,7 @@ import numpy as np
 from weft.diagnose.compare.align import Row
 from weft.diagnose.finding import Finding, Swap
 from weft.diagnose.sides.evidence import Pair
+from weft.diagnose.words import counted
 
 RUNG = 2
 
@@ -44,7 +45,7 @@ def masks(rows: Rows, what: str) -> tuple[list[Finding], list[str]]:
                     "factor",
                     "mask",
                     rows_named([n for n, _, _ in hurt], len(rows), what),
-                    f"{words} in {letter}, at up to {max(counts)} positions of "
+                    f"{words} in {letter}, at up to {counted(max(counts), 'position')} of "
                     f"{rows_named([n for n, _, _ in hurt], len(rows), what)}: {given}; not so in "
                     f"{'B' if letter == 'A' else 'A'}",
                     value=float(max(counts)),
@@ -57,7 +58,7 @@ def masks(rows: Rows, what: str) -> tuple[list[Finding], list[str]]:
             )
     if findings or not same:
         return findings, []
-    return [], [f"masks equal: {len(same)} of {len(rows)} {what}s"]
+    return [], [f"masks equal: {len(same)} of {counted(len(rows), what)}"]
 
 
 def positions(rows: Rows, what: str, masked: bool) -> tuple[list[Finding], list[str]]:
@@ -71,11 +72,11 @@ def positions(rows: Rows, what: str, masked: bool) -> tuple[list[Finding], list[
     if not seen:
         return [], []
     if not off:
-        return [], [f"positions equal: {len(seen)} of {len(rows)} {what}s"]
-    counted = [
+        return [], [f"positions equal: {len(seen)} of {counted(len(rows), what)}"]
+    running = [
         all(map(_running, side)) for side in ([a for _, a, _ in off], [b for _, _, b in off])
     ]
-    letter = "A" if counted[1] and not counted[0] else "B"
+    letter = "A" if running[1] and not running[0] else "B"
     row = next(a if letter == "A" else b for _, a, b in off)
     shift = {int(x) for _, a, b in off for x in np.unique(_of(b) - _of(a))}
     how = (
@@ -127,7 +128,7 @@ def labels(pair: Pair, rows: Rows) -> Iterator[Finding | str]:
         return
     off = [(n, a, b) for n, a, b in seen if not np.array_equal(_labels(a), _labels(b))]
     if not off:
-        yield f"labels equal: {len(seen)} of {len(rows)} training rows"
+        yield f"labels equal: {len(seen)} of {counted(len(rows), 'training row')}"
         return
     place = rows_named([n for n, _, _ in off], len(rows), "training row")
     counts = [[int((_labels(row) != IGNORED).sum()) for row in side] for side in
@@ -208,7 +209,7 @@ def _supervised(pair: Pair) -> Iterator[Finding | str]:
         "labels",
         f"step {a.step}",
         f"the same rows are supervised differently: {a.supervised} tokens in A and {b.supervised} "
-        f"in B at step {a.step}, and so at {len(off)} steps",
+        f"in B at step {a.step}, and so at {counted(len(off), 'step')}",
         step=a.step,
         value=float(b.supervised or 0),
         other=float(a.supervised or 0),
@@ -221,9 +222,9 @@ def _supervised(pair: Pair) -> Iterator[Finding | str]:
 def rows_named(numbers: Sequence[int], among: int, what: str) -> str:
     """`all 16 prompts`, `prompt 3`, `prompts 2, 5 and 7`, `9 of 16 prompts`."""
     if len(numbers) == among and among > 1:
-        return f"all {among} {what}s"
+        return f"all {counted(among, what)}"
     if len(numbers) == 1:
         return f"{what} {numbers[0]}"
     if len(numbers) <= 4:
         return f"{what}s {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
-    return f"{len(numbers)} of {among} {what}s"
+    return f"{len(numbers)} of {counted(among, what)}"

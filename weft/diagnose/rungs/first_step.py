@@ -13,6 +13,7 @@ from weft.diagnose.compare.align import adapted, step_rows, steps
 from weft.diagnose.finding import Finding, Looked, Swap
 from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.diagnose.sides.objective import explained, minimised, tokens_of
+from weft.diagnose.words import counted
 from weft.runs.evidence import AdapterModule, Snapshot, TrainStep
 
 RUNG = 10
@@ -118,7 +119,7 @@ def _labels(pair: Pair, a: TrainStep, b: TrainStep) -> Looked:
     if not (a.batch and a.batch == b.batch):
         return Looked()
     if a.labels and a.labels == b.labels:
-        count = "" if a.supervised is None else f": {a.supervised:,} supervised tokens"
+        count = "" if a.supervised is None else f": {counted(a.supervised, 'supervised token')}"
         return Looked(equal=(f"labels of step {a.step} equal{count}",))
     if not (a.labels and b.labels):
         return Looked()
@@ -263,8 +264,8 @@ def _gradients(pair: Pair, a: TrainStep, b: TrainStep) -> Looked:
     words = (
         f"gradients of step {a.step} are {c:.4g} times those of A at all {len(ratios)} modules"
         if constant
-        else f"gradients of step {a.step} differ at {len(off)} of {len(ratios)} modules, most at "
-        f"{first} ({off[first]:.3g} times)"
+        else f"gradients of step {a.step} differ at {len(off)} of "
+        f"{counted(len(ratios), 'module')}, most at {first} ({off[first]:.3g} times)"
     )
     found = Finding(
         RUNG,

@@ -22,6 +22,7 @@ from weft.diagnose.compare.moments import arrays_of, together
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.labels import Label
 from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.words import counted
 
 RUNG = 6
 
@@ -53,8 +54,9 @@ def look(pair: Pair) -> Looked:
     shape = growth(errors_L, limit.value)
     if shape is None:
         largest = f"largest {errors_L.max():.1e}, floor {limit.value:.1e}, {limit.source}"
-        equal = f"hidden states equal within noise: {len(finite)} prompts, {len(names)} layers"
-        return Looked(broken, equal=(f"{equal} ({largest})",), curves=curves)
+        seen = f"{counted(len(finite), 'prompt')}, {counted(len(names), 'layer')}"
+        equal = f"hidden states equal within noise: {seen} ({largest})"
+        return Looked(broken, equal=(equal,), curves=curves)
     found = Finding(
         RUNG,
         "effect",

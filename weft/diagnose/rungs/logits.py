@@ -18,6 +18,7 @@ from weft.diagnose.compare.moments import Together, arrays_of, together
 from weft.diagnose.finding import Finding, Looked, Outcome
 from weft.diagnose.labels import Label
 from weft.diagnose.sides.evidence import Pair
+from weft.diagnose.words import counted
 
 RUNG = 7
 
@@ -67,8 +68,9 @@ def _part(pair: Pair, part: Together) -> Looked:
             mean,
             limit.value,
             "nats",
-            f"mean KL of next tokens{when} over {len(kl_N)} prompts{of_others}: {mean:.2g} nats "
-            f"(floor {limit.value:.1g}, {limit.source}; JS {apart.js[apart.finite].mean():.2g})",
+            f"mean KL of next tokens{when} over {counted(len(kl_N), 'prompt')}{of_others}: "
+            f"{mean:.2g} nats (floor {limit.value:.1g}, "
+            f"{limit.source}; JS {apart.js[apart.finite].mean():.2g})",
             prompts=int((kl_N > 3 * limit.value).sum()),
             of=len(kl_N),
             rungs=rungs,
@@ -77,7 +79,10 @@ def _part(pair: Pair, part: Together) -> Looked:
     ]
     within = f"mean KL {mean:.1e} nats, floor {limit.value:.1e}"
     equal = (
-        (f"next-token distributions{when} equal within noise: {len(kl_N)} prompts ({within})",)
+        (
+            f"next-token distributions{when} equal within noise: {counted(len(kl_N), 'prompt')} "
+            f"({within})",
+        )
         if mean <= limit.value
         else ()
     )
@@ -102,7 +107,9 @@ def _effect(apart: Divergence, rows: Rows, floor: float, when: str) -> tuple[Fin
         return ()
     hidden_equal = bool(same) and all(_equal_hidden(*rows[n]) for n in same)
     mean = float(apart.kl[apart.finite].mean())
-    words = f"next-token distributions{when} differ in {len(over)} of {len(rows)} prompts"
+    words = (
+        f"next-token distributions{when} differ in {len(over)} of {counted(len(rows), 'prompt')}"
+    )
     why = ", while the last hidden states are equal: the output layer" if hidden_equal else ""
     return (
         Finding(
@@ -140,7 +147,7 @@ def _top1(pair: Pair, apart: Divergence, when: str, suffix: str, rungs: tuple[in
         0.0,
         "share",
         f"most likely next token{when} agrees in {int(apart.agrees[kept].sum())} of "
-        f"{int(kept.sum())} prompts{of_noise}",
+        f"{counted(int(kept.sum()), 'prompt')}{of_noise}",
         prompts=int(beyond.sum()),
         of=int(kept.sum()),
         rungs=rungs,
@@ -159,7 +166,7 @@ def _finite(
     if not one:
         return ()
     side = "B" if any(b for _, b in bad) else "A"
-    words = f"logits{when} are not finite in {one} of {len(bad)} prompts, in {side} only"
+    words = f"logits{when} are not finite in {one} of {counted(len(bad), 'prompt')}, in {side} only"
     share = one / len(bad)
     return (Outcome(f"finite{suffix}", share, 0.0, "share", words, one, len(bad), rungs),)
 
@@ -186,7 +193,7 @@ def _nll(
     gap = abs(float(b.mean() - a.mean())) / max(abs(float(a.mean())), 1e-12)
     words = (
         f"loss of given tokens{when}: {a.mean():.4f} and {b.mean():.4f} nats, perplexity "
-        f"{perplexity(a):.3f} and {perplexity(b):.3f}, over {a.size:,} tokens"
+        f"{perplexity(a):.3f} and {perplexity(b):.3f}, over {counted(a.size, 'token')}"
     )
     over = sum(bool(each > 3 * limit) for each in gaps_N)
     return (Outcome(f"nll{suffix}", gap, limit, "relative", words, over, len(finite), rungs),)
@@ -227,7 +234,7 @@ def _padded(rows: Rows, apart: Divergence, floor: float, when: str) -> tuple[Fin
         facts = [fact for row, _ in own for fact in _wrong(row)]
         label: Label = facts[0] if facts else "mask"
         words = (
-            f"in {letter}{when}, {len(right)} rows without padding are right and "
+            f"in {letter}{when}, {counted(len(right), 'row')} without padding are right and "
             f"{len(wrong)} padded ones are not (mean KL {wrong.mean():.2g} nats, correlation with "
             f"the number of pads {rank:.2f}): padding is attended, or positions count it"
         )
@@ -236,7 +243,7 @@ def _padded(rows: Rows, apart: Divergence, floor: float, when: str) -> tuple[Fin
                 RUNG,
                 "effect" if facts else "factor",
                 label,
-                f"{len(wrong)} padded rows",
+                f"{counted(len(wrong), 'padded row')}",
                 words,
                 value=float(wrong.mean()),
                 floor=floor,

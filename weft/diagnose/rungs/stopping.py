@@ -8,6 +8,7 @@ from typing import Any
 
 from weft.diagnose.compare.align import Said
 from weft.diagnose.finding import Finding, Looked, Swap
+from weft.diagnose.words import counted
 
 RUNG = 9
 
@@ -36,7 +37,7 @@ def stop_rules(rows: Rows) -> Looked:
     if found is None:
         lengths = sorted({len(said.tokens) for two in rows for said in two})
         return Looked(
-            equal=(f"stop rules equal: {len(rows)} texts of {lengths[0]}-{lengths[-1]} tokens",)
+            equal=(f"stop rules equal: {counted(len(rows), 'text')} of {_between(lengths)}",)
         )
     if not found.acted:
         return Looked((Finding(RUNG, "harmless", "stop", found.key, found.words),))
@@ -58,6 +59,11 @@ def stop_rules(rows: Rows) -> Looked:
             ),
         )
     )
+
+
+def _between(lengths: Sequence[int]) -> str:
+    least = "" if len(lengths) == 1 else f"{lengths[0]} to "
+    return least + counted(lengths[-1], "token")
 
 
 def _set(rows: Rows) -> Stop | None:
@@ -122,15 +128,16 @@ def _seen(rows: Rows) -> Stop | None:
     limited = all(_by_length(said) or said.ended == "unknown" for two in rows for said in two)
     if len(lengths[0]) == len(lengths[1]) == 1 and lengths[0] != lengths[1] and limited:
         n, m = (each.pop() for each in lengths)
-        words = f"all texts end at a length: {n} tokens in A, {m} in B"
+        words = f"all texts end at a length: {counted(n, 'token')} in A, {m} in B"
         return Stop("max_tokens", words, float(n), float(m))
     cut = [(x, y) for x, y in rows if _begins(x.tokens, y.tokens) or _begins(y.tokens, x.tokens)]
     if not cut:
         return None
     x, y = cut[0]
     words = (
-        f"{len(cut)} of {len(rows)} texts are equal as far as the shorter goes: one ends after "
-        f"{len(x.tokens)} tokens in A ({x.ended}), after {len(y.tokens)} in B ({y.ended})"
+        f"{len(cut)} of {len(rows)} texts are equal as far as the shorter goes: "
+        f"one ends after {counted(len(x.tokens), 'token')} in A ({x.ended}), "
+        f"after {len(y.tokens)} in B ({y.ended})"
     )
     short = min((x, y), key=lambda said: len(said.tokens))
     key = short.ended if short.ended in NAMES else "max_tokens"

@@ -14,6 +14,7 @@ from weft.diagnose.rungs.differing import Reason, reasons
 from weft.diagnose.rungs.feeding import labels, masks, positions, rows_named
 from weft.diagnose.rungs.sources import differing, source
 from weft.diagnose.sides.evidence import Evidence, Pair, Setting
+from weft.diagnose.words import counted
 
 RUNG = 2
 
@@ -64,10 +65,11 @@ def look(pair: Pair) -> Looked:
 def _of_one_record(pair: Pair, rows: Matching[Row]) -> Matching[Row]:
     """Without pairs whose texts are whole other records of the same files: those came in turn.
 
-    So did all that differ where one set of rows was drawn from with two seeds.
+    So did all that differ where one set of rows was drawn from with two seeds, or where rows that
+    are equal came at other steps.
     """
     seeds = [side.settings.get("seed", Setting(None)).value for _, side in pair.sides]
-    drawn = seeds[0] != seeds[1] and same_data(pair)
+    drawn = same_data(pair) and (seeds[0] != seeds[1] or _moved(rows))
 
     def apart(a: Row, b: Row) -> bool:
         if drawn and a.ids != b.ids:
@@ -80,6 +82,12 @@ def _of_one_record(pair: Pair, rows: Matching[Row]) -> Matching[Row]:
     return replace(rows, pairs=tuple(two for two in rows.pairs if not apart(*two)))
 
 
+def _moved(rows: Matching[Row]) -> bool:
+    """Whether most equal rows came at another step: then others came on one side only so far."""
+    same = [(a, b) for a, b in rows.pairs if a.ids == b.ids]
+    return 2 * sum(a.of.index != b.of.index for a, b in same) > len(same)
+
+
 def _rows(pair: Pair, rows: Matching[Row], what: str) -> tuple[list[Finding], list[str]]:
     off = differing(pair, rows.pairs)
     found = reasons(pair, off)
@@ -89,7 +97,8 @@ def _rows(pair: Pair, rows: Matching[Row], what: str) -> tuple[list[Finding], li
     if same:
         tokens = sum(len(row.ids) for row in same)
         equal.append(
-            f"token ids equal: {len(same)} of {len(rows.pairs)} {what}s, {tokens:,} tokens"
+            f"token ids equal: {len(same)} of {counted(len(rows.pairs), what)}, "
+            f"{counted(tokens, 'token')}"
         )
     masked, said = masks(rows.pairs, what)
     findings += masked
@@ -155,9 +164,9 @@ def _texts_alone(pair: Pair) -> tuple[list[Finding], list[str]]:
                 RUNG,
                 "factor",
                 "tokenizer",
-                f"{len(off)} texts",
-                f"{len(off)} of {len(shared)} texts have other token ids ({len(one.ids)} tokens in "
-                f"A, {len(other.ids)} in B for the first)",
+                f"{counted(len(off), 'text')}",
+                f"{len(off)} of {len(shared)} texts have other token ids ("
+                f"{counted(len(one.ids), 'token')} in A, {len(other.ids)} in B for the first)",
                 value=float(len(off)),
                 unit="texts",
                 where=other.where,
@@ -165,7 +174,9 @@ def _texts_alone(pair: Pair) -> tuple[list[Finding], list[str]]:
                 swap=Swap("ids"),
             )
         ], []
-    return [], [f"token ids equal: {len(shared)} of {len(a)} encoded texts"] if shared else []
+    return [], [
+        f"token ids equal: {len(shared)} of {counted(len(a), 'encoded text')}"
+    ] if shared else []
 
 
 def _tokenizers(pair: Pair, found: Sequence[Finding]) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from weft.diagnose.finding import Finding, Looked, Outcome, Swap
 from weft.diagnose.labels import Label
 from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.diagnose.sides.objective import minimised
+from weft.diagnose.words import counted
 
 RUNG = 11
 
@@ -78,7 +79,7 @@ def _batches(pair: Pair, taken: trail.Steps) -> Iterator[Finding]:
         return
     rows = trail.names_or_rows(pair, taken)
     share = trail.share(taken, "batch")
-    words = f"batches differ from step {at.step} on ({share:.0%} of {len(taken)} steps)"
+    words = f"batches differ from step {at.step} on ({share:.0%} of {counted(len(taken), 'step')})"
     label: Label = "order"
     nature: Any = "factor"
     if rows is None:
@@ -205,7 +206,7 @@ def _turns(pair: Pair) -> Iterator[Finding]:
     for letter, side, steps_of in (("A", pair.a, a), ("B", pair.b, b)):
         length = trail.epoch(pair, side)
         if length and steps_of and all(step % length == 0 for step in steps_of):
-            words += f"; an epoch of {letter} is {length} steps"
+            words += f"; an epoch of {letter} is {counted(length, 'step')}"
     declared = [_declared(side) for _, side in pair.sides]
     words += "".join(
         f"; {letter} is set to {what}" for letter, what in zip("AB", declared, strict=True) if what
@@ -244,7 +245,9 @@ def _losses(gaps: tuple[trail.Gap, ...]) -> Iterator[Finding]:
     over = [gap for gap in gaps if gap.over]
     if over:
         gap = over[0]
-        words = f"losses part at step {gap.step} ({len(over)} of {len(gaps)} steps differ)"
+        words = (
+            f"losses part at step {gap.step} ({len(over)} of {counted(len(gaps), 'step')} differ)"
+        )
         yield Finding(RUNG, "effect", "unknown", f"step {gap.step}", words, step=gap.step,
                       value=gap.value, floor=gap.floor, unit="relative")  # fmt: skip
 
@@ -295,8 +298,8 @@ def _loss_outcome(gaps: tuple[trail.Gap, ...]) -> Iterator[Outcome]:
     worst = max(gaps, key=lambda gap: math.inf if math.isnan(gap.value) else gap.value / gap.floor)
     over = sum(gap.over for gap in gaps)
     words = (
-        f"training loss differs in {over} of {len(gaps)} steps, by {worst.value:.2g} at step "
-        f"{worst.step} (floor {worst.floor:.1g})"
+        f"training loss differs in {over} of {counted(len(gaps), 'step')}, by {worst.value:.2g} at "
+        f"step {worst.step} (floor {worst.floor:.1g})"
     )
     yield Outcome("loss", worst.value, worst.floor, "relative", words, over, len(gaps), MOVED)
 
@@ -311,8 +314,8 @@ def _adapter_outcome(pair: Pair) -> Iterator[Outcome]:
     broken = sum(math.isfinite(x.norm_update) != math.isfinite(y.norm_update) for _, x, y in both)
     if broken:
         words = (
-            f"trained updates are not finite at {broken} of {len(both)} modules, on one side only, "
-            f"after step {a.step}"
+            f"trained updates are not finite at {broken} of {counted(len(both), 'module')}, "
+            f"on one side only, after step {a.step}"
         )
         yield Outcome("adapter", math.nan, floor, "relative", words, broken, len(both), MOVED)
         return
@@ -328,8 +331,8 @@ def _adapter_outcome(pair: Pair) -> Iterator[Outcome]:
         return
     value = float(np.linalg.norm(apart) / np.linalg.norm(size))
     words = (
-        f"trained updates of {len(apart)} modules differ by {value:.2g} of their norm after step "
-        f"{a.step}"
+        f"trained updates of {counted(len(apart), 'module')} differ by {value:.2g} of their norm "
+        f"after step {a.step}"
     )
     over = sum(bool(x > 3 * floor * y) for x, y in zip(apart, size, strict=True))
     yield Outcome("adapter", value, floor, "relative", words, over, len(apart), MOVED)
@@ -348,12 +351,13 @@ def _more_steps(pair: Pair) -> Iterator[Outcome]:
 def _equal(pair: Pair, taken: trail.Steps, gaps: tuple[trail.Gap, ...]) -> Iterator[str]:
     count = len(taken)
     if all(a.batch and a.batch == b.batch for a, b in taken):
-        yield f"batches equal: {count} of {count} steps"
+        yield f"batches equal: {count} of {counted(count, 'step')}"
     if all(a.lr and a.lr == b.lr for a, b in taken):
-        yield f"learning rates equal: {count} steps"
+        yield f"learning rates equal: {counted(count, 'step')}"
     if gaps and not any(gap.over for gap in gaps):
         largest = max(gap.value for gap in gaps)
-        yield f"training losses equal within noise: {len(gaps)} steps (apart by {largest:.1e})"
+        steps = counted(len(gaps), "step")
+        yield f"training losses equal within noise: {steps} (apart by {largest:.1e})"
     still = [side for _, side in pair.sides if any(s.base for s in side.steps)]
     if len(still) == 2 and not any(trail.moves(side.steps) for side in still):
         yield "the base stays frozen in both"

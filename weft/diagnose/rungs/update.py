@@ -30,6 +30,7 @@ from weft.diagnose.rungs.compared import (
 )
 from weft.diagnose.rungs.relocation import relocations
 from weft.diagnose.sides.evidence import Pair
+from weft.diagnose.words import counted
 
 RUNG = 5
 
@@ -317,8 +318,8 @@ def _equal(
     if not same:
         return []
     if any(each.fit is not None for each in same):
-        return [f"effective updates equal: {len(same)} of {len(compared)} modules"]
-    return [f"scales equal: {len(same)} of {len(compared)} modules"]
+        return [f"effective updates equal: {len(same)} of {counted(len(compared), 'module')}"]
+    return [f"scales equal: {len(same)} of {counted(len(compared), 'module')}"]
 
 
 def _unseen(both: Sequence[Operator]) -> tuple[str, ...]:
@@ -327,7 +328,7 @@ def _unseen(both: Sequence[Operator]) -> tuple[str, ...]:
     whys = {"their factors are not finite": len(broken)}
     whys["their factors were not kept"] = len(blind) - len(broken)
     return tuple(
-        f"effective updates at {count} of {len(both)} modules: {why}"
+        f"effective updates at {count} of {counted(len(both), 'module')}: {why}"
         for why, count in whys.items()
         if count
     )

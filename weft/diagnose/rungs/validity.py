@@ -14,6 +14,7 @@ from weft.diagnose.compare.places import number
 from weft.diagnose.finding import Finding, Looked, Nature, Swap
 from weft.diagnose.labels import Label
 from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.words import counted
 from weft.runs.evidence import Check, Pass
 
 RUNG = 0
@@ -43,7 +44,7 @@ def look(pair: Pair) -> Looked:
     findings += _checks(pair)
     if not any(each.label == "overflow" for each in findings) and _both_ran(pair):
         passes = sum(len(side.passes) for _, side in pair.sides)
-        equal.append(f"all values finite: {passes} passes")
+        equal.append(f"all values finite: {counted(passes, 'pass', 'passes')}")
     for name in ("repeat", "row", "cache"):
         seen = [bool(_of(side, name)) for _, side in pair.sides]
         failed = [any(each.name == name for each in failed_checks(s)) for _, s in pair.sides]
@@ -200,9 +201,9 @@ def _modes(pair: Pair) -> Iterator[Finding]:
                 RUNG,
                 "factor",
                 "mode",
-                f"{of.dropouts} modules with dropout",
-                f"dropout is active {here} in {letter} ({of.dropouts} modules, {len(seen)} "
-                f"passes) and not in {other}",
+                f"{counted(of.dropouts, 'module')} with dropout",
+                f"dropout is active {here} in {letter} ({counted(of.dropouts, 'module')}, "
+                f"{counted(len(seen), 'pass', 'passes')}) and not in {other}",
                 value=float(len(drops[1])),
                 other=float(len(drops[0])),
                 unit="passes with dropout",

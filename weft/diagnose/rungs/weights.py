@@ -16,6 +16,7 @@ from weft.diagnose.compare.operators import ROUNDING, Operator, operators
 from weft.diagnose.compare.places import group, kind_of
 from weft.diagnose.finding import Finding, Looked, Swap
 from weft.diagnose.sides.evidence import Pair
+from weft.diagnose.words import counted
 from weft.runs.evidence import TensorSeen, Weights
 
 RUNG = 3
@@ -55,7 +56,9 @@ def look(pair: Pair) -> Looked:
                 for key, seen in one.tensors.items()
                 if key in other.tensors
             )
-            equal.append(f"base weights{name} equal: {same} of {len(one.tensors)} tensors")
+            equal.append(
+                f"base weights{name} equal: {same} of {counted(len(one.tensors), 'tensor')}"
+            )
     findings += _lost_in_merge(pair)
     unseen = tuple(
         f"base weights of {where[key].name or key}: only {letter} has this model"
@@ -230,7 +233,7 @@ def _other_model(
     a: Weights, b: Weights, only: Sequence[Sequence[str]], shapes: Sequence[str], name: str
 ) -> Finding:
     said = [
-        f"{letter} has {len(keys)} tensors that the other has not ({keys[0]})"
+        f"{letter} has {counted(len(keys), 'tensor')} that the other has not ({keys[0]})"
         for letter, keys in zip("AB", only, strict=True)
         if keys
     ]

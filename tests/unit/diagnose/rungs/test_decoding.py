@@ -177,7 +177,7 @@ def test_decoding_that_differs_as_its_prompt_does_is_an_effect() -> None:
 
 def test_steps_are_compared_only_while_both_said_the_same() -> None:
     looked = look(pair(decoded(), decoded(said=(9, 4, 4, 4))))
-    assert "1 decoding steps" in looked.outcome[0].words
+    assert "1 decoding step of" in looked.outcome[0].words
 
 
 def test_left_padding_is_no_lost_context() -> None:

@@ -177,7 +177,7 @@ def test_the_same_text_with_other_ids_is_a_tokenizer() -> None:
     a = side(QUESTIONS, added=("<user>",))
     factor = only(seen(a, side(QUESTIONS, ids=split, vocabulary="w")))
     assert factor.label == "tokenizer"
-    assert "B's tokenizer lacks 1 added tokens of A's ('<user>')" in factor.words
+    assert "B's tokenizer lacks 1 added token of A's ('<user>')" in factor.words
 
 
 def test_another_tokenizer_with_the_same_ids_is_harmless() -> None:
@@ -261,7 +261,7 @@ def test_other_labels_are_told_by_how_they_differ(labels: list[int], words: str)
 
 
 def test_equal_labels_are_ruled_out() -> None:
-    assert "labels equal: 1 of 1 training rows" in seen(trained(ANSWER), trained(ANSWER)).equal
+    assert "labels equal: 1 of 1 training row" in seen(trained(ANSWER), trained(ANSWER)).equal
 
 
 def test_rows_that_came_up_on_one_side_only_are_no_other_data() -> None:
@@ -292,6 +292,25 @@ def test_rows_that_two_seeds_drew_from_the_same_data_are_no_other_data(seed: int
         sides.append(replace(made.evidence, about=prints))
     factors = [each.label for each in look(Pair(*sides)).findings if each.nature == "factor"]
     assert factors == ([] if seed else ["data"])
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_where_equal_rows_came_at_other_steps_the_unlike_ones_came_on_one_side_only(
+    moved: bool,
+) -> None:
+    """With one seed and one set of tokens: unlike rows of the same steps are other data."""
+    prints = {"fingerprints": {"tokens.train": "digest"}}
+    shared = ["where is the town ?", "when was it made ?", "what is its name ?"]
+    a = ["who wrote the book ?", *shared]
+    b = ["who wrote the play ?", *(reversed(shared[1:] + shared[:1]) if moved else shared)]
+    sides = []
+    for texts in (a, b):
+        made = Side().settings(seed=0).add(tokenizer())
+        for text in texts:
+            made.forward([(BOS, *ids_of(text))], phase="train", grad=True)
+        sides.append(replace(made.evidence, about=prints))
+    factors = [each.label for each in look(Pair(*sides)).findings if each.nature == "factor"]
+    assert factors == ([] if moved else ["data"])
 
 
 def test_where_nothing_was_read_the_texts_that_were_encoded_are_compared() -> None:

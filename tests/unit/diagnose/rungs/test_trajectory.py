@@ -230,7 +230,7 @@ def test_a_trained_adapter_that_is_not_finite_on_one_side_differs() -> None:
     broken.events[-1] = snapshot.model_copy(update={"modules": {"q": module}})
     made = outcome(look(pair(trained(a, b), broken)), "adapter")
     assert made.apart == "different"
-    assert made.words.startswith("trained updates are not finite at 1 of 1 modules")
+    assert made.words.startswith("trained updates are not finite at 1 of 1 module")
     assert all(each.name != "adapter" for each in look(pair(broken, broken)).outcome)
 
 

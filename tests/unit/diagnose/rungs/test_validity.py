@@ -63,7 +63,7 @@ def test_dropout_without_gradients_is_a_mode() -> None:
     factor = only(seen(one(), one(training=True, dropouts=12)))
     assert (factor.label, factor.value) == ("mode", 1)
     assert (
-        "dropout is active in passes without gradients in B (12 modules, 1 passes)" in factor.words
+        "dropout is active in passes without gradients in B (12 modules, 1 pass)" in factor.words
     )
 
 
