@@ -81,9 +81,10 @@ class Solved:
         needed = shown.without is not None and shown.without > max(
             3 * self.floor, 3 * self.left if not self.closed else 0.0
         )
-        if shown in self.accepted and opens and enough and needed:
+        closes = shown in self.accepted and enough and needed
+        if closes and opens:
             return "proven"
-        if opens and shown.took > NOTABLE * self.gap:
+        if closes or (opens and shown.took > NOTABLE * self.gap):
             return "supported"
         return "located"
 
