@@ -4,23 +4,75 @@ One event is one plain value. Arrays are not in it: a field of type `Array` hold
 in the tensors beside it. Modules have the names that transformers gives them, without the wrappers
 of PEFT and others (`model.layers.0.self_attn.q_proj`). A *pass* is one call of a whole model.
 
-Shapes: B rows, T positions, V vocabulary, L blocks, D hidden size, R rank, K probes.
+Shapes: B rows, T positions, V vocabulary, L blocks, D hidden size, P projections, R rank,
+O outputs and I inputs of a module, K probes.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from weft.runs.sketch import PROBES, PROJECTIONS
+
 Array = str
 """The name of an array in the tensors of a recording."""
+
+WHOLE, REAL = "integers", "real numbers"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an array that a field names has to be.
+
+    `axes` are letters of the legend: `T-1` is one less, `T+` at least T, `B-` at most B; `...` is
+    any shape of any numbers.
+    """
+
+    axes: str
+    numbers: str = REAL
+
+    def misfit(
+        self, shape: tuple[int, ...], numbers: str | None, lengths: dict[str, int]
+    ) -> str | None:
+        """What an array is instead; None where it fits. Lengths of new letters go to `lengths`."""
+        if numbers is None or (self.axes != "..." and numbers != self.numbers):
+            return f"holds {numbers or 'no numbers of NumPy'}, not {self.numbers}"
+        axes = self.axes.split()
+        if self.axes == "..." or (len(shape) == len(axes) and self._fits(shape, lengths)):
+            return None
+        known = ", ".join(f"{x[0]} = {lengths[x[0]]}" for x in axes if x[0] in lengths)
+        told = f"has shape {list(shape)}, not [{', '.join(axes)}]"
+        return f"{told} with {known}" if known else told
+
+    def _fits(self, shape: tuple[int, ...], lengths: dict[str, int]) -> bool:
+        for axis, length in zip(self.axes.split(), shape, strict=True):
+            letter, change = axis[0], axis[1:]
+            if change == "+":
+                fits = length >= lengths.get(letter, 0)
+            elif change == "-":
+                fits = length <= lengths.get(letter, length)
+            else:
+                more = int(change or 0)
+                fits = length == lengths.setdefault(letter, length - more) + more
+            if not fits:
+                return False
+        return True
 
 
 class Part(BaseModel):
     """A plain value; a number that is not finite is written as a word and reads back."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Axes of its arrays whose lengths it says."""
+        return {}
 
 
 class Settings(Part):
@@ -104,10 +156,10 @@ class Weights(Part):
     config: dict[str, Any] = {}
     tensors: dict[str, TensorSeen] = {}
     tied: tuple[tuple[str, ...], ...] = ()  # names that share storage
-    sketches: dict[str, Array] = {}
-    """[out, K] of linear modules without their adapters, W @ probes (see weft.runs.sketch)."""
+    sketches: Annotated[dict[str, Array], Form("O K")] = {}
+    """Of linear modules without their adapters, W @ probes (see weft.runs.sketch)."""
 
-    changed: dict[str, Array] = {}
+    changed: Annotated[dict[str, Array], Form("...")] = {}
     """Tensors that are not as in `load`, whole, where there was room: a replica needs them."""
 
     step: int | None = None  # after this training step; None: before any
@@ -136,9 +188,15 @@ class AdapterModule(Part):
     norm_update: float  # Frobenius norm of scale * B @ A, the measured scale if there is one
     digest_a: str
     digest_b: str
-    a: Array | None = None
-    b: Array | None = None
-    base_sketch: Array | None = None  # [out, K], of what the module computes without adapter
+    a: Annotated[Array | None, Form("R I")] = None
+    b: Annotated[Array | None, Form("O R")] = None
+    base_sketch: Annotated[Array | None, Form("O K")] = None
+    """Of what the module computes without its adapter."""
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Rank, outputs and inputs."""
+        return {"R": self.rank, "O": self.shape[0], "I": self.shape[1]}
 
 
 class Snapshot(Part):
@@ -171,18 +229,27 @@ class Pass(Part):
     dtype: str = ""  # of what it computed
     past: int = 0  # positions in the cache before
     ids_digest: str = ""
-    ids: Array | None = None  # [B, T]
-    mask: Array | None = None  # [B, past + T]; None: none was given
-    positions: Array | None = None  # [B, T] as used by the model
-    labels: Array | None = None  # [B, T], -100 where unsupervised
+    ids: Annotated[Array | None, Form("B T", WHOLE)] = None
+    mask: Annotated[Array | None, Form("B T+", WHOLE)] = None
+    """Of the cache and of what was fed; None: none was given."""
+
+    positions: Annotated[Array | None, Form("B T", WHOLE)] = None  # as used by the model
+    labels: Annotated[Array | None, Form("B T", WHOLE)] = None  # -100 where unsupervised
     loss: float | None = None
-    logits: Array | None = None  # [B, V] float32 at each row's last real position
-    nll: Array | None = None  # [B, T - 1] nats, of each next given token
-    hidden: Array | None = None  # [L + 1, B, D] at each row's last real position
-    sketch: Array | None = None  # [L + 1, B, T, 8] random projections of every position
+    logits: Annotated[Array | None, Form("B- V")] = None  # at each row's last real position
+    nll: Annotated[Array | None, Form("B- T-1")] = None  # nats, of each next given token
+    hidden: Annotated[Array | None, Form("L+1 B- D")] = None  # at each row's last real position
+    sketch: Annotated[Array | None, Form("L+1 B- T P")] = None
+    """Random projections of every position."""
+
     nonfinite: str | None = None  # first module whose output was not finite
     largest: dict[str, float] = {}  # largest magnitude before that, by module
     where: str | None = None
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Rows and positions."""
+        return {"B": self.rows, "T": self.length}
 
 
 class Draw(Part):
@@ -231,8 +298,8 @@ class TrainStep(Part):
     batch: str = ""  # digest of the ids of its rows, in any order
     rows: tuple[str, ...] = ()  # names of the records, where they are known
     labels: str = ""  # digest of the supervised (row, position, label) triples
-    targets: dict[str, Array] = {}
-    """Labels [B, T] of passes that were not given any, by index of the pass: rows without padding,
+    targets: Annotated[dict[str, Array], Form("B T", WHOLE)] = {}
+    """Labels of passes that were not given any, by index of the pass: rows without padding,
     filled up with -100. The script gave them to a loss of its own."""
 
     lr: tuple[float, ...] = ()
@@ -289,3 +356,40 @@ Event = (
 
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 """Reads and checks one event."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """An array that an event names."""
+
+    field: str
+    name: Array
+    form: Form
+    lengths: dict[str, int]  # of axes, as far as the event and its arrays before this one tell
+
+
+def arrays_of(part: Part, place: str = "") -> Iterator[Named]:
+    """The arrays of an event, in order of its fields."""
+    lengths = {"K": PROBES, "P": PROJECTIONS, **part.lengths}
+    for field, form in _fields(type(part)):
+        value = getattr(part, field)
+        if form is None:
+            for key, inner in value.items():
+                yield from arrays_of(inner, f"{place}{field}.{key}.")
+        elif isinstance(value, dict):
+            for key, name in value.items():
+                yield Named(f"{place}{field}.{key}", name, form, dict(lengths))
+        elif value is not None:
+            yield Named(place + field, value, form, lengths)
+
+
+@cache
+def _fields(kind: type[Part]) -> tuple[tuple[str, Form | None], ...]:
+    """Fields that name arrays with their form, and those that hold parts which do, by name."""
+    found: list[tuple[str, Form | None]] = []
+    for name, field in kind.model_fields.items():
+        form = next((each for each in field.metadata if isinstance(each, Form)), None)
+        inner = [each for each in get_args(field.annotation) if isinstance(each, type)]
+        if form is not None or any(issubclass(each, Part) and _fields(each) for each in inner):
+            found.append((name, form))
+    return tuple(found)

@@ -14,7 +14,7 @@ from weft.formats.factors import FactorFile, read_factors
 from weft.runs.adapters import module_seen
 from weft.runs.evidence import Settings, Snapshot
 
-LACKS = "an adapter's files alone: no text, no tokens, no weights of the base and no outputs"
+LACKS = "files of adapters hold no text, no tokens, no weights of the base and no outputs"
 
 Arrays = Callable[[str], np.ndarray]
 

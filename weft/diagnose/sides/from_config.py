@@ -17,7 +17,7 @@ from weft.training.resolve import find, resolve
 COMPUTED = "computed"
 """The origin of what follows from other values."""
 
-LACKS = "a configuration alone: no data was read, no weights were loaded and nothing was computed"
+LACKS = "configurations have computed nothing: no data was read, and no weights were loaded"
 
 
 def config_evidence(ref: str) -> Evidence:

@@ -60,7 +60,7 @@ def run_evidence(ref: str, root: Path, member: str | None = None) -> Evidence:
     lane = _lane(ref, resolved.config, member)
     alone = len(resolved.config.lanes) == 1
     layout = reader.layout if alone else reader.layout.member(lane.name)
-    trail, recorded = _recording(reader.layout.recording)
+    trail, recorded, cut = _recording(ref, reader.layout.recording)
     ends, held = _ends(reader, resolved.config, lane.name, layout)
     events: list[Event] = [_settings(resolved.config, resolved.origins, lane, manifest)]
     own = list(_of_member(trail, lane.name))
@@ -76,9 +76,8 @@ def run_evidence(ref: str, root: Path, member: str | None = None) -> Evidence:
                 return arrays(name)
         return recorded(name)
 
-    return Evidence(
-        ref, "run", root, tuple(events), array, _about(reader, manifest), _lacks(ref, trail, reader)
-    )
+    lacks = (*_lacks(ref, trail, reader), *(cut if reader.done else ()))
+    return Evidence(ref, "run", root, tuple(events), array, _about(reader, manifest), lacks)
 
 
 def _lane(ref: str, config: RunConfig, member: str | None) -> Lane:
@@ -118,16 +117,16 @@ def _settings(
     return Settings(values=values | own, origins=found.origins)
 
 
-def _recording(root: Path) -> tuple[tuple[Event, ...], Arrays]:
-    """The events that the run left of itself, and their arrays."""
+def _recording(ref: str, root: Path) -> tuple[tuple[Event, ...], Arrays, tuple[str, ...]]:
+    """The events that the run left of itself, their arrays, and what is missing of them."""
     if is_recording(root):
         recording = Recording(root)
-        return recording.events, recording.array
+        return recording.events, recording.array, recording.lacks(ref)
 
     def array(name: str) -> np.ndarray:
         raise InputError(f"there is no array {name}: the run has no {root}")
 
-    return (), array
+    return (), array, ()
 
 
 def _of_member(events: Sequence[Event], member: str) -> Iterator[Event]:

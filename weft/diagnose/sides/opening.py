@@ -64,18 +64,14 @@ def _is_run(path: Path) -> bool:
 
 def _recording(ref: str, path: Path) -> Evidence:
     recording = Recording(path)
-    about = recording.about
-    lacks: tuple[str, ...] = ()
-    if about.status == "recording":
-        lacks = (f"{ref} was cut off while it was recorded: what came after is not in it",)
     return Evidence(
         ref,
         "recording",
         path,
         recording.events,
         recording.array,
-        about.model_dump(mode="json"),
-        lacks,
+        recording.about.model_dump(mode="json"),
+        recording.lacks(ref),
     )
 
 
