@@ -12,6 +12,8 @@ from tests.faults.suite.sides import BOOSTED, SPOKEN, WOVEN, parts, plan, woven
 DECLARED_16 = WOVEN.patched(plan("alpha: 16", "alpha: 128"))
 ROOTED = WOVEN.patched(plan("rank: 8, alpha: 16", "rank: 4, alpha: 16, rslora: true"))
 EVEN = SPOKEN.given(**{"prompts.jsonl": "prompts-even.jsonl"})
+CONTINUED = WOVEN.given(adapter="plain").patched(plan("base: model", "base: model\nstart: adapter"))
+"""A run that goes on from an adapter."""
 NARROW = SPOKEN.given(adapter="plain")
 
 ADAPTER = (
@@ -65,8 +67,8 @@ ADAPTER = (
         SPOKEN,
         SPOKEN.patched(
             woven(
-                "from weft.model.bank import Bank\n\nmake = Bank.of\n"
-                "Bank.of = lambda members: make(dict.fromkeys(members))"
+                "from weft.model.bank import Bank\nfrom weft.training.refs import Subject\n\n"
+                "Subject.bank = property(lambda self: Bank.of(dict.fromkeys(self.adapters)))"
             )
         ),
     ),
@@ -142,9 +144,9 @@ BASE = (
     ),
     single(
         "F14",
-        "6 bits",
-        SPOKEN.given(model="tiny-6", adapter="coarse-6"),
-        SPOKEN.given(model="tiny", adapter="coarse-6"),
+        "6 bits, trained further",
+        CONTINUED.given(model="tiny-6", adapter="coarse-6"),
+        CONTINUED.given(model="tiny", adapter="coarse-6"),
     ),
 )
 
@@ -226,12 +228,12 @@ DECODING = (
 SAMPLING = (
     single(
         "F27",
-        "temperature off by 1.3, in code",
+        "temperature off by 2, in code",
         SPOKEN,
         SPOKEN.patched(
             woven(
                 "from weft.model import sampling\n\nmake = sampling.distribution\n"
-                "sampling.distribution = lambda logits, decoding: make(logits / 1.3, decoding)"
+                "sampling.distribution = lambda logits, decoding: make(logits / 2, decoding)"
             )
         ),
     ),
@@ -267,7 +269,6 @@ SAMPLING = (
     ),
 )
 
-# a run that goes on from an adapter
 FROZEN = frozenset({4, 10, 11})
 
 
@@ -286,7 +287,7 @@ def still(which: str) -> str:
     )
 
 
-def moving(which: str) -> str:
+def moving(which: str, rate: str) -> str:
     """Code that lets some weights of the base follow their gradient, step by step."""
     return (
         "import torch\n\nfrom weft.training.fit import Shared\n\n"
@@ -297,7 +298,7 @@ def moving(which: str) -> str:
         "    def follow(loss, theta):\n"
         "        first, *others = grad(loss, [theta, *some])\n"
         "        for p, g in zip(some, others):\n"
-        "            p.data -= 1e-4 * g\n"
+        f"            p.data -= {rate} * g\n"
         "        return (first,)\n\n"
         "    torch.autograd.grad = follow\n"
         "    try:\n"
@@ -308,7 +309,6 @@ def moving(which: str) -> str:
     )
 
 
-CONTINUED = WOVEN.given(adapter="plain").patched(plan("base: model", "base: model\nstart: adapter"))
 TRAINING = (
     single(
         "F31",
@@ -328,14 +328,14 @@ TRAINING = (
         "F32",
         "the whole base, in code",
         CONTINUED,
-        CONTINUED.patched(woven(moving('"layers" in n'))),
+        CONTINUED.patched(woven(moving('"layers" in n', "1e-4"))),
         fails=True,
     ),
     single(
         "F32",
         "one norm, in code",
         CONTINUED,
-        CONTINUED.patched(woven(moving('n == "model.norm.weight"'))),
+        CONTINUED.patched(woven(moving('n == "model.norm.weight"', "1e-2"))),
         fails=True,
         place="norm|base",
     ),
