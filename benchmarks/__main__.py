@@ -20,38 +20,32 @@ from weft.core.keys import Key
 Benchmark = Callable[[argparse.Namespace, Console], None]
 
 
-def run_sft_step(
-    options: argparse.Namespace, console: Console, name: str = "sft_step", base_dropout: float = 0.0
-) -> None:
-    """Training steps of Weft and of PEFT with the Trainer on the same rows."""
-    steps = options.rounds * options.steps
-    batches = random_batches(steps, sft_step.BATCH_ROWS, sft_step.VOCABULARY, Key.of(sft_step.SEED))
-    lengths = [example.tokens for batch in batches for example in batch.examples]
-    workload = (
-        f"GPT-2-small shape, random fp32 weights; LoRA rank {sft_step.RANK} on "
-        f"{' and '.join(sft_step.TARGETS)}, dropout {sft_step.DROPOUT}, the base's own dropout "
-        f"{base_dropout}; batches of {sft_step.BATCH_ROWS} rows, {steps} timed steps in "
-        f"{options.rounds} rounds; "
-        f"tokens per row: {describe(lengths)}"
-    )
-    load = report.load()
-    measurements = alternate(
-        sft_step.contenders(base_dropout), batches, options.rounds, progress=tell
-    )
-    if not base_dropout:  # which draws other noise for each contender
-        sft_step.check_first_losses(measurements)
-    tell_result(name, workload, load, measurements, options, console)
-    if options.profile:
-        columns = {
-            c.name: breakdown.seconds_by_kind(c, batches[0], sft_step.VOCABULARY)
-            for c in sft_step.contenders(base_dropout)
-        }
-        breakdown.show(columns, console)
+def run_sft_step(full: sft_step.Recipe) -> Benchmark:
+    """Training steps of Weft, of PEFT with the Trainer and of TRL, on the same rows."""
 
+    def run(options: argparse.Namespace, console: Console) -> None:
+        recipe = full.small() if options.quick else full
+        steps = options.rounds * options.steps
+        key = Key.of(sft_step.SEED)
+        batches = random_batches(steps, sft_step.BATCH_ROWS, recipe.vocabulary, key)
+        lengths = [example.tokens for batch in batches for example in batch.examples]
+        load = report.load()
+        limit = sft_step.limit(recipe, batches)
+        contenders = sft_step.contenders(recipe)
+        measurements = alternate(contenders, batches, options.rounds, progress=tell)
+        if not recipe.base_dropout:  # which draws other noise for each contender
+            sft_step.check_first_losses(measurements, recipe.dtype)
+        what = f"{recipe.what}, {steps} timed steps in {options.rounds} rounds; "
+        what += f"tokens per row: {describe(lengths)}; {limit.said_of(measurements)}"
+        tell_result(recipe.name, what, load, measurements, options, console)
+        if options.profile:
+            columns = {
+                c.what: breakdown.seconds_by_kind(c, batches[0], recipe.vocabulary)
+                for c in contenders
+            }
+            breakdown.show(columns, console)
 
-def run_sft_step_base_dropout(options: argparse.Namespace, console: Console) -> None:
-    """The same with GPT-2's own dropout on, which is how its configuration comes."""
-    run_sft_step(options, console, "sft_step_base_dropout", sft_step.BASE_DROPOUT)
+    return run
 
 
 def run_decode(workload: decode.Workload) -> Benchmark:
@@ -83,7 +77,7 @@ def run_population(full: population.Workload) -> Benchmark:
         if workload.dtype == "float32":  # elsewhere rounding tells them apart
             population.check_same_tokens(workload)
         load = report.load()
-        limit = population.Limit.of(workload)
+        limit = population.limit(workload)
         measurements = alternate(
             population.contenders(workload),
             workload.batches(steps),
@@ -162,8 +156,7 @@ def tell_result(
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "sft_step": run_sft_step,
-    "sft_step_base_dropout": run_sft_step_base_dropout,
+    **{recipe.name: run_sft_step(recipe) for recipe in sft_step.RECIPES},
     **{workload.name: run_decode(workload) for workload in decode.WORKLOADS},
     **{workload.name: run_population(workload) for workload in population.WORKLOADS},
     "mezo_step": run_mezo_step,

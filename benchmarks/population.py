@@ -22,7 +22,8 @@ import peft
 import torch
 import transformers
 
-from benchmarks.harness import Contender, Measurement, Run, Trace
+from benchmarks.harness import Contender, Run, Trace
+from benchmarks.limit import Limit, Product
 from weft.core.batch import IGNORE, Batch, Example
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
@@ -286,53 +287,20 @@ def check_same_tokens(workload: Workload) -> None:
 # what is possible
 
 
-@dataclass(frozen=True)
-class Limit:
-    """What the base's matrix products take, each by itself on the rows that Weft gives it."""
-
-    seconds: float
-    flops: float
-
-    @classmethod
-    def of(cls, workload: Workload) -> Limit:
-        """Measured here and now."""
-        head_size = workload.hidden // workload.heads
-        qkv = (workload.heads + 2 * workload.kv_heads) * head_size
-        layer = [
-            (workload.hidden, qkv),
-            (workload.hidden, workload.hidden),
-            (workload.hidden, 2 * workload.ffn),
-            (workload.ffn, workload.hidden),
-        ]
-        read, steps = workload.members * workload.prompt_tokens, workload.new_tokens - 1
-        calls = [
-            *((read, *shape, workload.layers * workload.prompts) for shape in layer),
-            *((workload.rows, *shape, workload.layers * steps) for shape in layer),
-            (workload.rows, workload.hidden, workload.vocabulary, workload.new_tokens),
-        ]
-        dtype = DTYPES[workload.dtype]
-        return cls(
-            seconds=sum(times * product_seconds(*shape, dtype) for *shape, times in calls),
-            flops=sum(2 * rows * ins * outs * times for rows, ins, outs, times in calls),
-        )
-
-    def said_of(self, measurements: Sequence[Measurement]) -> str:
-        """How near everyone comes to it."""
-        shares = [f"{m.what} {self.seconds / m.step_seconds.median:.0%}" for m in measurements]
-        rate = self.flops / self.seconds / 1e9
-        return (
-            f"the base's {self.flops / 1e9:,.0f} GFLOP of products take {self.seconds:.1f} s "
-            f"alone ({rate:.0f} GFLOP/s), which is of a step: {'; '.join(shares)}"
-        )
-
-
-@torch.inference_mode()
-def product_seconds(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> float:
-    """The best of several readings."""
-    x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
-    readings = []
-    for _ in range(12):
-        start = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        readings.append(time.perf_counter() - start)
-    return min(readings)
+def limit(workload: Workload) -> Limit:
+    """The base's products, on the rows that Weft gives them."""
+    head_size = workload.hidden // workload.heads
+    layer = [
+        (workload.hidden, (workload.heads + 2 * workload.kv_heads) * head_size),
+        (workload.hidden, workload.hidden),
+        (workload.hidden, 2 * workload.ffn),
+        (workload.ffn, workload.hidden),
+    ]
+    read, steps = workload.members * workload.prompt_tokens, workload.new_tokens - 1
+    head = Product(workload.rows, workload.hidden, workload.vocabulary, workload.new_tokens)
+    products = [
+        *(Product(read, *shape, workload.layers * workload.prompts) for shape in layer),
+        *(Product(workload.rows, *shape, workload.layers * steps) for shape in layer),
+        head,
+    ]
+    return Limit.of("the base alone", products, DTYPES[workload.dtype])
