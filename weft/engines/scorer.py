@@ -24,6 +24,7 @@ from weft.model.base import Base
 from weft.model.noise import global_generator
 from weft.model.objectives import TOKENS, Objective
 from weft.model.rows import Block
+from weft.model.trunk import Trunk
 from weft.model.weaving import Dropout, Weft
 from weft.runs.timing import Stopwatch
 
@@ -33,7 +34,8 @@ class LocalScorer:
     """Adapters of one layout over one base, each lane on the stack that it has built so far.
 
     `members_per_forward` and `rows_per_forward` bound the memory of one forward; they change no
-    result beyond rounding. `stacks` has one adapter for each lane.
+    result beyond rounding. `stacks` has one adapter for each lane; `trunk` reads what lies below
+    all adapters, but where the base's own dropout is on.
     """
 
     base: Base
@@ -44,6 +46,7 @@ class LocalScorer:
     base_dropout: bool = False
     members_per_forward: int | None = None
     rows_per_forward: int | None = None
+    trunk: Trunk | None = None
     clock: Stopwatch = field(default_factory=Stopwatch)
     crew: Crew | None = None
 
@@ -76,7 +79,7 @@ class LocalScorer:
                 if not pieces:
                     continue
                 blocks = [Block(low, high, micro[lane]) for lane, low, high in pieces]
-                weft = Weft(bank, self._stacks([lane for lane, _, _ in pieces]))
+                weft = Weft(bank, self._stacks([lane for lane, _, _ in pieces]), trunk=self.trunk)
                 with self.clock("evaluation"), torch.no_grad():
                     loss_C = self.objective.cells(self.base, weft, blocks).loss_C.cpu().numpy()
                 for lane, low, high in pieces:
@@ -112,7 +115,10 @@ class LocalScorer:
                 with self.clock("loading"):
                     bank = Bank.from_flat(names, self.layout, theta_LP)
                 blocks = [Block(i, i + 1, micro[i]) for i in live]
-                weft = Weft(bank, self._stacks(live), self._dropout([keys[i] for i in live]))
+                dropout = self._dropout([keys[i] for i in live])
+                weft = Weft(
+                    bank, self._stacks(live), dropout, None if self.base_dropout else self.trunk
+                )
                 with self.clock("forward and backward"), self._base_mode(keys[live[0]]):
                     loss_C = self.objective.cells(self.base, weft, blocks).loss_C
                     (part_LP,) = torch.autograd.grad(loss_C.sum(), theta_LP)

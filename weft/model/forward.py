@@ -6,6 +6,7 @@ Shapes: S targets of the forward, V vocabulary, U some tokens of it, D hidden si
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -70,7 +71,7 @@ def _target_hidden(base: Base, weft: Weft, rows: PackedRows) -> torch.Tensor:
 
 def packed_hidden(base: Base, weft: Weft, rows: PackedRows) -> torch.Tensor:
     """The last hidden state [T, D] at every position of a packed row."""
-    with woven(base.model, weft, rows):
+    with woven(base.model, weft, rows), weft.trunk.below(rows) if weft.trunk else nullcontext():
         out = base.body(
             input_ids=rows.ids_1T,
             position_ids=rows.positions_1T,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from weft.model.bank import Bank
 from weft.model.lowrank import AddLowRank, Plan
 from weft.model.noise import dropout_rate, fill_keep_mask
 from weft.model.rows import PackedRows, PaddedRows
+
+if TYPE_CHECKING:
+    from weft.model.trunk import Trunk
 
 Rows = PackedRows | PaddedRows
 
@@ -61,16 +64,17 @@ class Weft:
     """What is laid over the base: the bank's members, and what lies below them.
 
     `stacks` holds one adapter for each block, in the order of the blocks; all members of a block
-    lie on its adapter.
+    lie on its adapter. `trunk` has read the layers below all of them.
     """
 
     bank: Bank
     stacks: Bank | None = None
     dropout: Dropout | None = None
+    trunk: Trunk | None = None
 
     def only(self, members: Sequence[int]) -> Weft:
         """The same blocks with these members, in this order."""
-        return Weft(self.bank.only(members), self.stacks, self.dropout)
+        return Weft(self.bank.only(members), self.stacks, self.dropout, self.trunk)
 
 
 @contextmanager

@@ -90,6 +90,10 @@ class RunConfig(BaseModel):
     members_per_forward: Annotated[
         int | None, Field(ge=1, description="adapters in one forward (default: all)")
     ] = None
+    trunk_memory_mib: Annotated[
+        int,
+        Field(ge=0, description="kept of what the layers below the first adapted one make of rows"),
+    ] = 512
     seed: Annotated[int, Field(ge=0, description="of every draw in the run")] = 0
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...] | None,

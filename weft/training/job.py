@@ -34,6 +34,7 @@ from weft.model.base import Base, context_of, load_base
 from weft.model.magnitude import Magnitudes, magnitudes
 from weft.model.objectives import TOKENS, Objective
 from weft.model.sites import choose_sites
+from weft.model.trunk import Trunk
 from weft.runs.timing import Stopwatch
 from weft.training.advance import Course
 from weft.training.begin import read_start, starts
@@ -108,6 +109,12 @@ class Job:
         return Course(self.config, self.layout, self.steps, self.initial_theta, noise_LP)
 
     @cached_property
+    def trunk(self) -> Trunk | None:
+        """The base below the first adapted layer, which reads each row once."""
+        sites = [slot.site.name for slot in self.layout.slots]
+        return Trunk.of(self.base, sites, self.config.trunk_memory_mib * 2**20)
+
+    @cached_property
     def magnitudes(self) -> Magnitudes:
         """How large the adapted weights of the base are."""
         with self.clock("weight analysis"):
@@ -169,6 +176,7 @@ class Job:
             base_dropout=config.base_dropout,
             members_per_forward=config.members_per_forward,
             rows_per_forward=config.micro_batch_size,
+            trunk=self.trunk if ground.base is self.base else None,  # merged: another base
             crew=self.crew
             or Alone(self.engine(ground), self.layout, self.objective, config.members_per_forward),
             clock=self.clock,
