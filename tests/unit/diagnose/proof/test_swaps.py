@@ -122,7 +122,7 @@ LARGER = {
     "attach": {"adapter"},
     "init": {"adapter", "attach"},
     "ids": {"prompt"},
-    "order": {"ids", "prompt"},
+    "order": {"ids", "prompt", "seed"},
 }
 """Exchanges that take a factor along with others: all of an adapter, all of a batch."""
 

@@ -31,12 +31,12 @@ def make_sgd(parameters):
 
 
 def side(
-    name, base, *, data=None, rule="mean", rates=RATES, rank=2, times=1.0, hide=0, attend=False,
+    name, base, *, seed=3, data=None, rule="mean", rates=RATES, rank=2, times=1.0, hide=0, attend=False,
     shift=0, merge=0, make=make_adamw, given=ADAMW, on_base=False, weaker=1.0, said=None,
 ):  # fmt: skip
     """A loop with PEFT, and the replica that its recording gives; `said` is a rule it declares."""
     data = batches() if data is None else data
-    model = adapted(base, init_lora_weights=True)
+    model = adapted(base, seed, init_lora_weights=True)
     with torch.no_grad():
         for each in model.modules():
             if hasattr(each, "lora_A"):
@@ -191,6 +191,24 @@ def test_a_loop_that_its_recording_does_not_explain_is_said(base_on_disk):
     taught = teach(Engine(), a, b, [Trial("init")], Key.of(0), lambda _: None)
     assert taught.holds == (True, False)
     assert "trains otherwise than its recording explains" in taught.words[1]
+
+
+def test_what_was_drawn_is_one_cause_where_a_seed_is_suspected(base_on_disk):
+    """Another start of the same size, and another order: nothing else was drawn."""
+    base = base_on_disk()
+    a, b = side("A", base), side("B", base, seed=4, data=shuffled())
+    solved = teach(Engine(), a, b, [Trial("seed")], Key.of(0), lambda _: None).solved
+    assert [shown.trial.factor for shown in solved.accepted] == ["seed"]
+    assert solved.confidence(solved.accepted[0]) == "proven"
+
+
+def test_a_weaker_start_is_not_what_a_seed_draws(base_on_disk):
+    base = base_on_disk()
+    a, b = side("A", base), side("B", base, seed=4, weaker=0.05, data=shuffled())
+    suspects = [Trial("seed"), Trial("init")]
+    solved = teach(Engine(), a, b, suspects, Key.of(0), lambda _: None).solved
+    assert {shown.trial.factor for shown in solved.accepted} == {"seed", "init"}
+    assert all(solved.confidence(shown) == "proven" for shown in solved.accepted)
 
 
 def test_two_equal_loops_have_no_cause(base_on_disk):
