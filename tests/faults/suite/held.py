@@ -110,20 +110,22 @@ TIED = woven(
     "    return prepare(ref, model, tokenizer)\n\n\n"
     "base.prepare = tied"
 )
-STACKED = BOOSTED
+# each round moves every weight by less than bf16 can hold, and together they matter
+STACKED = BOOSTED.patched(
+    plan("targets: [q_proj, v_proj]", "targets: all-linear"),
+    plan("steps: 10", "steps: 20"),
+    plan("batch_size: 8\nmicro_batch_size: 2", "batch_size: 4\nmicro_batch_size: 4"),
+)
 INTO_WEIGHTS = plan("{steps_per_iteration: 4}", "{steps_per_iteration: 4, merge: weights}")
-
-
-def slower(side: Side, rate: str) -> Side:
-    return side.patched(plan("lr: 2e-3", f"lr: {rate}"))
 
 
 def merged(rate: str) -> tuple[Side, Side]:
     """Commits kept beside the base, and added to its weights."""
-    side = slower(STACKED, rate)
+    side = STACKED.patched(plan("lr: 2e-3", f"lr: {rate}"))
     return side, side.patched(INTO_WEIGHTS)
 
 
+LONG = SPOKEN.patched(parts('"adapter",', '"model",'), parts("=0.7", "=1.3"), parts("=24", "=64"))
 ELSEWHERE = woven(
     "from weft.model import base\n\nplace = base.resolve_base\n"
     'base.resolve_base = lambda ref: place("cache")'
@@ -150,8 +152,8 @@ BASE = (
         WOVEN.given(model="tiny-hushed-2"),
     ),
     held("F13", "far apart, in code", HEADED, HEADED.patched(TIED)),
-    held("F15", "all of it, each round", *merged("1e-4"), dtype="bfloat16", **AT_THE_MERGE),
-    held("F15", "most of it, each round", *merged("5e-4"), dtype="bfloat16", **AT_THE_MERGE),
+    held("F15", "all of it, each round", *merged("3e-4"), dtype="bfloat16", **AT_THE_MERGE),
+    held("F15", "most of it, each round", *merged("6e-4"), dtype="bfloat16", **AT_THE_MERGE),
     held(
         "F15",
         "most of it, before the run",
@@ -163,8 +165,16 @@ BASE = (
     held(
         "F15",
         "a part of it, before the run",
-        SPOKEN.patched(parts('"adapter",', '"model",')).given(model="tiny-total"),
-        SPOKEN.patched(parts('"adapter",', '"model",')).given(model="tiny-total-2"),
+        WOVEN.given(model="tiny-total"),
+        WOVEN.given(model="tiny-total-2"),
+        dtype="float32",
+        **BEFORE,
+    ),
+    held(
+        "F15",
+        "most of it, before the run",
+        LONG.given(model="tiny-sum"),
+        LONG.given(model="tiny-sum-2"),
         dtype="float32",
         **BEFORE,
     ),
@@ -386,7 +396,7 @@ def twin(what: str, a: Side, b: Side, dtype: str, tolerance: float) -> Case:
 
 
 TWINS = (
-    twin("commits in the weights", STACKED, STACKED.patched(INTO_WEIGHTS), "float32", 1e-3),
+    twin("commits in the weights", *merged("6e-4"), "float32", 1e-3),
     twin(
         "merged in bf16 before the run",
         WOVEN.given(model="tiny-whole"),
