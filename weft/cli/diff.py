@@ -11,6 +11,7 @@ import typer
 from weft.cli import screen
 from weft.cli.options import Json
 from weft.cli.sections import Entry, Piece, Section, put, shown
+from weft.core.errors import InputError
 
 if TYPE_CHECKING:
     from weft.diagnose.finding import Cause, Diagnosis, Finding
@@ -61,6 +62,8 @@ def diff(
 
     if html is not None:
         check_place(html, "--html")
+    if seed and not prove:
+        raise InputError("only --prove draws: --seed has nothing to do", hint="give both, or none")
     if prove:
         from weft.cli.progress import ProofProgress
 

@@ -21,8 +21,28 @@ FIRST_ROUNDS = 10
 """Rounds of boosting that are told one by one; of those after them, every tenth is."""
 
 
-class TrainingProgress:
-    """Call it with each `Progress`; a context manager, so that the line is taken down."""
+class _Shown:
+    """A context manager, so that the line is taken down whatever happens."""
+
+    _line: _LiveLine | None
+
+    def __enter__(self) -> Self:
+        if self._line:
+            self._line.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._line:
+            self._line.stop()
+
+
+class TrainingProgress(_Shown):
+    """Call it with each `Progress`."""
 
     def __init__(self, start: int, steps: int) -> None:
         """A run that is at step `start` of `steps`."""
@@ -44,20 +64,6 @@ class TrainingProgress:
             self._spoken = time.monotonic()
             words = self._words(progress, progress.valid_loss)
             screen.say(f"step {progress.step:,}/{progress.steps:,}  {words}")
-
-    def __enter__(self) -> Self:
-        if self._line:
-            self._line.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._line:
-            self._line.stop()
 
     def _words(self, progress: Progress, valid_loss: float | None) -> str:
         if progress.is_reward:
@@ -205,11 +211,11 @@ class TokensProgress:
             self._line = None
 
 
-class ProofProgress:
+class ProofProgress(_Shown):
     """Exchanges of a proof, what is exchanged now, and the time to go."""
 
     def __init__(self) -> None:
-        self._line: _LiveLine | None = None
+        self._line = None
         self._start = self._spoken = time.monotonic()
 
     def __call__(self, done: int, total: int, words: str) -> None:
@@ -224,15 +230,3 @@ class ProofProgress:
             seconds = self._spoken - self._start
             left = f", about {seconds / done * (total - done):,.0f} s left" if done else ""
             screen.say(f"exchange {done + 1} of {total}: {words}{left}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._line:
-            self._line.stop()

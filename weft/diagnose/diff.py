@@ -34,12 +34,17 @@ def diff(
     """Say where two runs, recordings, adapters or configurations part, and why.
 
     With `prove`, suspected causes are exchanged between replicas of both sides, on `base` if
-    the sides do not say on what. Raises `InputError` for a side that is none of these, and for two
-    that cannot be compared.
+    the sides do not say on what. Raises `InputError` for a side that is none of these, for two
+    that cannot be compared, and for a base that nothing reads.
     """
     started = time.perf_counter()
     pair = Pair(open_evidence(a, base), open_evidence(b, base))
     _refuse_unlike(pair.a, pair.b)
+    if base is not None and not prove and pair.a.kind != "adapter":
+        raise InputError(
+            f"the base {base} is not read: {a} and {b} say on what they ran",
+            hint="leave --base out, or give --prove, which loads it",
+        )
     diagnosis = judge(pair, climb(pair))
     if prove:
         from weft.diagnose.proof.prove import prove as proved

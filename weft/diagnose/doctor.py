@@ -13,6 +13,7 @@ from weft.diagnose.lints import adapter, computed, inputs, training
 from weft.diagnose.lints.lint import Lint, Lints
 from weft.diagnose.sides.evidence import Evidence
 from weft.diagnose.sides.opening import open_evidence
+from weft.diagnose.words import counted
 
 LOOKS: tuple[Callable[[Evidence], Lints], ...] = (
     computed.look,
@@ -42,13 +43,9 @@ class Checkup:
     def words(self) -> str:
         """How many there are of each."""
         counts = Counter(each.state for each in self.lints)
-        parts = [
-            f"{counts[state]} {state}{'s' if counts[state] > 1 else ''}"
-            for state in ("problem", "warning")
-            if counts[state]
-        ]
+        parts = [counted(counts[state], state) for state in ("problem", "warning") if counts[state]]
         found = " and ".join(parts) or "nothing odd"
-        return f"{found}, {counts['ok']} checks fine"
+        return f"{found}, {counted(counts['ok'], 'check')} fine"
 
     def record(self) -> dict[str, Any]:
         """For `--json`."""
@@ -74,6 +71,10 @@ def doctor(thing: str, base: str | None = None) -> Checkup:
         raise InputError(
             f"{thing} is a configuration: nothing was computed with it yet",
             hint=f"`weft check {thing}` looks at it and its data",
+        )
+    if base is not None and side.kind != "adapter":
+        raise InputError(
+            f"the base {base} is not read: {thing} says on what it ran", hint="leave --base out"
         )
     lints = [lint for look in LOOKS for lint in look(side)]
     return Checkup(

@@ -31,6 +31,10 @@ SHARED = {
 """Rungs at which something equal, seen on both sides of a kind, makes them the same."""
 
 
+ALONE = {"config": frozenset({1}), "adapter": frozenset({1, 4, 5})}
+"""Rungs that can look at kinds of sides that hold one thing; what the others lack is said once."""
+
+
 def judge(pair: Pair, looks: Mapping[Rung, Looked]) -> Diagnosis:
     """The verdict on two sides, its causes strongest first, and what was and was not checked."""
     found = [finding for look in looks.values() for finding in look.findings]
@@ -39,7 +43,8 @@ def judge(pair: Pair, looks: Mapping[Rung, Looked]) -> Diagnosis:
     effects = tuple(each for each in found if each.nature == "effect")
     acting = [each for each in factors if _acts(each, outcome)]
     idle = [each for each in factors if each not in acting]
-    causes = _causes(acting, effects, outcome)
+    chosen = pair.a.kind == "config"  # where nothing follows from anything
+    causes = _causes(acting, effects, outcome, {} if chosen else FOLLOWS)
     verdict = _verdict(acting, outcome, _known_equal(pair, looks))
     if verdict == "same":
         causes = ()
@@ -64,7 +69,7 @@ def judge(pair: Pair, looks: Mapping[Rung, Looked]) -> Diagnosis:
         not_checked=_once(
             [
                 *(f"{words}: one side ended before it could have" for words in idle_words if early),
-                *(words for look in looks.values() for words in look.unseen),
+                *_unseen(pair, looks),
                 *(words for _, side in pair.sides for words in side.lacks),
                 *(f"{name}: {words}" for name, side in pair.sides for words in side.notices),
             ]
@@ -72,6 +77,13 @@ def judge(pair: Pair, looks: Mapping[Rung, Looked]) -> Diagnosis:
         coverage={**_coverage(pair), "consequences": followed},
         curves={name: curve for look in looks.values() for name, curve in look.curves.items()},
     )
+
+
+def _unseen(pair: Pair, looks: Mapping[Rung, Looked]) -> Iterator[str]:
+    """What rungs could not look at, though sides of these kinds may have it."""
+    for rung, look in looks.items():
+        if all(rung.number in ALONE.get(side.kind, (rung.number,)) for _, side in pair.sides):
+            yield from look.unseen
 
 
 def _acts(factor: Finding, outcome: Sequence[Outcome]) -> bool:
@@ -109,11 +121,14 @@ def _verdict(acting: Sequence[Finding], outcome: Sequence[Outcome], known: bool)
 
 
 def _causes(
-    acting: Sequence[Finding], effects: Sequence[Finding], outcome: Sequence[Outcome]
+    acting: Sequence[Finding],
+    effects: Sequence[Finding],
+    outcome: Sequence[Outcome],
+    follows: Mapping[Label, frozenset[Label]],
 ) -> tuple[Cause, ...]:
     """Differences that are no consequence of others; else the place where results part."""
     labels = {each.label for each in acting}
-    own = [each for each in acting if not FOLLOWS.get(each.label, frozenset()) & labels]
+    own = [each for each in acting if not follows.get(each.label, frozenset()) & labels]
     if own:
         ranked = sorted(own, key=lambda each: (-_strength(each, outcome), each.rung))
         return tuple(Cause(each, "located") for each in _once_a_step(ranked))

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from weft.model.positions import Sighting
+
 PREFILL = 2048
 """Tokens of a prompt that one forward takes (as `mlx_lm.generate`)."""
 
@@ -62,6 +64,10 @@ class MlxStepper:
         """These rows, each with its own model and cache."""
         self.rows = [self.rows[i] for i in rows]
         self.logits_BV = [self.logits_BV[i] for i in rows]
+
+    def positions(self, seen: Sequence[Sighting]) -> list[torch.Tensor]:
+        """None: rotations happen inside mlx-lm."""
+        return []
 
     def _logits(self) -> torch.Tensor:
         return torch.from_numpy(np.array(mx.stack(self.logits_BV).astype(mx.float32)))

@@ -15,6 +15,7 @@ import torch
 from weft.model.base import Base
 from weft.model.decode import Stepper
 from weft.model.decoding import Decoding
+from weft.model.positions import Sighting, positions_seen
 from weft.model.sampling import Chooser
 from weft.model.steppers import RecomputingStepper
 from weft.model.weaving import Weft
@@ -119,18 +120,25 @@ class _CheckedStepper:
 
     def start(self) -> torch.Tensor:
         logits_BV = self.stepper.start()
-        self._compare(logits_BV, self.again.start(), [True] * len(self.rows))
+        with positions_seen():  # of its own: not what the stepper reads
+            again_BV = self.again.start()
+        self._compare(logits_BV, again_BV, [True] * len(self.rows))
         return logits_BV
 
     def extend(self, token_B: torch.Tensor, live_B: Sequence[bool]) -> torch.Tensor:
         logits_BV = self.stepper.extend(token_B, live_B)
-        self._compare(logits_BV, self.again.extend(token_B, live_B), live_B)
+        with positions_seen():
+            again_BV = self.again.extend(token_B, live_B)
+        self._compare(logits_BV, again_BV, live_B)
         return logits_BV
 
     def keep(self, rows: Sequence[int], members: Sequence[int]) -> None:
         self.stepper.keep(rows, members)
         self.again.keep(rows, members)
         self.rows = [self.rows[i] for i in rows]
+
+    def positions(self, seen: Sequence[Sighting]) -> list[torch.Tensor]:
+        return self.stepper.positions(seen)
 
     def _compare(
         self, cached_BV: torch.Tensor, again_BV: torch.Tensor, live_B: Sequence[bool]

@@ -20,6 +20,7 @@ import torch
 
 from weft.core.errors import InputError, NumericError
 from weft.model.decoding import Completion, Decoding, Finish
+from weft.model.positions import Sighting
 from weft.model.sampling import Chooser
 
 WORTH_IT = 7 / 8
@@ -73,6 +74,13 @@ class Stepper(Protocol):
 
     def keep(self, rows: Sequence[int], members: Sequence[int]) -> None:
         """Go on with these rows of the last step, and these of its members, in this order."""
+        ...
+
+    def positions(self, seen: Sequence[Sighting]) -> list[torch.Tensor]:
+        """Of each row, where the last step placed what it read [n]; none if nobody saw that.
+
+        `seen` is what `positions_seen` gave around that step.
+        """
         ...
 
 

@@ -94,10 +94,14 @@ class PackedRows:
         """The token ids, however they are arranged."""
         return self.ids_1T
 
+    def order(self, block: Block) -> list[int]:
+        """Numbers of a block's examples, in the order of a member's positions."""
+        return _by_length(block.batch)
+
     def spans(self, block: Block) -> list[tuple[Example, int]]:
         """A member's examples in the order of its positions, each with how many it takes."""
         examples = block.batch.examples
-        return [(examples[i], examples[i].read) for i in _by_length(block.batch)]
+        return [(examples[i], examples[i].read) for i in self.order(block)]
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -125,6 +129,10 @@ class PaddedRows:
     def ids(self) -> torch.Tensor:
         """The token ids, however they are arranged."""
         return self.ids_RL
+
+    def order(self, block: Block) -> list[int]:
+        """Numbers of a block's examples, in the order of a member's positions."""
+        return list(range(len(block.batch.examples)))
 
     def spans(self, block: Block) -> list[tuple[Example, int]]:
         """A member's examples in the order of its positions, each with how many it takes."""

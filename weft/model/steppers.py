@@ -20,6 +20,7 @@ from weft.model.cache import KVCache
 from weft.model.decode import Stepper
 from weft.model.forward import make_rows, packed_hidden, target_logits
 from weft.model.lean import Layer, LeanForward, LeanModel
+from weft.model.positions import Sighting, note
 from weft.model.rows import Block, Piece, pack
 from weft.model.weaving import Weft
 
@@ -60,8 +61,8 @@ class PackedStepper:
             for part in parts_of([len(self.prompts[i]) * members for i in order_R])
         ]
         self.cache.filled = True
-        place_R = torch.from_numpy(np.argsort(order_R)).to(self.base.device)
-        return self._logits(torch.cat(parts)[place_R].flatten(0, 1))
+        self.place_R = np.argsort(order_R).tolist()  # of each prompt, in what was read last
+        return self._logits(torch.cat(parts)[self.place_R].flatten(0, 1))
 
     def _prefill(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
         """The last hidden state [M, N, D] of prompts that rise in length."""
@@ -77,6 +78,7 @@ class PackedStepper:
         """One token for each text."""
         members = len(self.weft.bank.members)
         count = len(token_B) // members
+        self.place_R = list(range(count))
         one = Example("", np.zeros(1, np.int64), np.full(1, IGNORE))
         rows = replace(
             self.rows,
@@ -93,6 +95,11 @@ class PackedStepper:
         """The cache of these rows, and the adapters of these members."""
         self.cache.keep(rows)
         self.weft = self.weft.only(members)
+
+    def positions(self, seen: Sequence[Sighting]) -> list[torch.Tensor]:
+        """As the model's own modules apply them."""
+        read = [at_Nn for each in seen for block in each.by_example() for at_Nn in block]
+        return [at_n for place in self.place_R for at_n in read[place]] if read else []
 
     def _logits(self, hidden_BD: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(hidden_BD, *self.base.head).float()
@@ -189,6 +196,19 @@ class LeanStepper:
         if list(members) != list(range(self.forward.members)):
             self.forward = self.forward.only(members)
 
+    def positions(self, seen: Sequence[Sighting]) -> list[torch.Tensor]:
+        """As they are looked up among the rotations; of a prefill by its upper layers."""
+        inside: Sequence[torch.Tensor] = list(seen[0].at[:, None]) if len(seen) == 1 else []
+        if not inside:
+            lengths = [len(prompt) for prompt in self.prompts]
+            parts = parts_of([n * self.forward.members for n in lengths])
+            read = [
+                each.at.view(self.forward.members, -1).split(lengths[part], dim=1)
+                for part, each in zip(parts, seen[1::2], strict=True)
+            ]
+            inside = [at_Nn[n] for n in range(self.forward.members) for at in read for at_Nn in at]
+        return [inside[place] for place in self.inside_B.tolist()]
+
     def _attend_to_cache(
         self,
         number: int,
@@ -200,6 +220,7 @@ class LeanStepper:
         return self.cache.attend(number, q_BHd, k_BGd, v_BGd, self.lean.scaling, layer.window)
 
     def _rotation(self, place_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        note(place_T)
         cos_Cd, sin_Cd = self.rotations
         return cos_Cd[place_T][:, None], sin_Cd[place_T][:, None]
 
@@ -281,6 +302,11 @@ class RecomputingStepper:
         """These texts under these members."""
         self.texts = [self.texts[i] for i in rows]
         self.weft = self.weft.only(members)
+
+    def positions(self, seen: Sequence[Sighting]) -> list[torch.Tensor]:
+        """As the model's own modules apply them, to every token of a text."""
+        members = [block for each in seen for block in each.by_example()]
+        return [at_1n[0] for row in zip(*members, strict=True) for at_1n in row]
 
     def _member(self, member: int, texts: Sequence[np.ndarray]) -> torch.Tensor:
         """Logits [M, V] after each text under one member."""

@@ -11,7 +11,8 @@ was damaged is refused. Of one that was cut off, whole lines count.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -221,7 +222,8 @@ class Recording:
     @cached_property
     def about(self) -> About:
         """What it is of."""
-        raw = read_json(self.root / "recording.json")
+        with _damage_told():
+            raw = read_json(self.root / "recording.json")
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if version != SCHEMA_VERSION:
             newer = isinstance(version, int) and version > SCHEMA_VERSION
@@ -251,7 +253,9 @@ class Recording:
         if not path.is_file():
             raise InputError(f"{self.root} has no events.jsonl", hint=DAMAGED)
         found = []
-        for number, record in enumerate(read_jsonl(path), start=1):
+        with _damage_told():
+            records = read_jsonl(path)
+        for number, record in enumerate(records, start=1):
             try:
                 found.append(EVENT.validate_python(record))
             except ValidationError as error:
@@ -313,6 +317,15 @@ class Recording:
                         raise InputError(f"{path}: {what} {misfit}", hint=DAMAGED)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path} cannot be read: {error}", hint=DAMAGED) from None
+
+
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    """What cannot be read has a hint."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.problem, hint=DAMAGED) from None
 
 
 def _misfit(named: Named, array: np.ndarray) -> str | None:

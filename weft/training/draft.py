@@ -192,7 +192,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path} must hold keys and values, not {type(values).__name__}")
+        what = {type(None): "empty", list: "a list"}.get(type(values), "one value")
+        raise InputError(
+            f"{path} must hold keys and values, and is {what}", hint="write lines like `steps: 100`"
+        )
     return values
 
 

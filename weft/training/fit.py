@@ -18,6 +18,7 @@ import numpy as np
 from weft.core.errors import EngineError, NumericError
 from weft.engines.ranks import ALONE, Ranks
 from weft.methods.estimate import Estimate, Point
+from weft.training import trail
 from weft.training.advance import Ended
 from weft.training.ground import Ground
 from weft.training.job import Job
@@ -96,10 +97,11 @@ def fit(
         points = [run.job.point(run.state) for run in together]
         # `update` but for what is a phase of its own in there
         with shared.job.clock("update"), _kept(together):
-            estimates = shared.estimate(points)
+            with trail.watching(together[0].state.step) as applied:
+                estimates = shared.estimate(points)
             lane_seconds = (time.perf_counter() - started) / shared.lanes
             steps = [
-                run.step(point, estimate, lane_seconds * len(point.batches))
+                run.step(point, estimate, lane_seconds * len(point.batches), applied)
                 for run, point, estimate in zip(together, points, estimates, strict=True)
             ]
         taken = [step for step in steps if step is not None]
@@ -152,10 +154,12 @@ class Underway:
         except Diverged as found:
             self._give_up(found)
 
-    def step(self, point: Point, estimate: Estimate, seconds: float) -> Taken | None:
+    def step(
+        self, point: Point, estimate: Estimate, seconds: float, applied: trail.Applied
+    ) -> Taken | None:
         """Take a step, and save where that is due; None where it cannot be taken."""
         try:
-            taken = take(self.part, self.state, point, estimate, seconds)
+            taken = take(self.part, self.state, point, estimate, seconds, applied)
         except Diverged as found:
             self._give_up(found)
             return None

@@ -42,7 +42,7 @@ def manifest_of(job: Job, theta_LP: torch.Tensor, name: str) -> Manifest:
             "base": job.base.fingerprint(),
             **{f"rows.{name}": split.rows_fingerprint for name, split in splits.items()},
             **{f"tokens.{name}": split.fingerprint for name, split in splits.items()},
-            **_reward(job),
+            **reward_print(job),
             "initial_adapter": _sha256(theta_LP.cpu().contiguous().numpy().tobytes()),
         },
         versions=versions(),
@@ -55,7 +55,7 @@ def manifest_of(job: Job, theta_LP: torch.Tensor, name: str) -> Manifest:
     )
 
 
-def _reward(job: Job) -> dict[str, str]:
+def reward_print(job: Job) -> dict[str, str]:
     """Who grades, where somebody does."""
     if not isinstance(job.objective, Reward):
         return {}
@@ -110,7 +110,7 @@ def refuse_changed(manifest: Manifest, job: Job) -> None:
 def changes(manifest: Manifest, job: Job) -> list[str]:
     """What is not as it was when the run started, so that the rest may not be bit for bit."""
     facts = {
-        "reward": (manifest.fingerprints.get("reward"), _reward(job).get("reward")),
+        "reward": (manifest.fingerprints.get("reward"), reward_print(job).get("reward")),
         "state of the code of Weft": (manifest.fingerprints.get("code"), code_state().sha256),
         "version of torch": (manifest.versions.get("torch"), versions().get("torch")),
         "version of transformers": (

@@ -66,8 +66,18 @@ class Diverged(Exception):
         self.facts = {"step": step, **facts, "problem": problem}
 
 
-def take(part: Part, state: State, point: Point, estimate: Estimate, seconds: float) -> Taken:
-    """Move, end rounds that are due, evaluate, and record: everything after the estimate."""
+def take(
+    part: Part,
+    state: State,
+    point: Point,
+    estimate: Estimate,
+    seconds: float,
+    applied: trail.Applied,
+) -> Taken:
+    """Move, end rounds that are due, evaluate, and record: everything after the estimate.
+
+    `applied` is where the estimate's forwards have placed their tokens.
+    """
     job, writer = part.job, part.writer
     started = time.perf_counter()
     moved = move(job.course, state, estimate.direction_LP)
@@ -89,7 +99,7 @@ def take(part: Part, state: State, point: Point, estimate: Estimate, seconds: fl
                 after = _with_known_starts(job, after)
     with job.clock("records"):
         tokens = _record(part, after.step, point, estimate, moved, seconds)
-        trail.follow(job, writer, point, estimate.direction_LP, moved.state)
+        trail.follow(job, writer, point, estimate.direction_LP, moved.state, applied)
     return Taken(
         after,
         estimate.loss_L,

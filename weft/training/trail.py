@@ -9,7 +9,8 @@ Shapes: L lanes, P parameters of one adapter, B rows, T positions, D draws of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from weft.core.batch import IGNORE, Batch
+from weft.core.batch import IGNORE, Batch, Example
 from weft.core.keys import Key
 from weft.data.config import DataConfig
 from weft.data.slots import Slots
@@ -29,6 +30,7 @@ from weft.engines.scorer import LocalScorer
 from weft.methods.estimate import Point, Scorer
 from weft.model.adapter import Adapter, Layout
 from weft.model.base import Base
+from weft.model.positions import positions_seen
 from weft.model.probing import embeddings_moved, seen_scales
 from weft.model.seen import config_seen, sketch, tensor_seen, tied
 from weft.runs.adapters import module_seen
@@ -88,14 +90,40 @@ def go_on(state: State, writer: RunWriter) -> None:
         writer.record(Notice(text=f"nothing was recorded before step {state.step + 1}"))
 
 
+Applied = Mapping[tuple[int, ...], np.ndarray]
+"""Positions [n] at which a model read these token ids."""
+
+
+@contextmanager
+def watching(step: int) -> Iterator[Applied]:
+    """Around the forwards after `step` steps: where their rows' positions are, once it is over."""
+    applied: dict[tuple[int, ...], np.ndarray] = {}
+    if step >= PASSES:
+        yield applied
+        return
+    with positions_seen() as seen:
+        yield applied
+    for each in seen:
+        if each.rows is not None:
+            for block, found in zip(each.rows.blocks, each.by_example(), strict=True):
+                for example, at_Nn in zip(block.batch.examples, found, strict=True):
+                    ids = tuple(example.ids_T[: example.read].tolist())
+                    applied.setdefault(ids, at_Nn[0].numpy())
+
+
 def follow(
-    job: Job, writer: RunWriter, point: Point, direction_LP: torch.Tensor, state: State
+    job: Job,
+    writer: RunWriter,
+    point: Point,
+    direction_LP: torch.Tensor,
+    state: State,
+    applied: Applied,
 ) -> None:
     """After a step, where that is due: the rows that it read, its direction, and the adapters."""
     if state.step <= PASSES:
         for lane, batch in zip(job.names, point.batches, strict=True):
-            seen, arrays = _pass(job, _model(job, lane), state.step, job.objective.rows(batch))
-            writer.record(seen, arrays)
+            rows, model = job.objective.rows(batch), _model(job, lane)
+            writer.record(*_pass(job, model, state.step, rows, applied))
     if state.step & (state.step - 1) == 0:
         for lane, direction_P in zip(job.names, direction_LP, strict=True):
             norms = _norms(job.layout, direction_P)
@@ -231,7 +259,9 @@ def snapshot_of(
     ), arrays
 
 
-def _pass(job: Job, model: str, step: int, batch: Batch) -> tuple[Pass, dict[str, np.ndarray]]:
+def _pass(
+    job: Job, model: str, step: int, batch: Batch, applied: Applied
+) -> tuple[Pass, dict[str, np.ndarray]]:
     """What a step read, padded on the right."""
     rows = batch.examples
     length = max(len(example.ids_T) for example in rows)
@@ -242,6 +272,9 @@ def _pass(job: Job, model: str, step: int, batch: Batch) -> tuple[Pass, dict[str
         ids_BT[row, : example.tokens] = example.ids_T
         labels_BT[row, : example.tokens] = example.labels_T
         mask_BT[row, : example.tokens] = 1
+    arrays = {"ids": ids_BT, "mask": mask_BT, "labels": labels_BT}
+    if (positions_BT := _positions(rows, length, applied)) is not None:
+        arrays["positions"] = positions_BT
     dropout = job.config.adapter.dropout
     seen = Pass(
         model=model,
@@ -257,8 +290,20 @@ def _pass(job: Job, model: str, step: int, batch: Batch) -> tuple[Pass, dict[str
         ids="ids",
         mask="mask",
         labels="labels",
+        positions=None if positions_BT is None else "positions",
     )
-    return seen, {"ids": ids_BT, "mask": mask_BT, "labels": labels_BT}
+    return seen, arrays
+
+
+def _positions(rows: Sequence[Example], length: int, applied: Applied) -> np.ndarray | None:
+    """Of each row [B, T]; what no forward reads counts on. None where one row was not seen."""
+    found = []
+    for example in rows:
+        at_n = applied.get(tuple(example.ids_T[: example.read].tolist()))
+        if at_n is None or not len(at_n):
+            return None
+        found.append(np.append(at_n, at_n[-1] + 1 + np.arange(length - len(at_n))))
+    return np.stack(found) if found else None
 
 
 def checks(job: Job, state: State) -> Iterator[Check | Notice]:

@@ -677,7 +677,11 @@ MAKERS |= {
     "weft-ids.jsonl": id_rows(True),
     "weft-ids-2.jsonl": id_rows(False),
     "words.jinja": template(TURN_OF),
-    "words-2.jinja": template(TURN_OF.replace("message['role'].capitalize()", "message['role']")),
+    "words-2.jinja": template(
+        TURN_OF.replace("message['role'].capitalize()", "message['role']").replace(
+            "Assistant:", "assistant:"
+        )
+    ),
     "words-3.jinja": template(
         TURN_OF.replace("message['role'].capitalize() + ': '", "'### '").replace(
             "Assistant:", "### "

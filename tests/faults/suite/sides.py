@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 from tests.faults.suite.case import Patch, Side
 
 
@@ -76,3 +78,28 @@ SMALL_ANSWER = ANSWER.given(model="small", adapter="small-plain")
 SMALL_COMPLETE = COMPLETE.given(model="small", adapter="small-plain")
 SMALL_BATCH = EVEN.given(model="small", adapter="small-plain")
 SMALL_TUNE = TUNE.given(model="small").patched(parts('["q_proj", "v_proj"]', '["c_attn"]'))
+
+
+OTHER_LINKS = {
+    "weft.jsonl": "weft-2.jsonl",
+    "prompts.jsonl": "prompts-2.jsonl",
+    "wide": "wide-2",
+}
+"""What is given as well: rows that were drawn, and an adapter that was made, with another seed."""
+
+
+def varied(name: str, *sides: Side, dtype: str | None = None) -> tuple[Side, ...]:
+    """Runs of Weft with a seed, rows, an adapter and a dtype that follow from a case's name.
+
+    All sides get the same; `dtype` where the case is about one. What they differ in stays.
+    """
+    drawn = zlib.crc32(name.encode())
+    seed, chosen = 10 + drawn % 89, dtype or ("bfloat16" if drawn % 4 == 0 else "float32")
+    first, *rest = (dict(side.links) for side in sides)
+    shared = {k: v for k, v in first.items() if all(other.get(k) == v for other in rest)}
+    links = {k: OTHER_LINKS.get(v, v) for k, v in shared.items()} if drawn // 4 % 2 else {}
+    change = {
+        "woven": plan("seed: 3", f"seed: {seed}\ndtype: {chosen}"),
+        "spoken": parts('"--seed=5"', f'"--seed={seed}", "--dtype={chosen}"'),
+    }
+    return tuple(side.patched(change[side.subject]).given(**links) for side in sides)

@@ -18,7 +18,7 @@ import time
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 REPOSITORY = Path(__file__).parents[3]
 ENVIRONMENT = {
@@ -32,7 +32,10 @@ ENVIRONMENT = {
 }
 
 
+TINY = REPOSITORY / "weft" / "assets" / "tiny"
 WEFT = ("weft.cli.main", "weft.training.train", "weft.training.generate")
+PACKAGES = ("weft.cli", "weft.diagnose", "weft.report")
+"""All of these are loaded before the first fork, but for what is for MLX."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ def _wait(child: int, limit: float) -> tuple[int, float]:
 def _become(job: Job) -> None:
     """The rest of this process is the job."""
     code = 1
+    os.fsync = lambda file: None  # what a side writes need not survive the machine
     try:
         os.chdir(job.cwd)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -170,27 +174,22 @@ def _do(job: Job) -> None:
     runpy.run_path("main.py", run_name="__main__")
 
 
-def warm() -> Any:
-    """Everything that scripts, Weft's runs and diagnoses import."""
-    import peft
+def warm() -> None:
+    """Everything that scripts, Weft's runs and diagnoses import, and what a first load looks up."""
+    import peft  # noqa: F401
     import torch
     import transformers
-    from transformers.models.gpt2 import modeling_gpt2
-    from transformers.models.llama import modeling_llama
+    from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
 
     torch.set_num_threads(1)
-    import weft.diagnose
-
-    found = pkgutil.walk_packages(weft.diagnose.__path__, "weft.diagnose.")
-    for name in (*WEFT, *(module.name for module in found if "mlx" not in module.name)):
+    for name in WEFT:
         importlib.import_module(name)
-    return (
-        peft,
-        transformers.AutoModelForCausalLM,
-        transformers.AutoTokenizer,
-        modeling_gpt2,
-        modeling_llama,
-    )
+    for package in map(importlib.import_module, PACKAGES):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if "mlx" not in module.name:
+                importlib.import_module(module.name)
+    transformers.AutoTokenizer.from_pretrained(TINY)
+    transformers.AutoModelForCausalLM.from_pretrained(TINY)
 
 
 if __name__ == "__main__":

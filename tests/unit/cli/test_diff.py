@@ -104,9 +104,11 @@ def test_configurations_have_computed_nothing_that_could_be_exchanged(cli):
 
 def test_the_command_can_be_pasted(cli, answer):
     answer(DIFFERENT)
-    said = cli("diff", "a b", "c", "--base", "weft/tiny", "--seed", "3")
-    assert said.out.splitlines()[-1].endswith("weft diff 'a b' c --base weft/tiny --seed 3")
-    assert "next: weft diff 'a b' c --prove --base weft/tiny --seed 3" in said.err
+    said = cli("diff", "a b", "c", "--base", "weft/tiny")
+    assert said.out.splitlines()[-1].endswith("weft diff 'a b' c --base weft/tiny")
+    assert "next: weft diff 'a b' c --prove --base weft/tiny" in said.err
+    said = cli("diff", "a b", "c", "--prove", "--seed", "3")
+    assert said.out.splitlines()[-1].endswith("weft diff 'a b' c --prove --seed 3")
 
 
 def test_options_reach_the_diagnosis(cli, answer):
@@ -115,6 +117,18 @@ def test_options_reach_the_diagnosis(cli, answer):
     (_, _, options) = asked[0]
     assert options["prove"] and options["seed"] == 5 and options["base"] == "weft/tiny"
     assert callable(options["watch"])
+
+
+def test_what_only_a_proof_reads_is_refused_without_one(cli):
+    for option, value in (("--base", "weft/tiny"), ("--seed", "3")):
+        said = cli("diff", "instruct", "tables", option, value)
+        assert said.code == 2 and option in said.err and "--prove" in said.err
+
+
+def test_what_configurations_cannot_have_is_said_once(cli):
+    found = json.loads(cli("diff", "instruct", "tables", "--json").out)
+    (lacks,) = found["not_checked"]
+    assert lacks.startswith("configurations have computed nothing")
 
 
 @pytest.mark.parametrize(("diagnosis", "code"), [(SAME, 0), (DIFFERENT, 1)])

@@ -57,7 +57,10 @@ CASES = [
     ("inspect {pickle}", "a pickle file", "Weft opens no pickles"),
     ("inspect {run} --base weft/tny", "no bundled base 'weft/tny'", "weft/tiny"),
     ("check", "missing argument 'RECIPE|FILE'", "weft check --help"),
-    ("check {file}", "must hold keys and values", None),
+    ("check {file}", "must hold keys and values, and is one value", "steps: 100"),
+    ("check {empty}", "must hold keys and values, and is empty", "steps: 100"),
+    ("diff {empty} instruct", "must hold keys and values, and is empty", "steps: 100"),
+    ("doctor {run} --base weft/tiny", "the base weft/tiny is not read", "leave --base out"),
     ("check {twice}", "`base` stands twice", None),
     ("check instruct {bad}", "rows.jsonl:2: ", "data.on_bad_row=skip"),
     ("recipes instrct", "there is no recipe 'instrct'", "did you mean `instruct`?"),
@@ -73,6 +76,7 @@ def places(
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     (inputs / "file").write_text("just words")
+    (inputs / "empty.yaml").write_text("# nothing\n")
     (inputs / "twice.yaml").write_text("base: gpt2\nbase: gpt2\n")
     good = json.dumps({"instruction": "the cat", "input": "", "output": "sat"})
     (inputs / "rows.jsonl").write_text(f"{good}\nnot json\n{good}\n")
@@ -87,6 +91,7 @@ def places(
         "base": small_base,
         "small": f"base={small_base}",
         "file": inputs / "file",
+        "empty": inputs / "empty.yaml",
         "twice": inputs / "twice.yaml",
         "pickle": inputs / "pickle",
         "torn": inputs / "torn",

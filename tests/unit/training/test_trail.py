@@ -32,6 +32,7 @@ from weft.runs.recording import Recording
 from weft.runs.sketch import batch_digest, digest, labels_digest, probes
 from weft.training import trail
 from weft.training.job import load_job
+from weft.training.state import State
 from weft.training.train import resume, train
 
 SHORT = ("steps=5", "eval.every=0", "keep=last", "checkpoint_every=2")
@@ -82,8 +83,35 @@ def test_passes_hold_the_rows_that_each_step_read(recording, job):
             np.testing.assert_array_equal(labels_BT[row, :n], example.labels_T)
             assert (labels_BT[row, n:] == IGNORE).all()
             assert mask_BT[row].sum() == n
+            at_BT = recording.array(seen.positions)
+            np.testing.assert_array_equal(at_BT[row], np.arange(at_BT.shape[1]))
         assert seen.grad
         assert seen.dropouts == len(job.layout.slots)
+
+
+def test_positions_are_those_that_the_model_applied(job):
+    """Not those that rows have: here something moves them on their way."""
+    body = job.base.body
+    hook = body.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, kwargs | {"position_ids": kwargs["position_ids"] + 2}),
+        with_kwargs=True,
+    )
+    point = job.point(State.fresh(job.initial_theta))
+    scorer = job.scorer(job.grounds(())[0])
+    with trail.watching(0) as applied:
+        scorer.losses(point.theta_LP[:, None], point.batches)
+    hook.remove()
+    for example in point.batches[0].examples:
+        at_n = applied[tuple(example.ids_T[: example.read].tolist())]
+        assert at_n.tolist() == list(range(2, 2 + example.read))
+
+
+def test_nobody_looks_at_positions_of_steps_whose_rows_are_not_kept(job):
+    point = job.point(State.fresh(job.initial_theta))
+    scorer = job.scorer(job.grounds(())[0])
+    with trail.watching(trail.PASSES) as applied:
+        scorer.losses(point.theta_LP[:, None], point.batches)
+    assert not applied
 
 
 def test_each_step_has_fingerprints_of_its_rows_and_of_the_adapter_after_it(root, job):

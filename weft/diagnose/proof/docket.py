@@ -87,7 +87,7 @@ def tried(
     alone = shown in solved.accepted and len(solved.accepted) == 1
     closed = solved.gap - shown.alone if alone else max(shown.took, 0.0)
     floor = f"(floor {solved.floor:.2g})"
-    name = shown.trial.factor
+    name = shown.trial.name
     proof = [
         f"B with A's {name}: {metric} {solved.gap:.3g} -> {shown.alone:.3g} {unit} {floor}",
         f"A with B's {name}: {metric} 0 -> {shown.opens:.3g} {unit}",

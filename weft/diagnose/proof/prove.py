@@ -26,6 +26,7 @@ from weft.diagnose.proof.forward import Engine, Unspliced
 from weft.diagnose.proof.reading import FACTORS as READING
 from weft.diagnose.proof.reading import Read, read
 from weft.diagnose.proof.replica import Normaliser, Replica
+from weft.diagnose.proof.rerunning import Retaken, retake, tell
 from weft.diagnose.proof.solve import Shown, Trial
 from weft.diagnose.proof.taught import Taught, teach
 from weft.diagnose.proof.voices import Voices, spell_of
@@ -86,20 +87,27 @@ def _everything(
     key: Key,
     told: Callable[[str], None],
 ) -> None:
-    taught = None
+    retaken = taught = None
     try:
-        taught = teach(engine, built.a, built.b, trials, key, told)
+        retaken = retake(engine, pair, case.diagnosis.causes, key, told)
     except Unspliced as reason:
-        case.not_checked.append(f"training was not taken again: {reason}")
+        case.not_checked.append(f"the runs were not taken again: {reason}")
+    if retaken is not None:
+        tell(case, retaken)
+    if retaken is None or not all(retaken.holds):
+        try:
+            taught = teach(engine, built.a, built.b, trials, key, told)
+        except Unspliced as reason:
+            case.not_checked.append(f"training was not taken again: {reason}")
     if taught is not None:
         _after_training(case, taught)
-    if taught is not None and built.drawn:
+    if (taught is not None or retaken is not None) and built.drawn:
         return  # what they learned says it all: neither reads anything besides
     if not built.a.rows:
         case.not_checked.append("predictions: neither side has prompts that both read")
         return
     found = read(engine, built, trials, key, told)
-    _after_reading(case, found, taught, pair)
+    _after_reading(case, found, taught or retaken, pair)
     _after_choosing(case, engine, found, built, told, pair)
 
 
@@ -115,7 +123,7 @@ def _teller(watch: Watch | None, trials: int) -> Callable[[str], None]:
     return told
 
 
-def _after_reading(case: Docket, found: Read, taught: Taught | None, pair: Pair) -> None:
+def _after_reading(case: Docket, found: Read, taught: Taught | Retaken | None, pair: Pair) -> None:
     """Causes of what is predicted."""
     solved, unit = found.solved, "nats"
     case.ruled_out += [each.words for each in found.controls if each.holds and each.seen]

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from weft.diagnose.proof.settings import Setup
+
 DECODED = 8
 """Positions of A's completions at which distributions are compared, at most."""
 
@@ -239,6 +241,7 @@ class Replica:
     seed: int | None = None
     dropping: bool = False  # dropout is at work when prompts are read
     course: Course | None = None
+    setup: Setup | None = None  # of a run of Weft
 
     def with_(self, **changes: Any) -> Replica:
         """A copy with other values."""

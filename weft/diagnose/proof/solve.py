@@ -42,6 +42,11 @@ class Trial:
         return SWAPS[self.factor](to, other, self.places, self.step)
 
     @property
+    def name(self) -> str:
+        """What is exchanged, in words."""
+        return ", ".join(self.places) if self.factor == "settings" else self.factor
+
+    @property
     def rank(self) -> int:
         """Lower for what exchanges less."""
         return SPECIFIC.index(self.factor) if self.factor in SPECIFIC else len(SPECIFIC)
@@ -104,7 +109,7 @@ def solve(
     live = [each for each in trials if each.swap(b, a) is not b]
     shown = {}
     for each in live:
-        told(f"exchanging {each.factor}")
+        told(f"exchanging {each.name}")
         shown[each] = Shown(each, distance(each.swap(b, a)), distance(each.swap(a, b)))
     chosen, left = _greedy(a, b, live, shown, distance, floor, gap)
     if left > 3 * floor and len(live) > 1:

@@ -201,6 +201,14 @@ def trainable(to: Replica, other: Replica, places: Collection[str], step: int | 
     return _taught(to, start=start, trains_base=its.trains_base, trains_adapter=its.trains_adapter)
 
 
+def settings(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """Settings of a run of Weft, by their keys."""
+    if to.setup is None or other.setup is None:
+        return to
+    made = to.setup.with_(places, other.setup)
+    return to if made is to.setup else to.with_(setup=made)
+
+
 SWAPS: Mapping[str, Function] = {
     "prompt": ids,
     "ids": ids,
@@ -223,6 +231,7 @@ SWAPS: Mapping[str, Function] = {
     "optimiser": optimiser,
     "schedule": schedule,
     "trainable": trainable,
+    "settings": settings,
 }
 """By the factor that a finding names."""
 

@@ -15,9 +15,12 @@ from weft.diagnose.words import counted
 
 FACTORS = (
     "scale", "init", "attach", "adapter", "labels", "normaliser", "order", "ids", "prompt", "mask",
-    "positions", "optimiser", "schedule", "trainable", "base", "dtype",
+    "positions", "optimiser", "schedule", "trainable", "base", "dtype", "seed",
 )  # fmt: skip
 """Of those that a finding may name, what can change what is learned."""
+
+AS_ANOTHER = {"prompt", "ids", "attach", "seed"}
+"""Exchanges that are those of other factors, where nobody suspects them."""
 
 STEPS = 3
 """Steps that are taken again, if the first difference is not later."""
@@ -84,7 +87,7 @@ def teach(
     solved = solve(a, b, suspected, from_a, floor.value, told)
     if not solved.closed and solved.gap > floor.value:
         named = {each.factor for each in suspected}
-        more = [Trial(each) for each in FACTORS if each not in named | {"prompt", "ids", "attach"}]
+        more = [Trial(each) for each in FACTORS if each not in named | AS_ANOTHER]
         wider = solve(a, b, [*suspected, *more], from_a, floor.value, told)
         solved = wider if wider.left < solved.left else solved
     return Taught(a, b, steps, floor, solved, (fine_a, fine_b), (words_a, words_b))

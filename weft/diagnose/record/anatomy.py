@@ -15,6 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from weft.model.positions import takes_positions
+
 WRAPPED = ("_orig_mod", "module")
 """Where torch.compile, data parallelism and the like keep the model that they wrap."""
 
@@ -90,18 +92,12 @@ def _plan(root: nn.Module) -> Plan:
             first = children[0][2]
             if all(type(part) is type(first) for _, _, part in children) and len(first._modules):
                 blocks = children
-        positions += [each for each in children if _takes_positions(*each[1:])]
+        positions += [each for each in children if takes_positions(*each[1:])]
     return Plan(
         tuple(part for _, _, part in blocks),
         tuple(part for _, _, part in positions),
         (*blocks, *positions),
     )
-
-
-def _takes_positions(name: str, module: nn.Module) -> bool:
-    if isinstance(module, nn.Embedding):
-        return "pos" in name.lower() or name == "wpe"
-    return "rotary" in type(module).__name__.lower() and not module._modules
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from torch import nn
 from weft.diagnose.record.anatomy import plain_name, plan_of
 from weft.diagnose.record.probing import plain_arithmetic, undisturbed
 from weft.diagnose.record.recorder import Recorder
+from weft.model.positions import positions_among
 from weft.runs.sketch import projections
 
 IGNORED = -100
@@ -263,12 +264,7 @@ class Watch:
     def _saw_positions(self, args: Any, kwargs: Any) -> None:
         if self._positions is not None:
             return
-        length = self.call.ids.shape[1]
-        named = kwargs.get("position_ids")
-        for value in (named, *args):
-            if _is_ids(value) and value.shape[1] == length and value.dtype != torch.bool:
-                self._positions = value.detach()
-                return
+        self._positions = positions_among(args, kwargs, self.call.ids.shape[1])
 
     def _saw_hidden(self, args: Any, kwargs: Any) -> None:
         state = next(

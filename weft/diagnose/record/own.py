@@ -1,6 +1,6 @@
 """A recording of what Weft itself generates: prompts, weights, first logits, draws, its own noise.
 
-Each prompt is a generation of its own, with the positions that it has there: Weft pads nothing.
+Each prompt is a generation of its own; its positions are those that the model applied.
 Shapes: P prompts, T tokens, V vocabulary, D draws of a null.
 """
 
@@ -29,7 +29,7 @@ from weft.model.probing import embeddings_moved
 from weft.model.sampling import distribution, penalise, seen_tokens
 from weft.model.steppers import RecomputingStepper
 from weft.model.weaving import Weft
-from weft.model.witness import Witness
+from weft.model.witness import Look, Witness
 from weft.runs.evidence import (
     Check,
     Draw,
@@ -98,13 +98,11 @@ class OwnRecording:
         for number, said in enumerate(part):
             prompt, member = divmod(number, members)
             place = member, self._prompts + prompt
-            logits = self._witness.seen.pop(place, [])
-            self._add(member, said, logits)
-            if logits and place[1] < CHECKED:
-                self._checked[place], self._said[place] = (
-                    logits,
-                    all_tokens(said.ids, said.stopped_by),
-                )
+            looks = self._witness.seen.pop(place, [])
+            self._add(member, said, looks)
+            if looks and place[1] < CHECKED:
+                self._checked[place] = [look.logits_V for look in looks]
+                self._said[place] = all_tokens(said.ids, said.stopped_by)
         self._prompts += len(part) // members
 
     def __enter__(self) -> Self:
@@ -178,11 +176,12 @@ class OwnRecording:
         load = str(paths[member]) if member in paths else None
         self._writer.add(seen.model_copy(update={"model": _model(index), "load": load}), arrays)
 
-    def _add(self, member: int, said: Generation, logits: Sequence[np.ndarray]) -> None:
+    def _add(self, member: int, said: Generation, looks: Sequence[Look]) -> None:
         tokens = all_tokens(said.ids, said.stopped_by)
         first = self._passes
-        for step, logits_V in enumerate(logits):
-            self._pass(member, said.prompt_ids, tokens, step, logits_V)
+        for step, look in enumerate(looks):
+            self._pass(member, said.prompt_ids, tokens, step, look)
+        logits = [look.logits_V for look in looks]
         draws = _draws(self.session.decoding, said.prompt_ids, tokens, logits)
         self._writer.add(
             Said(
@@ -204,11 +203,13 @@ class OwnRecording:
         prompt: tuple[int, ...],
         tokens: tuple[int, ...],
         step: int,
-        logits_V: np.ndarray,
+        look: Look,
     ) -> None:
-        """One step of one text: the prompt, or the token that came last."""
-        past = len(prompt) + step - 1 if step else 0
-        fed = np.array([tokens[step - 1 : step] if step else prompt], np.int64)
+        """One step of one text: the prompt, the token that came last, or the whole text again."""
+        text, at_n = (*prompt, *tokens[:step]), look.positions_n
+        fed_now = len(at_n) if at_n is not None else 1 if step else len(prompt)
+        past = len(text) - fed_now
+        fed = np.array([text[past:]], np.int64)
         seen = Pass(
             model=_model(member),
             index=self._passes,
@@ -218,11 +219,13 @@ class OwnRecording:
             dtype=self.session.subject.engine.record()["dtype"],
             past=past,
             ids="ids",
-            positions="positions",
+            positions=None if at_n is None else "positions",
             logits="logits",
         )
-        positions = np.arange(past, past + fed.shape[1])[None]
-        self._writer.add(seen, {"ids": fed, "positions": positions, "logits": logits_V[None]})
+        arrays = {"ids": fed, "logits": look.logits_V[None]}
+        if at_n is not None:
+            arrays["positions"] = at_n[None]
+        self._writer.add(seen, arrays)
         self._passes += 1
 
     def _checks(self) -> Iterator[Check]:

@@ -13,12 +13,29 @@ from weft.diagnose.compare.places import number
 from weft.diagnose.finding import Finding, Looked, Swap
 from weft.diagnose.rungs import text
 from weft.diagnose.rungs.keys import Meaning, meaning
-from weft.diagnose.sides.evidence import Pair, Setting
+from weft.diagnose.sides.evidence import Evidence, Pair, Setting
 
 RUNG = 1
 
 SCALE = ("adapter.alpha", "adapter.scale", "adapter.rslora")
 """Settings that say one thing, the multiplier of B @ A."""
+
+CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("method.name", ("method.", "objective.", "optimiser.")),
+    ("objective.name", ("objective.",)),
+    ("optimiser.name", ("optimiser.",)),
+    ("engine.name", ("engine.",)),
+    ("data.task", ("data.path", "data.format", "data.rows")),
+    ("data.path", ("data.format", "data.rows")),
+    ("epochs", ("steps",)),
+)
+"""A choice, and how settings begin that only say more of it: another method has other settings."""
+
+ORDER = ("base", "method", "data", "start", "objective", "optimiser", "adapter", "boost", "epochs")
+"""How settings begin, those that decide most first."""
+
+MOST = 4
+"""Settings that are told of several."""
 
 UNSET = Setting(None)
 
@@ -32,7 +49,7 @@ def look(pair: Pair) -> Looked:
     whole = pair.a.kind == pair.b.kind and pair.a.kind in ("config", "run")
     keys = sorted(a.keys() | b.keys() if whole else a.keys() & b.keys())
     off = [key for key in keys if _plain(a.get(key, UNSET)) != _plain(b.get(key, UNSET))]
-    findings = [*_acting(pair, off)]
+    findings = sorted(_acting(pair, off), key=lambda each: _weight(each.place))
     for weight, words in (
         ("numeric", "change rounding only"),
         ("cosmetic", "name or log things only"),
@@ -62,17 +79,12 @@ def _plain(setting: Setting) -> Any:
 def _acting(pair: Pair, off: Sequence[str]) -> Iterator[Finding]:
     """Settings that change what is computed and that no later rung of this pair looks at."""
     left = [key for key in off if meaning(key).weight == "semantic"]
-    if "optimiser.name" in left:  # its other settings are of another rule
-        left = [k for k in left if not k.startswith("optimiser.") or k.endswith((".name", ".lr"))]
-    if "method.name" in left:
-        left = [k for k in left if not k.startswith("method.") or k.endswith(".name")]
     scales = [key for key in left if key in SCALE]
-    left = [key for key in left if key not in SCALE]
     if scales and not _later(pair, meaning("adapter.scale")):
         yield _scale(pair, "adapter.rank" in left)
+    acting = []
     for key in left:
-        known = meaning(key)
-        if _later(pair, known):
+        if key in SCALE or _later(pair, meaning(key)):
             continue
         if key.startswith("data."):
             if _texts_say(pair):
@@ -80,7 +92,34 @@ def _acting(pair: Pair, off: Sequence[str]) -> Iterator[Finding]:
             if _same_batches(pair):
                 yield _idle(pair, key, "all batches are equal")
                 continue
-        yield _finding(pair, key, known)
+        acting.append(key)
+    for key, more in _choices(pair, acting):
+        yield _finding(pair, key, more) if key in acting else _part(pair, key, more)
+
+
+def _choices(pair: Pair, keys: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Settings that were chosen, each with those that only say more of it."""
+    left = list(keys)
+    found = []
+    for choice, parts in CHOICES:
+        if choice in left:
+            more = [key for key in left if key != choice and key.startswith(parts)]
+            found.append((choice, more))
+            left = [key for key in left if key != choice and key not in more]
+    for part in dict.fromkeys(key.partition(".")[0] for key in left):
+        own = [key for key in left if key.startswith(f"{part}.")]
+        if len(own) > 1 and any(not _said_of(side, part) for _, side in pair.sides):
+            found.append((part, own))
+            left = [key for key in left if key not in own]
+    return [*found, *((key, []) for key in left)]
+
+
+def _said_of(side: Evidence, part: str) -> bool:
+    return any(key.startswith(f"{part}.") for key in side.settings)
+
+
+def _weight(key: str) -> int:
+    return next((n for n, first in enumerate(ORDER) if key.startswith(first)), len(ORDER))
 
 
 def _later(pair: Pair, known: Meaning) -> bool:
@@ -98,19 +137,25 @@ def _same_batches(pair: Pair) -> bool:
 
 
 def _both(pair: Pair, key: str) -> str:
-    """Both values, with where they came from where that differs."""
+    """Both values, with where they came from where that differs and is not the side's own file."""
     a, b = (side.settings.get(key, UNSET) for _, side in pair.sides)
     return ", ".join(
-        f"{_shown(mine)} in {letter}"
-        + (f" ({mine.origin})" if mine.origin not in ("", "seen", its.origin) else "")
-        for letter, mine, its in (("A", a, b), ("B", b, a))
+        f"{_shown(mine)} in {letter}{_origin(side, mine, its)}"
+        for (letter, side), mine, its in zip(pair.sides, (a, b), (b, a), strict=True)
     )
 
 
+def _origin(side: Evidence, mine: Setting, its: Setting) -> str:
+    plain = ("", "seen", its.origin, f"file {side.path.name}")
+    return "" if mine.value is None or mine.origin in plain else f" ({mine.origin})"
+
+
 def _shown(setting: Setting) -> str:
-    if setting is UNSET:
-        return "not set"
     value = setting.value
+    if value is None:
+        return "not set"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
     words = number(value) if isinstance(value, float) else str(value)
     if len(words) >= 32 and all(digit in "0123456789abcdef" for digit in words):
         return words[:12]  # a digest
@@ -122,7 +167,9 @@ def _idle(pair: Pair, key: str, why: str) -> Finding:
     return Finding(RUNG, "harmless", meaning(key).label, key, words)
 
 
-def _finding(pair: Pair, key: str, known: Meaning) -> Finding:
+def _finding(pair: Pair, key: str, more: Sequence[str]) -> Finding:
+    """One choice, and in words what else differs for its sake."""
+    known = meaning(key)
     a, b = (side.settings.get(key, UNSET) for _, side in pair.sides)
     ratio = "" if key in ("seed", "seeds") else _ratio(a.value, b.value)
     return Finding(
@@ -130,7 +177,7 @@ def _finding(pair: Pair, key: str, known: Meaning) -> Finding:
         "factor",
         known.label,
         key,
-        f"{key} is {_both(pair, key)}{ratio}",
+        f"{key} is {_both(pair, key)}{ratio}" + (f"; with it {_few(pair, more)}" if more else ""),
         value=float(b.value) if _number(b.value) else None,
         other=float(a.value) if _number(a.value) else None,
         unit=key.rpartition(".")[2],
@@ -138,6 +185,44 @@ def _finding(pair: Pair, key: str, known: Meaning) -> Finding:
         fix=f"set {key} alike in both",
         swap=Swap(known.swap, (key,)) if known.swap else None,
     )
+
+
+def _part(pair: Pair, part: str, keys: Sequence[str]) -> Finding:
+    """Settings of something that only one side has."""
+    known = meaning(keys[0])
+    letter, side = next(each for each in pair.sides if _said_of(each[1], part))
+    other = "B" if letter == "A" else "A"
+    few = [
+        f"{key.removeprefix(f'{part}.')} {_shown(side.settings[key])}"
+        for key in _ranked(pair, keys)[:MOST]
+    ]
+    return Finding(
+        RUNG,
+        "factor",
+        known.label,
+        part,
+        f"{part} is set in {letter} and not in {other}: {', '.join(few)}"
+        + (f", and {len(keys) - MOST} more" if len(keys) > MOST else ""),
+        unit=part,
+        fix=f"set {part} alike in both",
+        swap=Swap(known.swap, tuple(keys)) if known.swap else None,
+    )
+
+
+def _few(pair: Pair, keys: Sequence[str]) -> str:
+    """Some of several settings."""
+    shown = "; ".join(f"{key}: {_both(pair, key)}" for key in _ranked(pair, keys)[:MOST])
+    return shown + (f"; and {len(keys) - MOST} more" if len(keys) > MOST else "")
+
+
+def _ranked(pair: Pair, keys: Sequence[str]) -> list[str]:
+    """Names first, then what was given, then defaults."""
+
+    def default(key: str) -> bool:
+        both = (side.settings.get(key, UNSET) for _, side in pair.sides)
+        return all(each.value is None or each.origin == "default" for each in both)
+
+    return sorted(keys, key=lambda key: (not key.endswith(".name"), default(key)))
 
 
 def _ratio(a: Any, b: Any) -> str:
@@ -161,7 +246,7 @@ def _scale(pair: Pair, rank_differs: bool) -> Finding:
         if _plain(a.get(key, UNSET)) != _plain(b.get(key, UNSET))
     )
     if not _number(one) or not _number(other) or not one:
-        return _finding(pair, "adapter.alpha", meaning("adapter.alpha"))
+        return _finding(pair, "adapter.alpha", ())
     if abs(other / one - 1) < 1e-6:
         words = f"alpha or rank differ and the scale is {number(one)} in both ({said})"
         return Finding(RUNG, "harmless", "scale", "adapter.scale", words)

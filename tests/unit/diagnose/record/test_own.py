@@ -142,6 +142,27 @@ def test_a_cache_that_forgets_fails_its_check(adapter, tmp_path, monkeypatch):
     assert nats["cache"][0] > 1e3 * max(*nats["ulp"], 1e-13)
 
 
+def test_positions_are_those_that_were_applied(adapter, tmp_path, monkeypatch):
+    """Not those that were meant: one beside the other, a step too far is told as that."""
+    from weft.model.steppers import LeanStepper
+
+    asked = {"prompts": PROMPTS, "max_tokens": 6, "ignore_eos": True}
+    weft.generate(adapter, **asked, record=tmp_path / "right")
+    right = LeanStepper._rotation
+    monkeypatch.setattr(
+        LeanStepper,
+        "_rotation",
+        lambda self, place: right(self, place + 1 if self.cache.filled else place),
+    )
+    weft.generate(adapter, **asked, record=tmp_path / "wrong")
+    evidence = open_evidence(str(tmp_path / "wrong"))
+    for seen in evidence.passes:
+        at = evidence.array(seen.positions)[0, -1]
+        assert at == seen.past + seen.length - 1 + (seen.phase == "decode")
+    first = weft.diff(tmp_path / "right", tmp_path / "wrong").causes[0].finding
+    assert (first.label, first.rung, first.value) == ("cache-pos", 8, 1)
+
+
 def test_members_are_models_of_their_own(adapter, small_base, tmp_path):
     weft.generate(adapter, small_base, prompts=PROMPTS[:2], max_tokens=3, record=tmp_path / "r")
     evidence = open_evidence(str(tmp_path / "r"))

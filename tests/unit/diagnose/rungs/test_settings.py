@@ -108,6 +108,54 @@ def test_another_optimiser_stands_for_its_own_settings() -> None:
     assert factor.place == "optimiser.name"
 
 
+ES = {
+    "method__name": "es",
+    "method__population": 16,
+    "objective__name": "reward",
+    "objective__timeout": 5.0,
+    "optimiser__name": "sgd",
+    "optimiser__lr": 1.0,
+}
+
+
+def test_another_method_is_one_cause_and_its_settings_are_told_with_it() -> None:
+    a = config(method__name="backprop", objective__name="tokens")
+    factor = only(look(pair(a, config(**ES))))
+    assert (factor.label, factor.place) == ("settings", "method.name")
+    assert factor.words.startswith(
+        "method.name is backprop in A, es in B; with it objective.name: "
+    )
+    assert factor.words.endswith("; and 1 more")
+
+
+def test_settings_of_one_method_are_causes_each() -> None:
+    found = look(pair(config(**ES), config(**ES | {"method__population": 8, "optimiser__lr": 2.0})))
+    assert [each.place for each in found.findings] == ["method.population", "optimiser.lr"]
+
+
+def test_what_only_one_side_has_is_one_cause() -> None:
+    factor = only(seen(boost__merge="stack", boost__shrinkage=1.0, boost__steps_per_iteration=5))
+    assert (factor.label, factor.place) == ("schedule", "boost")
+    assert factor.words.startswith("boost is set in B and not in A: merge stack, shrinkage 1,")
+    assert factor.fix == "set boost alike in both"
+
+
+def test_two_settings_of_what_both_have_are_two_causes() -> None:
+    a = config(boost__merge="stack", boost__shrinkage=1.0)
+    b = config(boost__merge="weights", boost__shrinkage=0.5)
+    found = look(pair(a, b))
+    assert [each.place for each in found.findings] == ["boost.merge", "boost.shrinkage"]
+
+
+def test_what_decides_most_is_told_first() -> None:
+    found = seen(base="other", data__task="reviews", adapter__alpha=8.0, adapter__scale=1.0, seed=1)
+    assert [each.place for each in found.findings] == ["base", "data.task", "adapter.scale", "seed"]
+
+
+def test_none_is_told_as_not_set() -> None:
+    assert only(seen(start="runs/one")).words == "start is not set in A, runs/one in B"
+
+
 def test_what_was_recorded_is_left_to_the_rung_that_looks_at_it() -> None:
     def side(alpha: float) -> Side:
         return adapted(Side().settings(adapter__alpha=alpha, adapter__scale=alpha / 8), adapter())
