@@ -27,12 +27,16 @@ def run_sft_step(full: sft_step.Recipe) -> Benchmark:
         recipe = full.small() if options.quick else full
         steps = options.rounds * options.steps
         key = Key.of(sft_step.SEED)
-        batches = random_batches(steps, sft_step.BATCH_ROWS, recipe.vocabulary, key)
+        rows = sft_step.BATCH_ROWS * recipe.adapters
+        batches = random_batches(steps + 1, rows, recipe.vocabulary, key)
+        warm_up, batches = batches[0], batches[1:]
         lengths = [example.tokens for batch in batches for example in batch.examples]
         load = report.load()
         limit = sft_step.limit(recipe, batches)
         contenders = sft_step.contenders(recipe)
-        measurements = alternate(contenders, batches, options.rounds, progress=tell)
+        measurements = alternate(
+            contenders, batches, options.rounds, [warm_up], progress=tell, tokens=recipe.tokens
+        )
         if not recipe.base_dropout:  # which draws other noise for each contender
             sft_step.check_first_losses(measurements, recipe.dtype)
         what = f"{recipe.what}, {steps} timed steps in {options.rounds} rounds; "
@@ -58,6 +62,7 @@ def run_decode(workload: decode.Workload) -> Benchmark:
             decode.contenders(workload),
             decode.batches(workload, steps),
             options.rounds,
+            decode.batches(workload, 1),
             progress=tell,
             tokens=decode.new_tokens,
         )
@@ -82,7 +87,6 @@ def run_population(full: population.Workload) -> Benchmark:
             population.contenders(workload),
             workload.batches(steps),
             options.rounds,
-            warm_up=0,
             progress=tell,
             tokens=workload.new_of,
         )
@@ -117,7 +121,7 @@ def _run_mezo(
     lengths = [example.tokens for batch in batches for example in batch.examples]
     workload = f"{shape.what}; {mezo_step.WHAT}; {steps} timed steps in {options.rounds} rounds; "
     load = report.load()
-    measurements = alternate(contenders, batches, options.rounds, progress=tell)
+    measurements = alternate(contenders, batches, options.rounds, batches[:1], progress=tell)
     mezo_step.check_first_losses(measurements)
     tell_result(
         name, f"{workload}tokens per row: {describe(lengths)}", load, measurements, options, console

@@ -119,13 +119,13 @@ def alternate(
     contenders: Sequence[Contender],
     batches: Sequence[Batch],
     rounds: int,
-    warm_up: int = 1,
+    warm_up: Sequence[Batch] = (),
     progress: Callable[[str], None] = lambda text: None,
     tokens: Callable[[Batch], int] = lambda batch: batch.tokens,
 ) -> list[Measurement]:
     """Run the batches through every contender, `rounds` times, in turn.
 
-    Each round times its own equal share of the batches, after `warm_up` steps on the first ones.
+    Each round times its own equal share of the batches, after steps on those of `warm_up`.
     `tokens` says how many tokens of a batch count.
     """
     assert len(batches) % rounds == 0, "every round times the same number of steps"
@@ -135,7 +135,7 @@ def alternate(
         timed = batches[number * share : (number + 1) * share]
         for contender in contenders:
             progress(f"round {number + 1}/{rounds}: {contender.name}")
-            seen[contender.name].append(_one_round(contender, batches[:warm_up], timed, tokens))
+            seen[contender.name].append(_one_round(contender, warm_up, timed, tokens))
     return [Measurement(c.name, c.what, tuple(seen[c.name])) for c in contenders]
 
 

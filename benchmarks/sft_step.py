@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -40,10 +40,13 @@ from weft.model.base import DTYPES, prepare
 from weft.model.config import AdapterConfig, DType
 from weft.model.noise import global_generator
 from weft.model.sites import choose_sites
+from weft.model.trunk import Trunk
 
 BATCH_ROWS = 4
+TRUNK_BYTES = 2**30
 PADDED_LENGTH = 512
 ADAPTER = AdapterConfig(rank=8, alpha=16, dropout=0.1, targets=("c_attn", "c_proj"))
+PADDED, DYNAMIC, GROUPED = "peft_trainer_padded", "peft_trainer_dynamic", "peft_trainer_grouped"
 OPTIMISER = OptimiserConfig(lr=2e-4, clip=1.0)
 SEED = 0
 
@@ -55,6 +58,12 @@ class Recipe:
     name: str
     dtype: DType = "float32"
     base_dropout: float = 0.0
+    last: int | None = None
+    """Layers that are adapted, from the top; None for all."""
+    epochs: int = 1
+    adapters: int = 1
+    """That train, each on its own rows: at once, or one after another."""
+    peers: tuple[str, ...] = (PADDED, DYNAMIC, GROUPED, *TRL)
     layers: int = 12
     hidden: int = 768
     vocabulary: int = 50257
@@ -68,14 +77,24 @@ class Recipe:
         """In words."""
         return (
             f"GPT-2-small shape, random {self.dtype} weights; LoRA rank {ADAPTER.rank} on "
-            f"{' and '.join(ADAPTER.targets)}, dropout {ADAPTER.dropout}, the base's own dropout "
-            f"{self.base_dropout}; batches of {BATCH_ROWS} rows"
+            f"{' and '.join(ADAPTER.targets)} of {f'the last {self.last}' if self.last else 'all'} "
+            f"layers, dropout {ADAPTER.dropout}, the base's own dropout {self.base_dropout}; "
+            f"{self.adapters} x {BATCH_ROWS} rows a step, {self.epochs} x each"
         )
 
     @property
     def pad(self) -> int:
         """Token id of what fills rows up, for those who do."""
         return self.vocabulary - 1
+
+    @property
+    def adapter(self) -> AdapterConfig:
+        """Where it goes."""
+        return ADAPTER.model_copy(update={"layers": f"last {self.last}" if self.last else None})
+
+    def tokens(self, batch: Batch) -> int:
+        """What is counted: a row as often as it comes around."""
+        return batch.tokens * self.epochs
 
     def base_model(self) -> transformers.GPT2LMHeadModel:
         """GPT-2 small with random weights, the same at every call."""
@@ -100,6 +119,7 @@ class Recipe:
             lora_alpha=ADAPTER.effective_alpha,
             lora_dropout=ADAPTER.dropout,
             target_modules=list(ADAPTER.targets),
+            layers_to_transform=list(range(self.layers))[-self.last :] if self.last else None,
             fan_in_fan_out=True,
             task_type="CAUSAL_LM",
         )
@@ -110,6 +130,8 @@ RECIPES = (
     Recipe("sft_step"),
     Recipe("sft_step_bfloat16", dtype="bfloat16"),
     Recipe("sft_step_base_dropout", base_dropout=0.1),
+    Recipe("sft_last_quarter", last=3, epochs=3, peers=(DYNAMIC, "padding-free")),
+    Recipe("sft_eight_adapters", adapters=8, peers=(DYNAMIC,)),
 )
 
 
@@ -120,21 +142,25 @@ def build_weft(recipe: Recipe) -> Run:
     """Weft's engine, gradient estimator and optimiser, put together as its training loop does."""
     fill = SimpleNamespace(pad_token_id=0, eos_token_id=0)  # rows are ids: nothing is tokenised
     base = prepare("random GPT-2", recipe.base_model(), fill)
-    layout = choose_sites(base.sites, ADAPTER)
+    layout = choose_sites(base.sites, recipe.adapter)
+    trunk = Trunk.of(base, [slot.site.name for slot in layout.slots], TRUNK_BYTES)
     dropped = recipe.base_dropout > 0
-    engine = LocalScorer(base, layout, dropout=ADAPTER.dropout, base_dropout=dropped)
+    engine = LocalScorer(base, layout, dropout=ADAPTER.dropout, base_dropout=dropped, trunk=trunk)
     key = Key.of(SEED)
 
     def run(batches: Sequence[Batch]) -> Trace:
-        theta_LP = initial_adapter(layout, key).flat[None]
+        theta_LP = initial_adapter(layout, key).flat.repeat(recipe.adapters, 1)
         moments = Moments.fresh(theta_LP)
         seconds, losses = [], []
         for step, batch in enumerate(batches):
             start = time.perf_counter()
-            point = Point(theta_LP, None, [batch], [key.fold("step", step)])
+            lanes = list(batch.micro(BATCH_ROWS))
+            point = Point(theta_LP, None, lanes, [key.fold("step", step)] * len(lanes))
             estimate = METHODS["backprop"].estimate(BackpropConfig(), point, engine)
             direction_LP, _ = clip(estimate.direction_LP, OPTIMISER.clip)
-            lr_L1 = torch.full((1, 1), OPTIMISER.lrs[0] * rate(OPTIMISER, step, len(batches)))
+            lr_L1 = torch.full(
+                (len(lanes), 1), OPTIMISER.lrs[0] * rate(OPTIMISER, step, len(batches))
+            )
             theta_LP, moments = update(theta_LP, direction_LP, lr_L1, moments, OPTIMISER)
             seconds.append(time.perf_counter() - start)
             losses.append(estimate.loss_L[0])
@@ -144,8 +170,6 @@ def build_weft(recipe: Recipe) -> Run:
 
 
 # the contenders, and that they compute the same thing
-
-GROUPED = "peft_trainer_grouped"
 
 
 def by_length(run: Run) -> Run:
@@ -159,6 +183,31 @@ def by_length(run: Run) -> Run:
     return sorted_run
 
 
+def one_by_one(build: Callable[[], Run]) -> Run:
+    """As many runs as there are adapters, each on its share of every batch."""
+
+    def run(batches: Sequence[Batch]) -> Trace:
+        shares = zip(*(batch.micro(BATCH_ROWS) for batch in batches), strict=True)
+        traces = [build()(share) for share in shares]
+        seconds = [sum(step) for step in zip(*(t.seconds for t in traces), strict=True)]
+        return Trace(tuple(seconds), traces[0].results)
+
+    return run
+
+
+def again(run: Run, epochs: int) -> Run:
+    """The timed batches, again and again; the seconds of a batch are those of all its epochs."""
+
+    def repeated(batches: Sequence[Batch]) -> Trace:
+        warm_up, *timed = batches
+        trace = run([warm_up, *timed * epochs])
+        by_epoch = trace.seconds[1:]
+        seconds = [sum(by_epoch[i :: len(timed)]) for i in range(len(timed))]
+        return Trace((trace.seconds[0], *seconds), trace.results[: len(batches)])
+
+    return repeated
+
+
 def contenders(recipe: Recipe) -> list[Contender]:
     """Everyone who takes part, in running order."""
     common = {"learning_rate": OPTIMISER.lrs[0], "max_grad_norm": OPTIMISER.clip}
@@ -166,41 +215,41 @@ def contenders(recipe: Recipe) -> list[Contender]:
     def trainer(pad_to: int | None) -> Run:
         return with_trainer(recipe.peft_model(), pad_to, recipe.pad, **common)
 
-    return [
-        Contender(
-            "peft_trainer_padded",
-            f"PEFT, padded to {PADDED_LENGTH}",
-            lambda: trainer(PADDED_LENGTH),
-        ),
-        Contender("peft_trainer_dynamic", "PEFT, padded to longest", lambda: trainer(None)),
-        Contender(GROUPED, "PEFT, grouped by length", lambda: by_length(trainer(None))),
-        *(
-            Contender(
-                f"trl_{number}",
-                f"TRL, {setting}",
-                lambda setting=setting: with_trl(recipe.peft_model(), setting, **common),
-            )
-            for number, setting in enumerate(TRL)
-        ),
-        Contender("weft", "Weft", lambda: build_weft(recipe)),
-    ]
+    def tuner(setting: str) -> Callable[[], Run]:
+        return lambda: with_trl(recipe.peft_model(), setting, **common)
+
+    peers: dict[str, tuple[str, Callable[[], Run]]] = {
+        PADDED: (f"PEFT, padded to {PADDED_LENGTH}", lambda: trainer(PADDED_LENGTH)),
+        DYNAMIC: ("PEFT, padded to longest", lambda: trainer(None)),
+        GROUPED: ("PEFT, grouped by length", lambda: by_length(trainer(None))),
+        **{setting: (f"TRL, {setting}", tuner(setting)) for setting in TRL},
+    }
+
+    def peer(name: str) -> Contender:
+        what, build = peers[name]
+        return Contender(name, what, lambda: again(one_by_one(build), recipe.epochs))
+
+    weft = Contender("weft", "Weft", lambda: again(build_weft(recipe), recipe.epochs))
+    return [*map(peer, recipe.peers), weft]
 
 
 def limit(recipe: Recipe, batches: Sequence[Batch]) -> Limit:
-    """The base's products of one step on rows of the mean length: forward, and back to its input.
+    """The base's products of a step on rows of the mean length, in all its epochs.
 
-    Frozen weights have no gradient; logits are counted where there is a label.
+    Forward, and back to a layer's input. Frozen weights have no gradient, nothing below the first
+    adapted layer has one, and it is read once. Logits are counted where there is a label.
     """
     tokens = round(sum(batch.tokens for batch in batches) / len(batches))
     targets = round(sum(batch.supervised for batch in batches) / len(batches))
-    wide, layers = recipe.hidden, recipe.layers
-    layer = [(wide, 3 * wide), (wide, wide), (wide, 4 * wide), (4 * wide, wide)]
+    wide, upper, epochs = recipe.hidden, recipe.last or recipe.layers, recipe.epochs
+    first, *others = [(wide, 3 * wide), (wide, wide), (wide, 4 * wide), (4 * wide, wide)]
     products = [
-        *(Product(tokens, ins, outs, layers) for ins, outs in layer),
-        Product(tokens, 3 * wide, wide, layers - 1),  # nothing below the first has a gradient
-        *(Product(tokens, outs, ins, layers) for ins, outs in layer[1:]),
-        Product(targets, wide, recipe.vocabulary),
-        Product(targets, recipe.vocabulary, wide),
+        *(Product(tokens, *each, recipe.layers - upper) for each in (first, *others)),
+        *(Product(tokens, *each, upper * epochs) for each in (first, *others)),
+        Product(tokens, *first[::-1], (upper - 1) * epochs),
+        *(Product(tokens, *each[::-1], upper * epochs) for each in others),
+        Product(targets, wide, recipe.vocabulary, epochs),
+        Product(targets, recipe.vocabulary, wide, epochs),
     ]
     return Limit.of("the base alone", products, DTYPES[recipe.dtype])
 
