@@ -11,7 +11,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from benchmarks import breakdown, decode, mezo_step, population, report, sft_step
+from benchmarks import breakdown, decode, mezo_step, mlx_training, population, report, sft_step
 from benchmarks.alpaca_lengths import describe, random_batches
 from benchmarks.harness import Contender, Measurement, alternate
 from weft.core.errors import WeftError
@@ -50,6 +50,21 @@ def run_sft_step(full: sft_step.Recipe) -> Benchmark:
             breakdown.show(columns, console)
 
     return run
+
+
+def run_mlx_training(options: argparse.Namespace, console: Console) -> None:
+    """Training steps of Weft and of mlx-lm's trainer."""
+    steps, key = options.rounds * options.steps, Key.of(sft_step.SEED)
+    batches = random_batches(steps, mlx_training.ROWS, mlx_training.VOCABULARY, key)
+    lengths = [example.tokens for batch in batches for example in batch.examples]
+    load = report.load()
+    measurements = alternate(
+        mlx_training.contenders(), batches, options.rounds, batches, progress=tell
+    )
+    sft_step.check_first_losses(measurements, "float32")
+    what = f"{mlx_training.WHAT}, {steps} timed steps in {options.rounds} rounds; "
+    what += f"tokens per row: {describe(lengths)}"
+    tell_result("mlx_training", what, load, measurements, options, console)
 
 
 def run_decode(workload: decode.Workload) -> Benchmark:
@@ -161,6 +176,7 @@ def tell_result(
 
 BENCHMARKS: dict[str, Benchmark] = {
     **{recipe.name: run_sft_step(recipe) for recipe in sft_step.RECIPES},
+    "mlx_training": run_mlx_training,
     **{workload.name: run_decode(workload) for workload in decode.WORKLOADS},
     **{workload.name: run_population(workload) for workload in population.WORKLOADS},
     "mezo_step": run_mezo_step,

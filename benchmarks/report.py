@@ -22,7 +22,7 @@ from benchmarks.harness import Measurement, Spread
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "trl")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "trl", "mlx-lm")
 MIB = 2**20
 QUIET = 0.7
 """Load average above which something else is running."""

@@ -146,22 +146,27 @@ def build_weft(recipe: Recipe) -> Run:
     trunk = Trunk.of(base, [slot.site.name for slot in layout.slots], TRUNK_BYTES)
     dropped = recipe.base_dropout > 0
     engine = LocalScorer(base, layout, dropout=ADAPTER.dropout, base_dropout=dropped, trunk=trunk)
+    return weft_steps(engine, OPTIMISER, recipe.adapters, BATCH_ROWS)
+
+
+def weft_steps(engine: LocalScorer, optimiser: OptimiserConfig, adapters: int, rows: int) -> Run:
+    """Training steps of so many adapters, each on its own `rows` rows of every batch."""
     key = Key.of(SEED)
 
     def run(batches: Sequence[Batch]) -> Trace:
-        theta_LP = initial_adapter(layout, key).flat.repeat(recipe.adapters, 1)
+        theta_LP = initial_adapter(engine.layout, key).flat.repeat(adapters, 1)
         moments = Moments.fresh(theta_LP)
         seconds, losses = [], []
         for step, batch in enumerate(batches):
             start = time.perf_counter()
-            lanes = list(batch.micro(BATCH_ROWS))
-            point = Point(theta_LP, None, lanes, [key.fold("step", step)] * len(lanes))
-            estimate = METHODS["backprop"].estimate(BackpropConfig(), point, engine)
-            direction_LP, _ = clip(estimate.direction_LP, OPTIMISER.clip)
-            lr_L1 = torch.full(
-                (len(lanes), 1), OPTIMISER.lrs[0] * rate(OPTIMISER, step, len(batches))
+            point = Point(
+                theta_LP, None, list(batch.micro(rows)), [key.fold("step", step)] * adapters
             )
-            theta_LP, moments = update(theta_LP, direction_LP, lr_L1, moments, OPTIMISER)
+            estimate = METHODS["backprop"].estimate(BackpropConfig(), point, engine)
+            direction_LP, _ = clip(estimate.direction_LP, optimiser.clip)
+            lr = optimiser.lrs[0] * rate(optimiser, step, len(batches))
+            lr_L1 = torch.full((adapters, 1), lr)
+            theta_LP, moments = update(theta_LP, direction_LP, lr_L1, moments, optimiser)
             seconds.append(time.perf_counter() - start)
             losses.append(estimate.loss_L[0])
         return Trace(tuple(seconds), tuple(losses))
