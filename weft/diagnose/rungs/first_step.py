@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -12,7 +12,7 @@ from weft.diagnose.compare import noise, trail
 from weft.diagnose.compare.align import adapted, step_rows, steps
 from weft.diagnose.finding import Finding, Looked, Swap
 from weft.diagnose.sides.evidence import Evidence, Pair
-from weft.diagnose.sides.objective import explained, minimised, tokens_of
+from weft.diagnose.sides.objective import Tokens, explained, minimised, tokens_of
 from weft.diagnose.words import counted
 from weft.runs.evidence import AdapterModule, Snapshot, TrainStep
 
@@ -194,13 +194,22 @@ def _means(pair: Pair, a: TrainStep, b: TrainStep, x: float, y: float, tolerance
             return ""  # the tokens themselves have other nats
     of_a, of_b = explained(x, tokens_a, tolerance), explained(y, tokens_b, tolerance)
     if of_a and of_b and not {*of_a} & {*of_b}:
-        return f"A takes {of_a[0]}, B {of_b[0]}"
+        return f"of {_of_tokens(tokens_a, tokens_b)}, A takes {of_a[0]}, B {of_b[0]}"
     if tokens_a and tokens_b and bool(of_a) != bool(of_b):
         one, other, mean = ("A", "B", of_a) if of_a else ("B", "A", of_b)
-        return f"{one} takes {mean[0]}, {other} none that is known{_ratio(x, y, a, b)}"
+        of = _of_tokens(tokens_a, tokens_b)
+        return f"of {of}, {one} takes {mean[0]}, {other} none that is known{_ratio(x, y, a, b)}"
     if not tokens_a and not tokens_b:
         return _ratio(x, y, a, b).removeprefix(": ")
     return ""
+
+
+def _of_tokens(a: Sequence[Tokens], b: Sequence[Tokens]) -> str:
+    """`the same 52 supervised tokens (2 forwards in A, 4 in B)`."""
+    said = f"the same {counted(sum(each.count for each in a), 'supervised token')}"
+    if len(a) == len(b) == 1:
+        return said
+    return f"{said} ({counted(len(a), 'forward')} in A, {len(b)} in B)"
 
 
 def _proportional(pair: Pair, a: TrainStep, b: TrainStep, ratio: float) -> str:

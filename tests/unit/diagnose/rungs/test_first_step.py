@@ -84,6 +84,7 @@ def test_candidates_are_the_plain_loops_they_say() -> None:
 def test_another_mean_of_the_same_tokens_is_named(losses: list[float], name: str) -> None:
     cause = found(look(pair(side(), side(losses))), "normaliser")
     assert cause.nature == "factor" and cause.step == 1
+    assert "of the same 12 supervised tokens (2 forwards in A, 2 in B)" in cause.words
     assert "A takes the mean over tokens" in cause.words and name in cause.words
     assert cause.swap is not None and cause.swap.factor == "normaliser"
 
