@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from weft.core.keys import Key
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.measures import Measure, mean_kl, predicted
-from weft.diagnose.proof.replica import Course, Replica
+from weft.diagnose.proof.replica import Course, Moment, Replica
 from weft.diagnose.proof.training import distance, learn
 
 DRAWS = 5
@@ -40,24 +41,41 @@ class Floor:
         return cls(max(least, float(np.quantile(draws, QUANTILE))), tuple(draws))
 
 
-def reading_floor(engine: Engine, a: Replica, b: Replica, measure: Measure, key: Key) -> Floor:
-    """Mean KL in nats between a replica and itself under nulls."""
+def reading_floor(
+    engine: Engine, a: Replica, b: Replica, measure: Measure, key: Key, *, merging: bool = True
+) -> Floor:
+    """Mean KL in nats between a replica and itself under nulls.
+
+    `merging`: whether it makes no difference that an update is merged, as long as it is not lost.
+    """
     own = predicted(engine, a, measure)
     draws = [
         mean_kl(own, predicted(engine, a, measure, nudge=key.fold("ulp", draw)))
         for draw in range(DRAWS)
     ]
     draws.append(mean_kl(own, predicted(engine, a, measure, alone=True)))
-    if a.base.attention != b.base.attention:
-        other = a.with_(base=replace(a.base, attention=b.base.attention))
+    other = a.at_each(partial(_attending, b))
+    if other is not a:
         draws.append(mean_kl(own, predicted(engine, other, measure)))
-    if _acting(a) != _acting(b):  # one of them may have its adapter in the weights
+    if merging and _acting(a) != _acting(b):  # one of them may have its adapter in the weights
         draws.append(mean_kl(own, predicted(engine, engine.merged(a), measure)))
     return Floor.of(draws, NATS)
 
 
-def _acting(replica: Replica) -> frozenset[str]:
-    return frozenset(name for name, each in replica.adapter.items() if each.scale)
+def _attending(other: Replica, number: int, moment: Moment) -> Moment:
+    attention = other.moments[number].base.attention
+    if attention == moment.base.attention:
+        return moment
+    return replace(moment, base=replace(moment.base, attention=attention))
+
+
+def _acting(replica: Replica) -> frozenset[tuple[int, str]]:
+    return frozenset(
+        (number, name)
+        for number, moment in enumerate(replica.moments)
+        for name, each in moment.adapter.items()
+        if each.scale
+    )
 
 
 def training_floor(engine: Engine, a: Replica, course: Course, steps: int, key: Key) -> Floor:

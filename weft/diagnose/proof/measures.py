@@ -55,22 +55,23 @@ def predicted(
     alone: bool = False,
 ) -> list[torch.Tensor]:
     """Log-probabilities [S, V] in float64 of each row, at the positions of a measure."""
-    read: list[Reading] = []
-    owner = []
-    for n, row in enumerate(replica.rows):
-        its = readings(row, replica.context, measure.tokens[n], measure.tails[n])
-        read += its
-        owner += [n] * len(its)
     dropping = Key.of(0).fold("dropout", replica.name) if replica.dropping else None
-    logits = engine.logits(
-        replica.base, replica.adapter, read, nudge=nudge, alone=alone, dropping=dropping
-    )
-    return [
-        torch.cat([each for each, own in zip(logits, owner, strict=True) if own == n])
-        .double()
-        .log_softmax(-1)
-        for n in range(len(replica.rows))
-    ]
+    found: dict[int, torch.Tensor] = {}
+    for number, moment in enumerate(replica.moments):
+        read: list[Reading] = []
+        owner = []
+        for n, row in enumerate(replica.rows):
+            if row.moment == number:
+                its = readings(row, replica.context, measure.tokens[n], measure.tails[n])
+                read += its
+                owner += [n] * len(its)
+        logits = engine.logits(
+            moment.base, moment.adapter, read, nudge=nudge, alone=alone, dropping=dropping
+        )
+        for n in dict.fromkeys(owner):
+            mine = [each for each, own in zip(logits, owner, strict=True) if own == n]
+            found[n] = torch.cat(mine).double().log_softmax(-1)
+    return [found[n] for n in range(len(replica.rows))]
 
 
 def mean_kl(log_a: Sequence[torch.Tensor], log_x: Sequence[torch.Tensor]) -> float:

@@ -23,6 +23,7 @@ from weft.diagnose.proof.docket import (
     tried,
 )
 from weft.diagnose.proof.forward import Engine, Unspliced
+from weft.diagnose.proof.merges import named
 from weft.diagnose.proof.reading import FACTORS as READING
 from weft.diagnose.proof.reading import Read, read
 from weft.diagnose.proof.replica import Normaliser, Replica
@@ -64,14 +65,15 @@ def prove(
     case = Docket(diagnosis)
     key = Key.of(seed).fold("proof")
     engine = Engine(base)
-    trials = list(trials_of(diagnosis.causes))
-    told = _teller(watch, len(trials))
+    told = _teller(watch, len(diagnosis.causes))
     try:
         if pair.a.kind == "config":
             raise Unspliced("configurations have computed nothing; train both, and give the runs")
         told("building replicas")
-        built = build(pair, seed=seed)
+        built = build(pair, engine, seed=seed)
         case.not_checked += built.not_checked
+        case.diagnosis = named(diagnosis, built.merge)
+        trials = list(trials_of(case.diagnosis.causes))
         _everything(pair, case, built, engine, trials, key, told)
     except Unspliced as reason:
         case.not_checked.append(f"no cause was exchanged: {reason}")

@@ -15,7 +15,7 @@ from weft.diagnose.proof.fed import Seen
 from weft.diagnose.proof.floors import Floor, reading_floor
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.measures import Measure, mean_kl, predicted
-from weft.diagnose.proof.replica import Replica
+from weft.diagnose.proof.replica import Moment, Replica
 from weft.diagnose.proof.solve import Solved, Trial, solve
 
 FACTORS = (
@@ -58,7 +58,8 @@ def read(
     """Compare, mend, exchange."""
     a, b = built.a, built.b
     told("measuring noise")
-    floor = reading_floor(engine, a, b, Measure.of(a, b), key)
+    lossy = built.merge is not None and built.merge.label == "merge-precision"
+    floor = reading_floor(engine, a, b, Measure.of(a, b), key, merging=not lossy)
     guessed: dict[str, Guess] = {}
     at: dict[str, int] = {}
     a, first = _mended(engine, a, b, built.seen_a, floor, guessed, at, told)
@@ -124,9 +125,17 @@ def _mended(
 
 def _escalated(engine: Engine, found: Read) -> float | None:
     """The gap in float32, where a base is in 16 bits and there is a gap."""
-    types = {each.base.dtype.removeprefix("torch.") for each in (found.a, found.b)}
+    types = {
+        moment.base.dtype.removeprefix("torch.")
+        for each in (found.a, found.b)
+        for moment in each.moments
+    }
     if not types & {"bfloat16", "float16"} or found.solved.gap <= found.floor.value:
         return None
-    a, b = (each.with_(base=replace(each.base, dtype="float32")) for each in (found.a, found.b))
+
+    def wide(number: int, moment: Moment) -> Moment:
+        return replace(moment, base=replace(moment.base, dtype="float32"))
+
+    a, b = found.a.at_each(wide), found.b.at_each(wide)
     pair: list[list[torch.Tensor]] = [predicted(engine, each, found.measure) for each in (a, b)]
     return mean_kl(*pair)

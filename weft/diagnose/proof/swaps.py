@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from weft.diagnose.proof.replica import BaseValue, Lesson, Micro, Replica, Update, Updates
+from weft.diagnose.proof.replica import (
+    BaseValue,
+    Lesson,
+    Micro,
+    Moment,
+    Replica,
+    Update,
+    Updates,
+)
 
 Function = Callable[[Replica, Replica, Collection[str], int | None], Replica]
 
@@ -55,28 +63,43 @@ def positions(to: Replica, other: Replica, places: Collection[str], step: int | 
 
 def base(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
     """The weights of the base; dtype and attention stay one's own."""
-    if same_weights(to.base, other.base):
-        return to
-    its = other.base
-    return to.with_(
-        base=replace(
-            to.base, load=its.load, changed=its.changed, config=its.config, digests=its.digests
+
+    def given(mine: Moment, its: Moment) -> Moment:
+        if same_weights(mine.base, its.base):
+            return mine
+        x, y = mine.base, its.base
+        made = replace(
+            x, load=y.load, changed=y.changed, config=y.config, digests=y.digests, merged=y.merged
         )
-    )
+        return replace(mine, base=made)
+
+    return _by_moment(to, other, given)
 
 
 def dtype(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
     """The dtype of the base and its implementation of attention."""
-    mine, its = to.base, other.base
-    if (mine.dtype, mine.attention) == (its.dtype, its.attention):
-        return to
-    return to.with_(base=replace(mine, dtype=its.dtype, attention=its.attention))
+
+    def given(mine: Moment, its: Moment) -> Moment:
+        x, y = mine.base, its.base
+        if (x.dtype, x.attention) == (y.dtype, y.attention):
+            return mine
+        return replace(mine, base=replace(x, dtype=y.dtype, attention=y.attention))
+
+    return _by_moment(to, other, given)
 
 
 def adapter(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
-    """The updates of modules, whole: factors and scale; of all modules without places."""
-    its = _placed(to.adapter, other.adapter, places)
-    to = to if its is to.adapter else to.with_(adapter=its)
+    """The updates of modules, whole: factors and scale; of all modules without places.
+
+    With an update goes whether it is in the weights, or beside them.
+    """
+
+    def given(mine: Moment, its: Moment) -> Moment:
+        beside = _placed(mine.adapter, its.adapter, places)
+        merged = _placed(mine.base.merged, its.base.merged, places)
+        return _holding(mine, beside, merged)
+
+    to = _by_moment(to, other, given)
     if to.course is None or other.course is None:
         return to
     start = _placed(to.course.start, other.course.start, places)
@@ -84,9 +107,17 @@ def adapter(to: Replica, other: Replica, places: Collection[str], step: int | No
 
 
 def scale(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
-    """What multiplies B A, where both sides adapt a module."""
-    its = _scaled(to.adapter, other.adapter, places)
-    to = to if its is to.adapter else to.with_(adapter=its)
+    """What multiplies B A, where both sides adapt a module.
+
+    Of an update that is in the weights on one side, that is the sum of what is there and beside.
+    """
+
+    def given(mine: Moment, its: Moment) -> Moment:
+        if not mine.base.merged and not its.base.merged:
+            return _holding(mine, _scaled(mine.adapter, its.adapter, places), {})
+        return _totalled(mine, its, places)
+
+    to = _by_moment(to, other, given)
     if to.course is None or other.course is None:
         return to
     start = _scaled(to.course.start, other.course.start, places)
@@ -122,8 +153,29 @@ def stop(to: Replica, other: Replica, places: Collection[str], step: int | None)
 
 
 def seed(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
-    """The seed of draws."""
-    return to if to.seed == other.seed else to.with_(seed=other.seed)
+    """The seed of draws, and what training drew: factors of one size to start from, the order."""
+    to = to if to.seed == other.seed else to.with_(seed=other.seed)
+    if to.course is None or other.course is None:
+        return to
+    drawn = _of_one_size(to.course.start, other.course.start)
+    return order(init(to, other, (), None) if drawn else to, other, (), None)
+
+
+def _of_one_size(mine: Updates, its: Updates) -> bool:
+    """Whether two starts can be draws of one distribution: forms and norms of their factors."""
+
+    def near(x: np.ndarray, y: np.ndarray) -> bool:
+        norms = float(np.linalg.norm(x)), float(np.linalg.norm(y))
+        return x.shape == y.shape and abs(norms[0] - norms[1]) <= SPREAD * max(norms)
+
+    return mine.keys() == its.keys() and all(
+        near(mine[name].a_RI, its[name].a_RI) and near(mine[name].b_OR, its[name].b_OR)
+        for name in mine
+    )
+
+
+SPREAD = 0.25
+"""Relative difference of the norms of two draws of few numbers."""
 
 
 def mode(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
@@ -241,6 +293,43 @@ def _taught(to: Replica, **changes: object) -> Replica:
     return to.with_(course=replace(to.course, **changes))  # type: ignore[arg-type]
 
 
+def _by_moment(to: Replica, other: Replica, given: Callable[[Moment, Moment], Moment]) -> Replica:
+    theirs = other.moments
+    return to.at_each(lambda number, mine: given(mine, theirs[number]))
+
+
+def _holding(moment: Moment, beside: Updates, merged: Updates) -> Moment:
+    """A moment with other updates; what was recorded of its weights is not true of new ones."""
+    base = moment.base
+    if merged is not base.merged and (merged or base.merged):
+        base = replace(base, merged=merged, digests={})
+    return replace(moment, adapter=beside, base=base)
+
+
+def _totalled(mine: Moment, its: Moment, places: Collection[str]) -> Moment:
+    """A moment whose updates add up to the other's scales, where its own are."""
+    beside, merged = dict(mine.adapter), dict(mine.base.merged)
+    names = {**beside, **merged}.keys() & {**its.adapter, **its.base.merged}.keys()
+    for name in [each for each in places if each in names] or names:
+        own, wanted = (_total(each, name) for each in (mine, its))
+        if own == wanted:
+            continue
+        for held in (beside, merged):
+            if name in held:
+                held[name] = replace(held[name], scale=held[name].scale * (wanted / (own or 1.0)))
+        if own == 0:
+            held = beside if name in beside else merged
+            held[name] = replace(held[name], scale=wanted)
+    if same_updates(beside, mine.adapter) and same_updates(merged, mine.base.merged):
+        return mine
+    return _holding(mine, beside, merged)
+
+
+def _total(moment: Moment, name: str) -> float:
+    parts = (moment.adapter.get(name), moment.base.merged.get(name))
+    return sum(each.scale for each in parts if each is not None)
+
+
 def _placed(mine: Updates, its: Updates, places: Collection[str]) -> Updates:
     names = [each for each in places if each in mine or each in its] or list({**mine, **its})
     made = {name: each for name, each in mine.items() if name not in names}
@@ -271,7 +360,12 @@ def same_weights(mine: BaseValue, its: BaseValue) -> bool:
     """Whether two bases are one, as far as was recorded."""
     if mine.digests and its.digests and mine.dtype == its.dtype:
         return mine.digests == its.digests
-    return mine.load == its.load and not mine.changed and not its.changed
+    same = mine.load == its.load and same_updates(mine.merged, its.merged)
+    return (
+        same
+        and mine.changed.keys() == its.changed.keys()
+        and all(np.array_equal(mine.changed[name], its.changed[name]) for name in mine.changed)
+    )
 
 
 def _batches(to: Replica, other: Replica) -> Replica:
