@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from weft.runs.evidence import Generation, Notice, Pass
+from weft.runs.evidence import Check, Generation, Notice, Pass
 from weft.runs.sketch import digest, projections
 
 LEFT = {
@@ -297,3 +297,36 @@ def test_threads_that_run_one_model_at_once_are_told_apart(make_model, record):
             expected = model(ids, output_hidden_states=True).hidden_states
         np.testing.assert_array_equal(left.array(first.hidden)[0], expected[0][:, -1])
         np.testing.assert_array_equal(left.array(first.ids), ids)
+
+
+def test_a_mask_of_one_position_by_another_is_none_of_padding(record):
+    """Hand-written models are given causal masks: as many rows as positions, to be added."""
+
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20)
+            self.blocks = nn.ModuleList([nn.Identity()])
+
+        def forward(self, tokens, mask):
+            state = self.blocks[0](self.embed(tokens))
+            return self.head(((state @ state.transpose(1, 2)) + mask).softmax(-1) @ state)
+
+    model, ids = Small(), torch.arange(15).reshape(3, 5)
+    causal = torch.full((5, 5), -torch.inf).triu(1)
+
+    def run():
+        with torch.no_grad():
+            return [model(ids[:rows], causal).numpy() for rows in (3, 1)] + [
+                model(torch.cat([ids, ids[:2]]), causal).numpy()
+            ]
+
+    left = record(run)
+    passes = left.of(Pass)
+    assert [each.rows for each in passes] == [3, 1, 5]
+    for seen, logits in zip(passes, left.result, strict=True):
+        assert seen.mask is None
+        np.testing.assert_array_equal(left.array(seen.logits), logits[:, -1])
+    assert not left.of(Check)
+    said = " ".join(each.text for each in left.of(Notice))
+    assert "a mask that is none of padding are not checked" in said
