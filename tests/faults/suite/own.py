@@ -135,6 +135,7 @@ BASE = (
             ),
         ),
         rungs=TWICE | {10, 11},
+        fails=True,
     ),
     single(
         "F14",
