@@ -110,19 +110,20 @@ TIED = woven(
     "    return prepare(ref, model, tokenizer)\n\n\n"
     "base.prepare = tied"
 )
-# each round moves every weight by less than bf16 can hold, and together they matter
+# a round moves weights by less than bf16 can hold, and all rounds together matter
 STACKED = BOOSTED.patched(
     plan("targets: [q_proj, v_proj]", "targets: all-linear"),
-    plan("steps: 10", "steps: 20"),
+    plan("steps: 10", "steps: 12"),
     plan("batch_size: 8\nmicro_batch_size: 2", "batch_size: 4\nmicro_batch_size: 4"),
 )
-INTO_WEIGHTS = plan("{steps_per_iteration: 4}", "{steps_per_iteration: 4, merge: weights}")
 
 
-def merged(rate: str) -> tuple[Side, Side]:
+def merged(steps: int, rate: str) -> tuple[Side, Side]:
     """Commits kept beside the base, and added to its weights."""
-    side = STACKED.patched(plan("lr: 2e-3", f"lr: {rate}"))
-    return side, side.patched(INTO_WEIGHTS)
+    side = STACKED.patched(plan("iteration: 4", f"iteration: {steps}"), plan("2e-3", rate))
+    return side, side.patched(
+        plan("{steps_per_iteration:", "{merge: weights, steps_per_iteration:")
+    )
 
 
 LONG = SPOKEN.patched(parts('"adapter",', '"model",'), parts("=0.7", "=1.3"), parts("=24", "=64"))
@@ -130,11 +131,13 @@ ELSEWHERE = woven(
     "from weft.model import base\n\nplace = base.resolve_base\n"
     'base.resolve_base = lambda ref: place("cache")'
 )
-# within the run: at its first commit, or at the step after it
-AT_THE_MERGE: dict[str, Any] = {
-    "rungs": frozenset({3, 10, 11}),
-    "steps": frozenset({4, 5}),
-}
+
+
+def at_the_merge(step: int) -> dict[str, Any]:
+    """Within the run: at its first commit, or at the step after it."""
+    return {"rungs": frozenset({3, 10, 11}), "steps": frozenset({step, step + 1})}
+
+
 # merged before either run: what they can show is that their bases differ
 BEFORE: dict[str, Any] = {"labels": frozenset({"merge-precision", "base"})}
 
@@ -152,8 +155,8 @@ BASE = (
         WOVEN.given(model="tiny-hushed-2"),
     ),
     held("F13", "far apart, in code", HEADED, HEADED.patched(TIED)),
-    held("F15", "all of it, each round", *merged("3e-4"), dtype="bfloat16", **AT_THE_MERGE),
-    held("F15", "most of it, each round", *merged("6e-4"), dtype="bfloat16", **AT_THE_MERGE),
+    held("F15", "all of it, each round", *merged(1, "1.5e-4"), dtype="bfloat16", **at_the_merge(1)),
+    held("F15", "most of it, each round", *merged(2, "2e-4"), dtype="bfloat16", **at_the_merge(2)),
     held(
         "F15",
         "most of it, before the run",
@@ -396,7 +399,7 @@ def twin(what: str, a: Side, b: Side, dtype: str, tolerance: float) -> Case:
 
 
 TWINS = (
-    twin("commits in the weights", *merged("6e-4"), "float32", 1e-3),
+    twin("commits in the weights", *merged(2, "2e-4"), "float32", 1e-3),
     twin(
         "merged in bf16 before the run",
         WOVEN.given(model="tiny-whole"),
