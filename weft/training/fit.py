@@ -97,11 +97,11 @@ def fit(
         points = [run.job.point(run.state) for run in together]
         # `update` but for what is a phase of its own in there
         with shared.job.clock("update"), _kept(together):
-            with trail.watching(together[0].state.step) as applied:
+            with trail.watching(shared.job, together[0].state.step) as watched:
                 estimates = shared.estimate(points)
             lane_seconds = (time.perf_counter() - started) / shared.lanes
             steps = [
-                run.step(point, estimate, lane_seconds * len(point.batches), applied)
+                run.step(point, estimate, lane_seconds * len(point.batches), watched)
                 for run, point, estimate in zip(together, points, estimates, strict=True)
             ]
         taken = [step for step in steps if step is not None]
@@ -155,11 +155,11 @@ class Underway:
             self._give_up(found)
 
     def step(
-        self, point: Point, estimate: Estimate, seconds: float, applied: trail.Applied
+        self, point: Point, estimate: Estimate, seconds: float, watched: trail.Watched
     ) -> Taken | None:
         """Take a step, and save where that is due; None where it cannot be taken."""
         try:
-            taken = take(self.part, self.state, point, estimate, seconds, applied)
+            taken = take(self.part, self.state, point, estimate, seconds, watched)
         except Diverged as found:
             self._give_up(found)
             return None

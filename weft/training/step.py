@@ -72,11 +72,11 @@ def take(
     point: Point,
     estimate: Estimate,
     seconds: float,
-    applied: trail.Applied,
+    watched: trail.Watched,
 ) -> Taken:
     """Move, end rounds that are due, evaluate, and record: everything after the estimate.
 
-    `applied` is where the estimate's forwards have placed their tokens.
+    `watched` is what was seen of the estimate's forwards.
     """
     job, writer = part.job, part.writer
     started = time.perf_counter()
@@ -99,7 +99,7 @@ def take(
                 after = _with_known_starts(job, after)
     with job.clock("records"):
         tokens = _record(part, after.step, point, estimate, moved, seconds)
-        trail.follow(job, writer, point, estimate.direction_LP, moved.state, applied)
+        trail.follow(job, writer, point, estimate.direction_LP, moved.state, watched)
     return Taken(
         after,
         estimate.loss_L,

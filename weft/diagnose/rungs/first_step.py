@@ -23,7 +23,8 @@ SPREAD = 0.02
 
 
 PROPORTIONAL = 2e-3
-"""Losses and gradients are off by one number where they agree on it to this part."""
+"""Losses and gradients are off by one number where they agree on it to this part, and to a third
+of what that number is away from 1."""
 
 
 def look(pair: Pair) -> Looked:
@@ -220,7 +221,9 @@ def _proportional(pair: Pair, a: TrainStep, b: TrainStep, ratio: float) -> str:
     same = a.batch and a.batch == b.batch and a.labels and a.labels == b.labels
     ratios = _gradient_ratios(a, b)
     off = [abs(each / ratio - 1) for each in ratios.values()] if ratio > 0 else []
-    if not same or not off or max(off) > PROPORTIONAL or _other_draws(pair):
+    if not same or not off or max(off) > min(PROPORTIONAL, abs(ratio - 1) / 3):
+        return ""
+    if _other_draws(pair):
         return ""
     words = f"all gradients are {ratio:.4g} times those of A too, so the same sum is divided by"
     count = a.supervised / ratio if a.supervised else 0.0

@@ -142,15 +142,18 @@ def _of_member(events: Sequence[Event], member: str) -> Iterator[Event]:
 def _steps(reader: RunReader, member: str | None, trail: Sequence[Event]) -> Iterator[TrainStep]:
     """Steps as they were logged, with what evidence.jsonl and the run's recording add."""
     passes = {each.index for each in trail if isinstance(each, Pass) and each.phase == "train"}
-    norms = {each.step: each.grad_norms for each in trail if isinstance(each, TrainStep)}
+    more = {each.step: each for each in trail if isinstance(each, TrainStep)}
     seen = {line["step"]: line for line in reader.evidence() if line.get("member") == member}
     for record in reader.steps():
         if record.get("member") == member:
             step = record["step"]
+            known = more.get(step, TrainStep(step=step))
             yield _step(record, seen.get(step, {})).model_copy(
                 update={
                     "passes": (step - 1,) if step - 1 in passes else (),
-                    "grad_norms": norms.get(step, {}),
+                    "grad_norms": known.grad_norms,
+                    "base": known.base,
+                    "base_before": known.base_before,
                 }
             )
 

@@ -123,6 +123,15 @@ def test_a_loss_and_gradients_off_by_one_number_are_the_normaliser_and_its_count
     assert [each.nature for each in look(pair(both[0], uneven)).findings] == ["effect"] * 2
 
 
+def test_a_loss_that_hardly_differs_is_not_divided_by_another_number() -> None:
+    """Gradients that agree to a part in a thousand say nothing of a ratio of 1.0005."""
+    norms = {"q": 0.5, "v": 2.0}
+    losses = [1.0005 * total / 12 for total in TOTALS]
+    near = side(losses, seen=False, grad_norms={"q": 0.50075, "v": 2.0})
+    found = look(pair(side(seen=False, grad_norms=norms), near)).findings
+    assert {each.nature for each in found} == {"effect"}
+
+
 def test_labels_that_only_the_script_saw_are_read_at_the_columns_of_their_rows() -> None:
     made = Side().forward([[0, 5, 6, 7], [4, 5, 6, 7]], phase="train", grad=True,
                           mask=[[0, 1, 1, 1], [1] * 4], nll=[[9, 1, 2], [9, 4, 8]])  # fmt: skip
