@@ -25,7 +25,7 @@ NAMES: dict[str, Label] = {
     "mask": "mask", "positions": "positions", "schedule": "schedule", "order": "order",
     "trainable": "trainable", "optimiser": "optimiser", "context": "cache", "mode": "mode",
     "dtype": "precision", "prompt": "tokens", "ids": "tokens", "attach": "attach",
-    "adapter": "checkpoint", "base": "base",
+    "adapter": "checkpoint", "base": "base", "tied": "tied",
 }  # fmt: skip
 """The cause that a factor is, where nothing more is known of it."""
 
@@ -45,6 +45,7 @@ def guesses(replica: Replica, other: Replica) -> Iterator[Guess]:
     yield from _scales(replica)
     yield from _contexts(replica)
     yield from _inputs(replica)
+    yield from _heads(replica)
     for factor in SPECIFIC:
         if factor == "init" or (
             factor == "attach" and replica.adapter.keys() == other.adapter.keys()
@@ -149,6 +150,19 @@ def _contexts(replica: Replica) -> Iterator[Guess]:
 
 def _fed(replica: Replica, context: Context) -> Replica:
     return replica.with_(context=context)
+
+
+def _heads(replica: Replica) -> Iterator[Guess]:
+    for tied, words in ((True, "reads its head off its embedding"), (False, "has its own head")):
+
+        def made(number: int, mine: Moment, tied: bool = tied) -> Moment:
+            if mine.base.tied == tied:
+                return mine
+            return replace(mine, base=replace(mine.base, tied=tied, digests={}))
+
+        mended = replica.at_each(made)
+        if mended is not replica:
+            yield Guess("tied", "tied", words, mended)
 
 
 def _inputs(replica: Replica) -> Iterator[Guess]:

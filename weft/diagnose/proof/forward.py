@@ -24,6 +24,7 @@ from weft.core.keys import Key
 from weft.data.tokenizer import resolve_base
 from weft.diagnose.proof.feeding import Reading
 from weft.diagnose.proof.replica import BaseValue, Moment, Replica, Update, Updates
+from weft.diagnose.proof.tying import retied
 from weft.model.base import LOADING_ERRORS, first_line
 from weft.model.noise import global_generator, rademacher
 
@@ -58,11 +59,12 @@ class Engine:
         """The base's model in evaluation mode, frozen; do not write to it."""
         changed = tuple((name, id(each)) for name, each in sorted(base.changed.items()))
         merged = tuple((n, id(u.a_RI), id(u.b_OR), u.scale) for n, u in sorted(base.merged.items()))
-        key = (*_form(base), changed, merged)
+        key = (*_form(base), changed, merged, base.tied, not base.digests)
         if key not in self._made:
             if len(self._made) >= KEPT:
                 self._made.pop(next(iter(self._made)))
-            self._made[key] = base, _changed(self._plain(base), base)
+            made = retied(_changed(self._plain(base), base), base, self._override)
+            self._made[key] = base, made
         return self._made[key][1]
 
     def own(self, base: BaseValue) -> nn.Module:

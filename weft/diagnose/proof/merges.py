@@ -60,7 +60,9 @@ def unmerged(
             return replace(mine, base=replace(base, changed=left, merged=merged))
         if len(merged) < len(names) or held.keys() != before.keys():
             return mine  # another base besides
-        return replace(mine, base=replace(plain, digests=base.digests, merged=merged))
+        return replace(
+            mine, base=replace(plain, digests=base.digests, tied=base.tied, merged=merged)
+        )
 
     return (
         a.at_each(lambda number, mine: found(b, number, mine)),
@@ -71,9 +73,9 @@ def unmerged(
 def _plain(base: BaseValue, other: BaseValue) -> BaseValue | None:
     """What a base may have been before something was merged into it."""
     if base.changed:
-        return replace(base, changed={}, digests={})
+        return replace(base, changed={}, digests={}, tied=None)
     if base.load != other.load and None not in (base.load, other.load):
-        return replace(other, dtype=base.dtype, attention=base.attention, digests={})
+        return replace(other, dtype=base.dtype, attention=base.attention, digests={}, tied=None)
     return None
 
 

@@ -20,7 +20,7 @@ from weft.diagnose.proof.solve import Solved, Trial, solve
 
 FACTORS = (
     "scale", "mask", "positions", "context", "mode", "dtype", "prompt", "ids", "attach",
-    "adapter", "init", "base",
+    "adapter", "init", "tied", "base",
 )  # fmt: skip
 """Of those that a finding may name, what can change a prediction."""
 

@@ -65,6 +65,7 @@ class BaseValue:
     config: Mapping[str, Any] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)  # of all tensors, as recorded
     merged: Updates = field(default_factory=dict)  # that are in its weights, rounded to their dtype
+    tied: bool | None = None  # whether its head is its embedding; None: as in the file
 
 
 Rule = Literal["counted", "index"]

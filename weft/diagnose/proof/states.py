@@ -40,7 +40,7 @@ def base_of(side: Evidence, model: str | None, before: Event | None) -> BaseValu
     first = seen[0]
     return BaseValue(
         _found(side, first.load) or _named(side), seen[-1].dtype or "float32", first.attention,
-        changed, first.config, digests,
+        changed, first.config, digests, tied=bool(first.tied) if first.tensors else None,
     )  # fmt: skip
 
 

@@ -12,13 +12,21 @@ from typing import Any
 
 import numpy as np
 
+from weft.diagnose.proof.holding import (
+    by_moment,
+    holding,
+    placed,
+    same_updates,
+    same_weights,
+    scaled,
+    totalled,
+    tying,
+)
 from weft.diagnose.proof.replica import (
-    BaseValue,
     Lesson,
     Micro,
     Moment,
     Replica,
-    Update,
     Updates,
 )
 
@@ -69,11 +77,22 @@ def base(to: Replica, other: Replica, places: Collection[str], step: int | None)
             return mine
         x, y = mine.base, its.base
         made = replace(
-            x, load=y.load, changed=y.changed, config=y.config, digests=y.digests, merged=y.merged
+            x,
+            load=y.load,
+            changed=y.changed,
+            config=y.config,
+            digests=y.digests,
+            merged=y.merged,
+            tied=y.tied,
         )
         return replace(mine, base=made)
 
-    return _by_moment(to, other, given)
+    return by_moment(to, other, given)
+
+
+def tied(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """Whether the head is the embedding; if not, the head's own weights."""
+    return by_moment(to, other, lambda mine, its: tying(mine, its, places))
 
 
 def dtype(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
@@ -85,7 +104,7 @@ def dtype(to: Replica, other: Replica, places: Collection[str], step: int | None
             return mine
         return replace(mine, base=replace(x, dtype=y.dtype, attention=y.attention))
 
-    return _by_moment(to, other, given)
+    return by_moment(to, other, given)
 
 
 def adapter(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
@@ -95,14 +114,14 @@ def adapter(to: Replica, other: Replica, places: Collection[str], step: int | No
     """
 
     def given(mine: Moment, its: Moment) -> Moment:
-        beside = _placed(mine.adapter, its.adapter, places)
-        merged = _placed(mine.base.merged, its.base.merged, places)
-        return _holding(mine, beside, merged)
+        beside = placed(mine.adapter, its.adapter, places)
+        merged = placed(mine.base.merged, its.base.merged, places)
+        return holding(mine, beside, merged)
 
-    to = _by_moment(to, other, given)
+    to = by_moment(to, other, given)
     if to.course is None or other.course is None:
         return to
-    start = _placed(to.course.start, other.course.start, places)
+    start = placed(to.course.start, other.course.start, places)
     return to if start is to.course.start else _taught(to, start=start)
 
 
@@ -114,13 +133,13 @@ def scale(to: Replica, other: Replica, places: Collection[str], step: int | None
 
     def given(mine: Moment, its: Moment) -> Moment:
         if not mine.base.merged and not its.base.merged:
-            return _holding(mine, _scaled(mine.adapter, its.adapter, places), {})
-        return _totalled(mine, its, places)
+            return holding(mine, scaled(mine.adapter, its.adapter, places), {})
+        return totalled(mine, its, places)
 
-    to = _by_moment(to, other, given)
+    to = by_moment(to, other, given)
     if to.course is None or other.course is None:
         return to
-    start = _scaled(to.course.start, other.course.start, places)
+    start = scaled(to.course.start, other.course.start, places)
     return to if start is to.course.start else _taught(to, start=start)
 
 
@@ -267,6 +286,7 @@ SWAPS: Mapping[str, Function] = {
     "mask": mask,
     "positions": positions,
     "base": base,
+    "tied": tied,
     "dtype": dtype,
     "adapter": adapter,
     "scale": scale,
@@ -291,81 +311,6 @@ SWAPS: Mapping[str, Function] = {
 def _taught(to: Replica, **changes: object) -> Replica:
     assert to.course is not None
     return to.with_(course=replace(to.course, **changes))  # type: ignore[arg-type]
-
-
-def _by_moment(to: Replica, other: Replica, given: Callable[[Moment, Moment], Moment]) -> Replica:
-    theirs = other.moments
-    return to.at_each(lambda number, mine: given(mine, theirs[number]))
-
-
-def _holding(moment: Moment, beside: Updates, merged: Updates) -> Moment:
-    """A moment with other updates; what was recorded of its weights is not true of new ones."""
-    base = moment.base
-    if merged is not base.merged and (merged or base.merged):
-        base = replace(base, merged=merged, digests={})
-    return replace(moment, adapter=beside, base=base)
-
-
-def _totalled(mine: Moment, its: Moment, places: Collection[str]) -> Moment:
-    """A moment whose updates add up to the other's scales, where its own are."""
-    beside, merged = dict(mine.adapter), dict(mine.base.merged)
-    names = {**beside, **merged}.keys() & {**its.adapter, **its.base.merged}.keys()
-    for name in [each for each in places if each in names] or names:
-        own, wanted = (_total(each, name) for each in (mine, its))
-        if own == wanted:
-            continue
-        for held in (beside, merged):
-            if name in held:
-                held[name] = replace(held[name], scale=held[name].scale * (wanted / (own or 1.0)))
-        if own == 0:
-            held = beside if name in beside else merged
-            held[name] = replace(held[name], scale=wanted)
-    if same_updates(beside, mine.adapter) and same_updates(merged, mine.base.merged):
-        return mine
-    return _holding(mine, beside, merged)
-
-
-def _total(moment: Moment, name: str) -> float:
-    parts = (moment.adapter.get(name), moment.base.merged.get(name))
-    return sum(each.scale for each in parts if each is not None)
-
-
-def _placed(mine: Updates, its: Updates, places: Collection[str]) -> Updates:
-    names = [each for each in places if each in mine or each in its] or list({**mine, **its})
-    made = {name: each for name, each in mine.items() if name not in names}
-    made |= {name: its[name] for name in names if name in its}
-    return mine if same_updates(mine, made) else made
-
-
-def _scaled(mine: Updates, its: Updates, places: Collection[str]) -> Updates:
-    both = mine.keys() & its.keys()
-    names = [each for each in places if each in both] or list(both)
-    made = {
-        name: replace(each, scale=its[name].scale) if name in names else each
-        for name, each in mine.items()
-    }
-    return mine if same_updates(mine, made) else made
-
-
-def same_updates(mine: Updates, its: Updates) -> bool:
-    """Whether two adapters hold the same numbers."""
-    return mine.keys() == its.keys() and all(_same(mine[name], its[name]) for name in mine)
-
-
-def _same(x: Update, y: Update) -> bool:
-    return x.scale == y.scale and np.array_equal(x.a_RI, y.a_RI) and np.array_equal(x.b_OR, y.b_OR)
-
-
-def same_weights(mine: BaseValue, its: BaseValue) -> bool:
-    """Whether two bases are one, as far as was recorded."""
-    if mine.digests and its.digests and mine.dtype == its.dtype:
-        return mine.digests == its.digests
-    same = mine.load == its.load and same_updates(mine.merged, its.merged)
-    return (
-        same
-        and mine.changed.keys() == its.changed.keys()
-        and all(np.array_equal(mine.changed[name], its.changed[name]) for name in mine.changed)
-    )
 
 
 def _batches(to: Replica, other: Replica) -> Replica:
