@@ -286,7 +286,8 @@ def _place(factor: str, replica: Replica) -> str:
         return f"all {len(modules)} adapted modules"
     if factor in ("ids", "prompt", "mask", "positions"):
         return f"all {len(replica.rows)} prompts"
-    return {"context": "decoding", "base": "weights of the base"}.get(factor, factor)
+    words = {"context": "decoding", "base": "weights of the base", "tied": "lm_head"}
+    return words.get(factor, factor)
 
 
 RULES: dict[Normaliser, str] = {
