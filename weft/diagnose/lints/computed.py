@@ -53,7 +53,7 @@ def _status(side: Evidence) -> Lints:
             "problem",
             "nothing was computed: no pass of a model, no step, no text",
             value=0,
-            fix="see what was not observed below",
+            fix="does it call a model, with PyTorch or MLX, and in this process?",
         )
 
 
