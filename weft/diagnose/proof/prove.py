@@ -339,7 +339,17 @@ def _after_choosing(
     if "seed" in by_factor:
         told("drawing again")
         voices = Voices(engine, pair, found.a, mended)
-        _exchanged(case, by_factor["seed"], "seed", voices.seeds())
+        made, number = voices.seeds(), by_factor["seed"]
+        said = voices.agree() if made is None and found.solved.closed and found.holds else None
+        if said is not None:
+            cause = case.proven.get(number, case.diagnosis.causes[number])
+            if cause.confidence == "located":
+                case.proven[number] = replace(cause, confidence="supported", proof=(said,))
+            case.not_checked.append(
+                "the seed could not be exchanged: how it was drawn is not known"
+            )
+        elif made is not None or number not in case.proven:
+            _exchanged(case, number, "seed", made)
 
 
 def _exchanged(case: Docket, number: int, name: str, made: Exchange | None) -> None:
@@ -349,6 +359,9 @@ def _exchanged(case: Docket, number: int, name: str, made: Exchange | None) -> N
     closes = made.closes <= max(made.floor, (1 - 0.95) * made.gap)
     opens = made.opens > made.floor
     cause = case.diagnosis.causes[number]
+    if not opens and _modelled(cause.finding):
+        case.idle[number] = f"exchanging it changes nothing: {made.opens:.2g} {made.unit}"
+        return
     confidence: Confidence = (
         "proven" if closes and opens and made.gap > made.floor
         else "supported" if (closes or opens) and made.gap > made.floor
@@ -366,3 +379,12 @@ def _exchanged(case: Docket, number: int, name: str, made: Exchange | None) -> N
     )
     if made.unit.startswith("nats"):
         case.effect[number] = made.opens
+
+
+MODELLED = {"greedy", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+"""Of what samplers differ in, what replicas have: without effect there, it has none."""
+
+
+def _modelled(finding: Finding) -> bool:
+    assert finding.swap is not None
+    return finding.swap.factor == "sampler" and MODELLED.issuperset(finding.swap.places)

@@ -12,12 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.evidence import Side
 from tests.unit.diagnose.proof.conftest import updates
+from weft.diagnose.finding import Cause, Diagnosis, Finding, Swap
 from weft.diagnose.proof.drawing import candidates, starts
 from weft.diagnose.proof.forward import Engine
+from weft.diagnose.proof.prove import prove
 from weft.diagnose.proof.replica import Replica, Row, Sampler
 from weft.diagnose.proof.voices import Voices, apart
 from weft.diagnose.sides.evidence import Pair
-from weft.runs.evidence import Seeded
+from weft.runs.evidence import Seeded, Weights
 
 PROMPTS = [(5, 17, 80, 3), (44, 9, 9, 61, 7, 2), (30, 12, 55)]
 COUNT = 6
@@ -113,8 +115,9 @@ def said(base, library, seeder, choose, seed, *, before=0, told=True, keep=False
          adapter=None):  # fmt: skip
     """A script that draws, and what is recorded of it; `before`: draws ahead of the first."""
     model = AutoModelForCausalLM.from_pretrained(base.load).eval()
-    side = Side()
+    side = Side().add(Weights(model="model-0", name="base", load=base.load, dtype="float32"))
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    settings = {"greedy": False, "temperature": temperature}
     seeder(seed)
     if told:
         side.add(Seeded(library=library, seed=seed))
@@ -126,7 +129,7 @@ def said(base, library, seeder, choose, seed, *, before=0, told=True, keep=False
         for _ in range(COUNT):
             logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, -1]
             tokens.append(choose((logits / temperature).softmax(-1)))
-        side.generation([prompt], [tokens], [number])
+        side.generation([prompt], [tokens], [number], settings=settings)
         if keep and prompt is PROMPTS[0]:
             first = side.events.pop()
             side.add(first, state=state)
@@ -263,6 +266,57 @@ def test_tokens_of_another_distribution_do_not_agree(base_on_disk):
     b = said(base, "torch", seeder, lambda p: int((-p).topk(5).indices[0]), 4)
     far = Sampler(greedy=False, temperature=0.9, top_k=40)
     assert voices(base, a, b, far, far).agree() is None
+
+
+def proved(a, b, factor, *places):
+    finding = Finding(9, "factor", factor, "place", f"other {factor}", swap=Swap(factor, places))
+    causes = (Cause(finding, "located"),)
+    return prove(Pair(a, b), Diagnosis("a", "b", "different", "words", causes))
+
+
+def test_seed_is_proven_where_tokens_are_drawn_again(base_on_disk):
+    base = base_on_disk()
+    a, b = (said(base, *SCRIPTS["Categorical"], seed) for seed in (3, 4))
+    (cause,) = proved(a, b, "seed").causes
+    assert (cause.confidence, cause.gap_closed, cause.reproduces) == ("proven", 1.0, 1.0)
+
+
+def test_seed_is_supported_where_tokens_are_of_one_distribution(base_on_disk):
+    base = base_on_disk()
+
+    def odd(p):
+        """From the last token to the first."""
+        return len(p) - 1 - int(torch.multinomial(p.flip(-1), 1))
+
+    a, b = (said(base, "torch", torch.manual_seed, odd, seed) for seed in (3, 4))
+    found = proved(a, b, "seed")
+    (cause,) = found.causes
+    assert cause.confidence == "supported"
+    assert "draws from one distribution" in cause.proof[0]
+    assert any("how it was drawn is not known" in words for words in found.not_checked)
+
+
+def test_sampler_that_changes_no_choice_is_no_cause(base_on_disk):
+    """It is suspected, and A with B's sampler draws from what it drew from."""
+    base = base_on_disk()
+    a, b = (said(base, *SCRIPTS["multinomial"], seed) for seed in (3, 4))
+    found = proved(a, b, "sampler", "temperature")
+    assert found.causes == ()
+    assert "exchanging it changes nothing" in found.harmless[0]
+
+
+def test_sampler_that_replicas_do_not_have_is_not_cleared(base_on_disk):
+    base = base_on_disk()
+    a, b = (said(base, *SCRIPTS["multinomial"], seed) for seed in (3, 4))
+    (cause,) = proved(a, b, "sampler", "order of filters").causes
+    assert cause.confidence == "located"
+
+
+def test_another_temperature_is_proven_as_the_sampler(base_on_disk):
+    base = base_on_disk()
+    a, b = (said(base, *SCRIPTS["multinomial"], 3, temperature=t) for t in (0.9, 1.4))
+    (cause,) = proved(a, b, "sampler", "temperature").causes
+    assert (cause.confidence, cause.gap_closed) == ("proven", 1.0)
 
 
 def test_equal_tokens_show_nothing_of_seeds(base_on_disk):
