@@ -232,13 +232,10 @@ def cut(part: str) -> Side:
     )
 
 
-def words_of(place: str) -> Patch:
-    return woven(
-        f"from weft.model import base\n\nload = base.load_tokenizer\n"
-        f'base.load_tokenizer = lambda ref: load("{place}")'
-    )
-
-
+WORDS_OF_ANOTHER = woven(
+    "from transformers import AutoTokenizer as Words\n\nload = Words.from_pretrained\n"
+    'Words.from_pretrained = lambda path, **more: load("cache", **more)'
+)
 MARKED = WOVEN.given(model="tiny-marks")
 TEXT = (
     held("F17", "every row", OPEN_WOVEN, OPEN_WOVEN.given(**{"rows.jsonl": "weft-open.jsonl"})),
@@ -298,7 +295,7 @@ TEXT = (
         "F21",
         "two tokens, in code",
         MARKED.given(cache="tiny-bare"),
-        MARKED.given(cache="tiny-bare").patched(words_of("cache")),
+        MARKED.given(cache="tiny-bare").patched(WORDS_OF_ANOTHER),
     ),
 )
 
