@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.diagnose.compare.moments import steps_before
 from weft.diagnose.proof.fed import Place, Seen, context, matched_places, ruled
+from weft.diagnose.proof.floors import Null
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.merges import Told, told_apart, unmerged
 from weft.diagnose.proof.replica import BaseValue, Moment, Replica, Row, Sampler, Stop
@@ -39,6 +40,7 @@ class Built:
     seen_b: tuple[Seen, ...]
     drawn: bool = False  # rows were drawn: the sides have none
     not_checked: tuple[str, ...] = ()
+    nulls: frozenset[Null] = frozenset()  # in which the sides differ
     merge: Told | None = None  # what one side's weights hold of an update that the other adds
 
 
@@ -90,10 +92,22 @@ def build(pair: Pair, engine: Engine, *, seed: int = 0) -> Built:
         known = [each for _, side in pair.sides for each in adapters(side)]
         a, b = unmerged(engine, a, b, known)
         merge = told_apart(engine, a, b)
-    return Built(a, b, seen[0], seen[1], not places, tuple(notes), merge)
+    nulls = frozenset(null for two in places for null in _nulls(*two))
+    return Built(a, b, seen[0], seen[1], not places, tuple(notes), nulls, merge)
 
 
 Two = tuple[Place, Place]
+
+
+def _nulls(a: Place, b: Place) -> Iterator[Null]:
+    """What must not matter, and is not the same in how a row was fed."""
+    if a.of.rows != b.of.rows:
+        yield "split"
+    if a.row.left != b.row.left:
+        yield "left"
+    after = (each.of.length - each.row.left - len(each.row.prompt) for each in (a, b))
+    if len(set(after)) > 1:
+        yield "right"
 
 
 def _one_stage(pair: Pair, places: Sequence[Two]) -> list[Two]:

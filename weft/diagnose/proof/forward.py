@@ -88,12 +88,12 @@ class Engine:
         *,
         nudge: Key | None = None,
         dropping: Key | None = None,
-        alone: bool = False,
+        most: int | None = None,
     ) -> list[torch.Tensor]:
         """Float32 logits [S, V] of each reading, in order, on the CPU.
 
         `nudge` moves embeddings by about one unit in the last place, `dropping` puts dropout to
-        work, `alone` gives each reading a forward of its own.
+        work, at most `most` readings share a forward.
         """
         model = self.model(base)
         found: list[torch.Tensor | None] = [None] * len(read)
@@ -105,7 +105,7 @@ class Engine:
                 stack.enter_context(global_generator(dropping))
                 model.train()
                 stack.callback(model.eval)
-            for batch in batches(read, _vocabulary(model), 1 if alone else len(read)):
+            for batch in batches(read, _vocabulary(model), most or len(read)):
                 inputs = tensors([read[n] for n in batch], model)
                 logits_NTV = model(**inputs, use_cache=False).logits
                 self.forwards += 1

@@ -12,10 +12,10 @@ from weft.diagnose.proof.build import Built
 from weft.diagnose.proof.control import Control, control, departs
 from weft.diagnose.proof.counterfactuals import Guess, explain
 from weft.diagnose.proof.fed import Seen
-from weft.diagnose.proof.floors import Floor, reading_floor
+from weft.diagnose.proof.floors import Floor, in_float32, reading_floor
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.measures import Measure, mean_kl, predicted
-from weft.diagnose.proof.replica import Moment, Replica
+from weft.diagnose.proof.replica import Replica
 from weft.diagnose.proof.solve import Solved, Trial, solve
 
 FACTORS = (
@@ -59,7 +59,7 @@ def read(
     a, b = built.a, built.b
     told("measuring noise")
     lossy = built.merge is not None and built.merge.label == "merge-precision"
-    floor = reading_floor(engine, a, b, Measure.of(a, b), key, merging=not lossy)
+    floor = reading_floor(engine, a, b, Measure.of(a, b), key, nulls=built.nulls, merging=not lossy)
     guessed: dict[str, Guess] = {}
     at: dict[str, int] = {}
     a, first = _mended(engine, a, b, built.seen_a, floor, guessed, at, told)
@@ -132,10 +132,6 @@ def _escalated(engine: Engine, found: Read) -> float | None:
     }
     if not types & {"bfloat16", "float16"} or found.solved.gap <= found.floor.value:
         return None
-
-    def wide(number: int, moment: Moment) -> Moment:
-        return replace(moment, base=replace(moment.base, dtype="float32"))
-
-    a, b = found.a.at_each(wide), found.b.at_each(wide)
+    a, b = in_float32(found.a), in_float32(found.b)
     pair: list[list[torch.Tensor]] = [predicted(engine, each, found.measure) for each in (a, b)]
     return mean_kl(*pair)
