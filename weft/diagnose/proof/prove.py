@@ -129,6 +129,7 @@ def _after_reading(case: Docket, found: Read, taught: Taught | Retaken | None, p
     """Causes of what is predicted."""
     solved, unit = found.solved, "nats"
     case.ruled_out += [each.words for each in found.controls if each.holds and each.seen]
+    case.not_checked += found.floor.failed
     unlike = [each for each in found.controls if not each.holds]
     case.not_checked += [_unlike(each.words, found, each.name) for each in unlike]
     files = {pair.a.kind, pair.b.kind} <= {"adapter", "config"}
