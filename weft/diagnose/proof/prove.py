@@ -23,6 +23,7 @@ from weft.diagnose.proof.docket import (
     tried,
 )
 from weft.diagnose.proof.forward import Engine, Unspliced
+from weft.diagnose.proof.local import placed
 from weft.diagnose.proof.merges import named
 from weft.diagnose.proof.reading import FACTORS as READING
 from weft.diagnose.proof.reading import Read, read
@@ -173,6 +174,8 @@ def _after_reading(case: Docket, found: Read, taught: Taught | Retaken | None, p
             continue
         if factor is None and cause.finding.rung in COMPUTED and explained:
             case.idle[number] = EXPLAINED
+        elif factor is None and cause.finding.rung in COMPUTED and found.local is not None:
+            case.proven[number] = placed(cause, found.local)
         elif factor in READING and not any(stepped):
             if explained:
                 case.idle[number] = EXPLAINED
@@ -189,7 +192,7 @@ def _after_reading(case: Docket, found: Read, taught: Taught | Retaken | None, p
     if solved.gap > solved.floor and not solved.closed:
         case.not_checked.append(
             f"what is left after all exchanges: mean KL {solved.left:.2g} of {solved.gap:.2g} "
-            f"nats (floor {solved.floor:.2g})"
+            f"nats (floor {solved.floor:.2g}){f'; {found.local.words}' if found.local else ''}"
         )
     if found.in_float32 is not None:
         case.ruled_out.append(_precision(found.in_float32, solved.gap))

@@ -14,6 +14,7 @@ from weft.diagnose.proof.counterfactuals import Guess, explain
 from weft.diagnose.proof.fed import Seen
 from weft.diagnose.proof.floors import Floor, in_float32, reading_floor
 from weft.diagnose.proof.forward import Engine
+from weft.diagnose.proof.local import Made, made
 from weft.diagnose.proof.measures import Measure, mean_kl, predicted
 from weft.diagnose.proof.replica import Replica
 from weft.diagnose.proof.solve import Solved, Trial, solve
@@ -40,6 +41,7 @@ class Read:
     solved: Solved
     guessed: dict[str, Guess]  # by side
     departs: dict[str, int]  # by side, the first block that its replica does not reproduce
+    local: Made | None = None  # where B first errs by itself, where no exchange says all
     in_float32: float | None = None  # the gap, with 16-bit bases in float32
 
     @property
@@ -83,7 +85,17 @@ def read(
         wider = solve(a, b, _once([*suspected, *mine, *more]), distance, floor.value, told)
         solved = wider if wider.left < solved.left else solved
     found = Read(a, b, measure, floor, (first, second), solved, guessed, at)
-    return replace(found, in_float32=_escalated(engine, found))
+    return replace(found, in_float32=_escalated(engine, found), local=_located(engine, found, key))
+
+
+def _located(engine: Engine, found: Read, key: Key) -> Made | None:
+    """Where what no suspect explains is made, if both replicas stand."""
+    solved = found.solved
+    known = solved.closed and all(each.trial.cause is not None for each in solved.accepted)
+    if solved.gap <= found.floor.value or known or not found.holds:
+        return None
+    rest = found.b if solved.closed else solved.mended or found.b
+    return made(engine, found.a, rest, key.fold("local"))
 
 
 def _once(trials: Sequence[Trial]) -> list[Trial]:
