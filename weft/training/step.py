@@ -26,6 +26,7 @@ from weft.training.completions import completions
 from weft.training.evaluate import Evaluation, evaluate
 from weft.training.job import Job
 from weft.training.state import State
+from weft.training.watching import Watched
 
 DIVERGED = "not finite"
 """The event of a run that cannot go on: its step is the last in whose forward it took part."""
@@ -72,7 +73,7 @@ def take(
     point: Point,
     estimate: Estimate,
     seconds: float,
-    watched: trail.Watched,
+    watched: Watched,
 ) -> Taken:
     """Move, end rounds that are due, evaluate, and record: everything after the estimate.
 

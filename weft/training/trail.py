@@ -10,8 +10,7 @@ Shapes: L lanes, P parameters of one adapter, B rows, T positions, D draws of a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,8 +29,7 @@ from weft.engines.scorer import LocalScorer
 from weft.methods.estimate import Point, Scorer
 from weft.model.adapter import Adapter, Layout
 from weft.model.base import Base
-from weft.model.points import Points
-from weft.model.positions import positions_seen
+from weft.model.finite import first_broken
 from weft.model.probing import embeddings_moved, seen_scales
 from weft.model.seen import config_seen, sketch, tensor_seen, tied
 from weft.runs.adapters import module_seen
@@ -50,12 +48,10 @@ from weft.runs.writer import RunWriter
 from weft.training.ground import Ground
 from weft.training.job import Job
 from weft.training.state import State
+from weft.training.watching import PASSES, Watched, print_of
 
 MODEL = "model-0"
 """The base, and the only adapter of a run; those of a run with several go by their names."""
-
-PASSES = 8
-"""First steps whose rows are kept."""
 
 TEXTS = 32
 """Texts of these rows that are kept."""
@@ -91,38 +87,6 @@ def go_on(state: State, writer: RunWriter) -> None:
         writer.record(Notice(text=f"nothing was recorded before step {state.step + 1}"))
 
 
-@dataclass(frozen=True)
-class Watched:
-    """What was seen of the forwards of a step, once they are over."""
-
-    base: str = ""
-    """Digest of some numbers of the base before the first step."""
-    applied: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
-    """By the token ids of a row, the positions [n] at which the model read them."""
-
-
-@contextmanager
-def watching(job: Job, step: int) -> Iterator[Watched]:
-    """Around the forwards after `step` steps."""
-    watched = Watched("" if step else print_of(job.base))
-    if step >= PASSES:
-        yield watched
-        return
-    with positions_seen() as seen:
-        yield watched
-    for each in seen:
-        if each.rows is not None:
-            for block, found in zip(each.rows.blocks, each.by_example(), strict=True):
-                for example, at_Nn in zip(block.batch.examples, found, strict=True):
-                    ids = tuple(example.ids_T[: example.read].tolist())
-                    watched.applied.setdefault(ids, at_Nn[0].numpy())
-
-
-def print_of(base: Base) -> str:
-    """A digest of a few numbers of every tensor of a base, which is frozen."""
-    return Points.of(dict(base.model.named_parameters())).digest
-
-
 def follow(
     job: Job,
     writer: RunWriter,
@@ -150,6 +114,23 @@ def follow(
                 )
             )
         snapshots(job, state, writer)
+
+
+def broke(job: Job, writer: RunWriter, point: Point, state: State) -> None:
+    """Of a step that cannot be taken: the rows that it read, where they are first not finite."""
+    if isinstance(job.objective, Reward):
+        return
+    with first_broken(job.base.model) as found:
+        for ground in job.grounds(state.stacks):
+            part = point.part(ground.start, ground.stop)
+            job.scorer(ground).losses(part.theta_LP[:, None], part.batches)
+    if found.module is None:  # it is the gradient, or the update
+        return
+    update = {"nonfinite": found.module, "largest": found.largest}
+    for lane, batch in zip(job.names, point.batches, strict=True):
+        rows, model = job.objective.rows(batch), _model(job, lane)
+        seen, arrays = _pass(job, model, state.step + 1, rows, Watched())
+        writer.record(seen.model_copy(update=update), arrays)
 
 
 def _norms(layout: Layout, direction_P: torch.Tensor) -> dict[str, float]:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 import weft
 from weft.core.batch import IGNORE
-from weft.core.errors import CheckFailed
+from weft.core.errors import CheckFailed, NumericError
 from weft.core.files import remove_dir
 from weft.core.keys import Key
 from weft.diagnose.compare.trail import moves
@@ -38,6 +38,7 @@ from weft.training import trail
 from weft.training.job import load_job
 from weft.training.state import State
 from weft.training.train import resume, train
+from weft.training.watching import PASSES, watching
 
 SHORT = ("steps=5", "eval.every=0", "keep=last", "checkpoint_every=2")
 
@@ -102,7 +103,7 @@ def test_positions_are_those_that_the_model_applied(job):
     )
     point = job.point(State.fresh(job.initial_theta))
     scorer = job.scorer(job.grounds(())[0])
-    with trail.watching(job, 0) as watched:
+    with watching(job.base, 0) as watched:
         scorer.losses(point.theta_LP[:, None], point.batches)
     hook.remove()
     for example in point.batches[0].examples:
@@ -113,7 +114,7 @@ def test_positions_are_those_that_the_model_applied(job):
 def test_nobody_looks_at_positions_of_steps_whose_rows_are_not_kept(job):
     point = job.point(State.fresh(job.initial_theta))
     scorer = job.scorer(job.grounds(())[0])
-    with trail.watching(job, trail.PASSES) as watched:
+    with watching(job.base, PASSES) as watched:
         scorer.losses(point.theta_LP[:, None], point.batches)
     assert not watched.applied
 
@@ -140,6 +141,24 @@ def test_a_base_that_moves_is_seen_to_do_so(resolved, tmp_path, monkeypatch):
     assert (first.label, first.rung, first.place, first.step) == (
         "trainable", 11, "base weights", 1,
     )  # fmt: skip
+
+
+def test_of_a_loss_that_is_no_number_the_first_module_is_told(resolved, tmp_path, monkeypatch):
+    from weft.training.fit import Shared
+
+    estimate = Shared.estimate
+
+    def breaking(self, points):
+        with torch.no_grad():
+            self.job.base.model.get_parameter("model.layers.1.mlp.down_proj.weight")[0] = torch.nan
+        return estimate(self, points)
+
+    monkeypatch.setattr(Shared, "estimate", breaking)
+    with pytest.raises(NumericError):
+        train(resolved(*SHORT), tmp_path / "run")
+    (seen,) = of(Recording(tmp_path / "run" / "recording"), Pass)
+    assert (seen.index, seen.phase) == (0, "train")
+    assert seen.nonfinite.startswith("model.layers.1.") and seen.largest
 
 
 def test_each_step_has_fingerprints_of_its_rows_and_of_the_adapter_after_it(root, job):

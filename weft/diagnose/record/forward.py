@@ -21,6 +21,7 @@ from weft.diagnose.record.anatomy import plain_name, plan_of
 from weft.diagnose.record.calls import Call
 from weft.diagnose.record.probing import plain_arithmetic, undisturbed
 from weft.diagnose.record.recorder import Recorder
+from weft.model.finite import first_broken
 from weft.model.positions import positions_among
 from weft.runs.sketch import projections
 
@@ -167,34 +168,13 @@ def _search(watch: Watch) -> tuple[str | None, dict[str, float]]:
     """Run the call again with hooks everywhere; only a pass without a cache can be."""
     if watch.call.past:
         return "unknown (in a pass with a cache)", {}
-    largest: dict[str, float] = {}
-    first: list[str] = []
-    names = {id(module): plain_name(name) for name, module in watch.root.named_modules()}
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        state = output[0] if isinstance(output, tuple) and output else output
-        if first or not isinstance(state, torch.Tensor) or not state.is_floating_point():
-            return
-        finite = torch.isfinite(state)
-        if bool(finite.all()):
-            largest[names[id(module)]] = float(state.detach().abs().max())
-        else:
-            first.append(names[id(module)] or type(module).__name__)
-
     with undisturbed(watch.root, evaluating=False):
         if watch._random is not None:
             torch.set_rng_state(watch._random)
-        hooks = [
-            module.register_forward_hook(after)
-            for module in watch.root.modules()
-            if module is not watch.root
-        ]
-        try:
+        with first_broken(watch.root) as found:
             watch.root(input_ids=watch.call.ids, attention_mask=watch.call.mask)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return (first[0] if first else "unknown"), dict(list(largest.items())[-8:])
+    largest = {plain_name(name): size for name, size in found.largest.items()}
+    return "unknown" if found.module is None else plain_name(found.module), largest
 
 
 def _dropouts(root: nn.Module) -> int:
