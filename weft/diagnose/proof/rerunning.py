@@ -71,7 +71,7 @@ def retake(
     if not a.lines or not b.lines:
         return None
     with Rerun(engine) as rerun:
-        return _Proof(rerun, a, b, causes, key, told).made()
+        return _Proof(rerun, a, b.sharing(a), causes, key, told).made()
 
 
 class _Proof:
