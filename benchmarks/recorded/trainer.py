@@ -35,6 +35,7 @@ with tempfile.TemporaryDirectory() as folder:
     )
     collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+    trainer.remove_callback(transformers.PrinterCallback)  # it prints seconds, too
     trainer.train()
 took = time.perf_counter() - start
 print([each["loss"] for each in trainer.state.log_history if "loss" in each])

@@ -47,7 +47,9 @@ def _status(side: Evidence) -> Lints:
         yield Lint("status", state, words, value=str(status))
     elif status is not None:
         yield Lint("status", "ok", f"the {side.kind} {status}", value=str(status))
-    if side.kind in ("run", "recording") and not (side.passes or side.steps or side.generations):
+    ended = status != "running"  # what goes on writes what it computed at its end
+    computed = side.passes or side.steps or side.generations
+    if ended and side.kind in ("run", "recording") and not computed:
         yield Lint(
             "status",
             "problem",
