@@ -13,9 +13,10 @@ import torch
 
 import weft
 from weft.core.keys import Key
+from weft.diagnose.proof.as_recorded import Side
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.rerun import Rerun
-from weft.diagnose.proof.rerunning import Side
+from weft.diagnose.proof.settings import Setup
 from weft.diagnose.sides.opening import open_evidence
 from weft.methods.registry import METHODS
 from weft.training import advance
@@ -201,3 +202,11 @@ def test_embeddings_that_are_moved_by_one_unit_are_near_and_not_the_same(run):
         one, other = (rerun.take(side.setup, 3, nudge=n) for n in (None, Key.of(1)))
     x, y = (each.state.theta_LP for each in (one, other))
     assert not torch.equal(x, y) and float((x - y).norm() / x.norm()) < 1e-2
+
+
+def test_files_of_a_run_are_found_from_above_its_directory(small_base, rows_dir, tmp_path):
+    shutil.copy(f"{rows_dir}/train.jsonl", tmp_path / "rows.jsonl")
+    config = resolve("instruct", [f"base={small_base}", "data.path=rows.jsonl", *SHORT]).config
+    found = Setup.of(config, config.lanes[0], None).found(tmp_path / "runs" / "one")
+    assert found.at("data.path") == str((tmp_path / "rows.jsonl").resolve())
+    assert found.at("base") == small_base
