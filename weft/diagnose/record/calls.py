@@ -20,6 +20,8 @@ MAX_NLL_VALUES = 2**26
 
 MASKS = ("attention_mask", "mask", "attn_mask", "padding_mask")
 CACHES = ("past_key_values", "past_key_value", "cache", "kv_cache", "past")
+NO_IDS = (*MASKS, "labels", "targets", "position_ids", "token_type_ids", "cache_position")
+"""Other integers in two axes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +123,12 @@ def read_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         given.setdefault(names[index] if known else None if index == 0 else f" {index}", value)
     ids_name: str | None = "input_ids"
     if given.get("input_ids") is None:
-        ids_name = next((name for name, value in given.items() if is_ids(value)), " ")
+        ids_name = " "
+        for name, value in reversed(given.items()):
+            if name not in NO_IDS and is_ids(value):
+                ids_name = name
     ids = given.get(ids_name)
-    if ids is None or not is_ids(ids):
+    if ids is None or not is_ids(ids) or given.get("inputs_embeds") is not None:
         return None
     mask_name = next((name for name in MASKS if given.get(name) is not None), None)
     mask = _padding_mask(given.get(mask_name), ids)
@@ -138,7 +143,9 @@ def read_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         mask,
         labels if same else None,
         positions if isinstance(positions, torch.Tensor) else None,
-        _cached(next((given[name] for name in CACHES if given.get(name) is not None), None)),
+        _cached(
+            next((given[name] for name in CACHES if given.get(name) is not None), None), module
+        ),
         (
             ids_name,
             mask_name if mask is not None else None,
@@ -183,15 +190,21 @@ def _is_matrix(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 2
 
 
-def _cached(cache: Any) -> int:
-    """Positions in a cache."""
+def _cached(cache: Any, module: nn.Module) -> int:
+    """Positions of the text in a cache, without those of a prompt that PEFT has tuned."""
     if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
+        return max(int(cache.get_seq_length()) - _virtual(module), 0)
     while isinstance(cache, list | tuple) and cache:
         cache = cache[0]
     if isinstance(cache, torch.Tensor) and cache.dim() == 4:
         return cache.shape[2]
     return 0
+
+
+def _virtual(module: nn.Module) -> int:
+    """Positions that a model of PEFT, while it generates with this one, puts before all text."""
+    driver = getattr(getattr(module, "prepare_inputs_for_generation", None), "__self__", None)
+    return int(getattr(getattr(driver, "active_peft_config", None), "num_virtual_tokens", 0) or 0)
 
 
 def read_output(output: Any, call: Call) -> tuple[torch.Tensor | None, torch.Tensor | None]:

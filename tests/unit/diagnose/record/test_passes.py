@@ -4,6 +4,7 @@ import copy
 import threading
 
 import numpy as np
+import peft
 import pytest
 import torch
 from torch import nn
@@ -330,3 +331,37 @@ def test_a_mask_of_one_position_by_another_is_none_of_padding(record):
     assert not left.of(Check)
     said = " ".join(each.text for each in left.of(Notice))
     assert "a mask that is none of padding are not checked" in said
+
+
+def test_positions_and_masks_beside_vectors_are_no_token_ids(make_model, record):
+    model = make_model("llama")
+    ids = torch.tensor([[5, 6, 7]])
+
+    def run():
+        with torch.no_grad():
+            vectors = model.get_input_embeddings()(ids)
+            mask, places = torch.ones_like(ids), torch.arange(3)[None]
+            return model(inputs_embeds=vectors, attention_mask=mask, position_ids=places)
+
+    assert record(run).of(Pass) == []
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_a_tuned_prompt_is_no_model_and_no_text(make_model, record, kind):
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    ids = torch.tensor([[5, 6, 7]])
+
+    def run():
+        model = peft.get_peft_model(copy.deepcopy(make_model("llama")), config).eval()
+        with torch.no_grad():
+            model(input_ids=ids)
+        return model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, eos_token_id=96)
+
+    left = record(run)
+    passes = left.of(Pass)
+    assert {each.model for each in passes} == {"model-0"}
+    assert {left.array(each.logits).shape for each in passes if each.logits} == {(1, 97)}
+    assert [each.past for each in passes if each.length == 1] == [3, 4, 5]
+    (said,) = left.of(Generation)
+    assert [*said.prompts[0], *said.tokens[0]] == left.result[0].tolist()
