@@ -19,13 +19,14 @@ from weft.diagnose.sides.decoded import Step, lone_tokens, steps_of
 from weft.diagnose.sides.evidence import Evidence
 from weft.diagnose.words import counted
 
-Fault = Literal["lost", "cut", "more", "position", "start"]
+Fault = Literal["lost", "cut", "more", "position", "start", "padded"]
 """No context; less than all of it; more than there is; positions that do not count on; positions
-that count on from where the prompt's should have ended, and did not."""
+that count on from where the prompt's should have ended, and did not; those that count padding."""
 
 
 LABELS: Mapping[Fault, Label] = {
     "lost": "cache", "cut": "cache", "more": "cache", "position": "cache-pos", "start": "positions",
+    "padded": "positions",
 }  # fmt: skip
 
 FIXES: Mapping[Fault, str] = {
@@ -34,6 +35,7 @@ FIXES: Mapping[Fault, str] = {
     "more": "start every prompt with an empty cache, and feed only what is not in it",
     "position": "let positions count on: the number of real tokens before",
     "start": "give the prompt the positions that its mask counts",
+    "padded": "count real tokens only: position_ids = attention_mask.cumsum(-1) - 1",
 }
 
 
@@ -59,6 +61,8 @@ def check(side: Evidence) -> tuple[Alone, ...]:
             kinds = [each for step in steps for each in _position(steps[0], step)]
         for fault, step, size in kinds:
             found[fault].append((step, size))
+    if found["position"] and _is_padding(side, found["position"]):
+        found["padded"] = found.pop("position")
     return _together(
         Alone(
             fault,
@@ -70,7 +74,20 @@ def check(side: Evidence) -> tuple[Alone, ...]:
             each[0][0].of.where or each[0][0].generation.where,
         )
         for fault, each in found.items()
+        if each
     )
+
+
+def _is_padding(side: Evidence, off: Sequence[tuple[Step, int]]) -> bool:
+    """Whether each row is off by what it is shorter than the longest one beside it."""
+    alone = all(len(each.prompts) == 1 for each in side.generations)
+
+    def padding(step: Step) -> int:
+        beside = side.generations if alone else (step.generation,)
+        longest = max(len(prompt) for each in beside for prompt in each.prompts)
+        return longest - len(step.generation.prompts[step.row])
+
+    return all(size == padding(step) for step, size in off)
 
 
 def _together(found: Iterable[Alone]) -> tuple[Alone, ...]:
@@ -150,6 +167,11 @@ def _words(fault: Fault, each: Sequence[tuple[Step, int]], side: Evidence) -> st
             f"{min(-off for _, off in each):+d} to {max(-off for _, off in each):+d}"
         )
     sizes = Counter(off for _, off in each)
+    if fault == "padded":
+        return (
+            f"positions count padding in {count}: off by {min(sizes):+d} to {max(sizes):+d}, in "
+            "each row by what it is shorter than the longest beside it"
+        )
     if len(sizes) == 1:
         return f"positions are off by {size:+d} in {count}"
     return (
