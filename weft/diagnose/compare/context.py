@@ -80,14 +80,16 @@ def check(side: Evidence) -> tuple[Alone, ...]:
 
 def _is_padding(side: Evidence, off: Sequence[tuple[Step, int]]) -> bool:
     """Whether each row is off by what it is shorter than the longest one beside it."""
-    alone = all(len(each.prompts) == 1 for each in side.generations)
-
-    def padding(step: Step) -> int:
-        beside = side.generations if alone else (step.generation,)
-        longest = max(len(prompt) for each in beside for prompt in each.prompts)
-        return longest - len(step.generation.prompts[step.row])
-
-    return all(size == padding(step) for step, size in off)
+    rows = [(id(each), row) for each in side.generations for row in range(len(each.prompts))]
+    lengths = [len(prompt) for each in side.generations for prompt in each.prompts]
+    found = [0] * len(rows)
+    for step, size in off:
+        found[rows.index((id(step.generation), step.row))] = size
+    for size in range(2, len(rows) + 1):  # prompts of a batch follow one another
+        batches = [lengths[at : at + size] for at in range(0, len(rows), size)]
+        if found == [max(batch) - length for batch in batches for length in batch]:
+            return True
+    return False
 
 
 def _together(found: Iterable[Alone]) -> tuple[Alone, ...]:

@@ -219,14 +219,16 @@ def _only_in_decoding(
 
 def _shorter(later: Sequence[Gap], floor: float, lengths: Mapping[int, int]) -> str:
     """The rows that differ, if those are the ones that are padded and no longest row does."""
-    longest = max(lengths.values())
     wrong = {gap.prompt for gap in later if gap.kl > 3 * floor}
     right = {gap.prompt for gap in later} - {gap.prompt for gap in later if gap.kl > floor}
-    whole = {prompt for prompt in lengths if lengths[prompt] == longest}
     seen = {gap.prompt for gap in later}
-    if not wrong or wrong & whole or not right & whole or seen - right - whole != seen - whole:
-        return ""
-    return f"in {counted(len(wrong), 'row')} shorter than the longest"
+    order = sorted(lengths)
+    for size in range(2, len(order) + 1):  # prompts of a batch follow one another
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        whole = {n for each in batches for n in each if lengths[n] == max(lengths[m] for m in each)}
+        if wrong and right and seen & whole == right and seen - whole == wrong:
+            return f"in {counted(len(wrong), 'row')} shorter than the longest"
+    return ""
 
 
 def _curve(gaps: Sequence[Gap], floor: float) -> dict[str, Any]:
