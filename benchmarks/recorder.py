@@ -22,6 +22,7 @@ import torch
 from benchmarks.harness import Spread
 from benchmarks.report import MIB, Report
 from weft.core.errors import CheckFailed
+from weft.diagnose.words import counted
 from weft.runs.recording import Recording
 
 NAME = "recorder"
@@ -115,8 +116,8 @@ def workload(rounds: int) -> str:
     """What was run, in words."""
     return (
         "weft/tiny in fp32; loops: 8 prompts of 32 new tokens; generate(): 8 prompts at once, 64 "
-        f"new tokens; training: 20 steps of 4 rows; medians of {rounds} rounds, alone and recorded "
-        "in turn; work is what comes after loading; MiB are those that were written; what is "
+        f"new tokens; training: 20 steps of 4 rows; medians of {counted(rounds, 'round')}, alone and "
+        "recorded in turn; work is what comes after loading; MiB are those that were written; what is "
         "printed is the same with and without"
     )
 
