@@ -116,9 +116,9 @@ def workload(rounds: int) -> str:
     """What was run, in words."""
     return (
         "weft/tiny in fp32; loops: 8 prompts of 32 new tokens; generate(): 8 prompts at once, 64 "
-        f"new tokens; training: 20 steps of 4 rows; medians of {counted(rounds, 'round')}, alone and "
-        "recorded in turn; work is what comes after loading; MiB are those that were written; what is "
-        "printed is the same with and without"
+        "new tokens; training: 20 steps of 4 rows; medians of "
+        f"{counted(rounds, 'round')}, alone and recorded in turn; work is what comes after "
+        "loading; MiB are those that were written; what is printed is the same with and without"
     )
 
 
