@@ -1,4 +1,4 @@
-"""`python -m benchmarks [name ...]`: measure Weft beside its peers, in one process."""
+"""`python -m benchmarks [name ...]`: measure Weft beside its peers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
 
-from benchmarks import breakdown, decode, mezo_step, mlx_training, population, report, sft_step
+from benchmarks import (
+    breakdown,
+    decode,
+    mezo_step,
+    mlx_training,
+    population,
+    recorder,
+    report,
+    sft_step,
+)
 from benchmarks.alpaca_lengths import describe, random_batches
 from benchmarks.harness import Contender, Measurement, alternate
 from weft.core.errors import WeftError
@@ -143,6 +153,14 @@ def _run_mezo(
     )
 
 
+def run_recorder(options: argparse.Namespace, console: Console) -> None:
+    """Programs alone and under `weft record`."""
+    load = report.load()
+    costs = recorder.measure(recorder.programs(options.quick), options.rounds, tell)
+    facts = _facts(recorder.NAME, recorder.workload(options.rounds), load)
+    tell_report(recorder.Costs(*facts, costs), options, console)
+
+
 def tell(progress: str) -> None:
     """What is running now."""
     print(progress, file=sys.stderr)
@@ -156,22 +174,25 @@ def tell_result(
     options: argparse.Namespace,
     console: Console,
 ) -> None:
+    """Show what contenders did, and write it down where that was asked for."""
+    facts = _facts(name, workload, load)
+    tell_report(report.Speeds(*facts, "weft", tuple(measurements)), options, console)
+
+
+def tell_report(result: report.Report, options: argparse.Namespace, console: Console) -> None:
     """Show a result, and write it down where that was asked for."""
-    result = report.Report(
-        benchmark=name,
-        command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
-        date=report.now(),
-        workload=workload,
-        hardware=report.hardware(),
-        versions=report.versions(),
-        load_at_start=load,
-        subject="weft",
-        measurements=tuple(measurements),
-    )
     report.show(result, console)
     if options.write:
-        console.print(f"written: {report.save(result)}, {report.PAGE}", highlight=False)
+        console.print(f"written: {report.save(result)}, {result.page}", highlight=False)
         report.publish(result)
+
+
+def _facts(name: str, workload: str, load: float) -> tuple[Any, ...]:
+    """What every report begins with."""
+    command = " ".join(["python -m benchmarks", *sys.argv[1:]])
+    return (
+        name, command, report.now(), workload, report.hardware(), report.versions(), load
+    )  # fmt: skip
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -181,6 +202,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     **{workload.name: run_population(workload) for workload in population.WORKLOADS},
     "mezo_step": run_mezo_step,
     "mezo_directions": run_mezo_directions,
+    recorder.NAME: run_recorder,
 }
 
 
@@ -194,7 +216,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one round of one step: does it run?")
     parser.add_argument("--profile", action="store_true", help="also: where the time goes")
     parser.add_argument(
-        "--write", action="store_true", help="also: results/*.json and docs/benchmarks.md"
+        "--write", action="store_true", help="also: results/*.json and the pages of docs/"
     )
     options = parser.parse_args()
     names = options.names or list(BENCHMARKS)

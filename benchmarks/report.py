@@ -39,16 +39,16 @@ class Report:
     hardware: str
     versions: Mapping[str, str]
     load_at_start: float
-    subject: str
-    measurements: tuple[Measurement, ...]
+
+    @property
+    def page(self) -> Path:
+        """Where it is published."""
+        return PAGE
 
     @property
     def rows(self) -> list[list[str]]:
-        """The table: a heading, then one row a contender."""
-        (subject,) = (m for m in self.measurements if m.contender == self.subject)
-        times, share = (f"{subject.what}: {word}" for word in ("speed", "memory"))
-        heading = ["", "tokens/s", "s/step", "peak MiB", "process", times, share]
-        return [heading, *(_row(m, subject) for m in self.measurements)]
+        """The table: a heading, then the rest."""
+        raise NotImplementedError
 
     @property
     def facts(self) -> list[str]:
@@ -59,6 +59,22 @@ class Report:
             f"{self.hardware}; {versions}; load average at the start {self.load_at_start:.1f}",
             f"`{self.command}`, {self.date}",
         ]
+
+
+@dataclass(frozen=True)
+class Speeds(Report):
+    """Contenders beside one of them."""
+
+    subject: str
+    measurements: tuple[Measurement, ...]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """A heading, then one row a contender."""
+        (subject,) = (m for m in self.measurements if m.contender == self.subject)
+        times, share = (f"{subject.what}: {word}" for word in ("speed", "memory"))
+        heading = ["", "tokens/s", "s/step", "peak MiB", "process", times, share]
+        return [heading, *(_row(m, subject) for m in self.measurements)]
 
 
 def hardware() -> str:
@@ -108,15 +124,15 @@ def save(report: Report) -> Path:
 def publish(report: Report) -> None:
     """Replace this benchmark's part of the documentation page, between its markers."""
     start, end = (f"<!-- {report.benchmark}: {word} -->" for word in ("start", "end"))
-    text = PAGE.read_text()
+    text = report.page.read_text()
     before, _, rest = text.partition(start)
     _, _, after = rest.partition(end)
-    assert rest and after, f"{PAGE} lost the markers of {report.benchmark}"
+    assert rest and after, f"{report.page} lost the markers of {report.benchmark}"
     head, *body = ("| " + " | ".join(row) + " |" for row in report.rows)
     rule = "|---" + "|---:" * (len(report.rows[0]) - 1) + "|"
     facts = "\n".join(f"* {line}" for line in report.facts)
     part = "\n".join([start, head, rule, *body, "", facts, end])
-    PAGE.write_text(before + part + after)
+    report.page.write_text(before + part + after)
 
 
 def now() -> str:

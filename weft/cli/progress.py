@@ -223,6 +223,7 @@ class ProofProgress(_Shown):
         if screen.console().is_terminal:
             if self._line is None:
                 self._line = _LiveLine(done, total)
+                self._line.show(done, words)
                 self._line.start()
             self._line.show(done, words)
         elif time.monotonic() - self._spoken > QUIET_SECONDS:

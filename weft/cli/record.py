@@ -62,15 +62,19 @@ def record(
         raise InputError(f"{root} is there already", hint="give --out an empty directory")
     code = run(program, root, ENVIRONMENT)
     if is_recording(root):
-        screen.say(_words(Recording(root)))
+        try:
+            screen.say(_words(Recording(root)))
+        except InputError as error:  # the exit code is the program's, whatever became of this
+            screen.say(f"recorded: {root}, which cannot be read: {error.problem}")
     raise typer.Exit(end_like(code))
 
 
 def _words(recording: Recording) -> str:
     """The line at the end."""
     about = recording.about
-    text = f"recorded: {recording.root} ({len(recording.events):,} events"
-    if about.status == "recording":
+    count = len(recording.events) if about.events is None else about.events
+    text = f"recorded: {recording.root} ({count:,} events"
+    if not recording.whole:
         return f"{text}; the program was ended before it could finish)"
     spent = 0.0 if about.overhead_seconds is None else about.overhead_seconds
     return f"{text}, overhead {spent:.1f} s of {about.seconds or 0:.1f} s)"

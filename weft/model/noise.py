@@ -72,12 +72,30 @@ def log_exponential(count: int, key: Key, position: int) -> np.ndarray:
     return np.log(noise.standard_exponential(count)).astype(np.float32)
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Give PyTorch's global generators a user's own seed for a while, and put the old state back.
+def torch_numbers(start: int | np.ndarray) -> torch.Generator:
+    """A generator that gives what PyTorch's own gives after a user's seed, or from a state on.
 
-    For draws of other code that are drawn again as it drew them.
+    For draws of other code that are drawn again as it drew them; a state is that of
+    `torch.get_rng_state`, as bytes.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+    made = torch.Generator()
+    if isinstance(start, int):
+        return made.manual_seed(start)
+    made.set_state(torch.from_numpy(np.array(start, np.uint8)))
+    return made
+
+
+def legacy_numbers(seed: int, *, python: bool = False) -> np.random.RandomState:
+    """What `numpy.random` gives after a user's seed; `python`: what the module `random` gives.
+
+    Both are one Mersenne Twister, seeded with a number or with its 32-bit words.
+    """
+    if not python:
+        return np.random.RandomState(seed % 2**32)
+    words = [abs(seed) >> at & 0xFFFFFFFF for at in range(0, max(1, abs(seed).bit_length()), 32)]
+    return np.random.RandomState(words)
+
+
+def new_numbers(seed: int) -> np.random.Generator:
+    """What `numpy.random.default_rng` gives after a user's seed."""
+    return np.random.default_rng(seed)

@@ -36,8 +36,9 @@ def seen_scales(base: Base, adapter: Adapter) -> dict[str, tuple[float, float]]:
 
     Each adapted layer is called on the probes with and without its hook, B being fixed numbers
     meanwhile; `c` minimises |with - without - c * B @ A @ x|, and the second number is what is
-    left of it, relatively. Routers, whose weight is a bare parameter, are not in it, nor is a layer
-    whose factors are too large or too small to be multiplied.
+    left of it, relatively, beyond one rounding of what the layer gives. Routers, whose weight is a
+    bare parameter, are not in it, nor is a layer whose factors are too large or too small to be
+    multiplied.
     """
     slots = [slot for slot in adapter.layout.slots if slot.site.kind != "router"]
     loud = _loud(adapter).to(base.device)
@@ -64,7 +65,8 @@ def seen_scales(base: Base, adapter: Adapter) -> dict[str, tuple[float, float]]:
             continue
         change_1TO = seen[name] - without[name]
         scale = float((change_1TO * update_1TO).sum()) / power
-        left = float((change_1TO - scale * update_1TO).norm())
+        rounding = torch.finfo(base.dtype).eps * float(seen[name].norm())
+        left = max(float((change_1TO - scale * update_1TO).norm()) - rounding, 0.0)
         found[name] = scale, left / max(float(change_1TO.norm()), 1e-30)
     return found
 

@@ -34,7 +34,7 @@ def by_layer(curve: Mapping[str, Any], path: Path) -> None:
     figure, axes = canvas(7.2, 3.6)
     lines = {"after the layer": curve["cumulative"], "made in the layer": curve.get("local")}
     labels = _decades(axes, range(len(names)), lines, curve.get("floor"))
-    _dress(axes, "layer", "relative difference of the hidden states, B against A")
+    _dress(axes, "layer", "relative difference of the hidden states, B against A", lines)
     shown = range(0, len(names), max(1, -(-len(names) // MOST_NAMES)))
     axes.set_xticks(list(shown), [names[i] for i in shown], parse_math=False)
     if sum(len(names[i]) for i in shown) > MOST_CHARACTERS:
@@ -48,8 +48,9 @@ def along(curve: Mapping[str, Any], path: Path, *, across: str, measure: str) ->
     """A measure at each position, prompt or decoding step, beside the floor."""
     figure, axes = canvas(7.2, 3.3)
     name, title = MEASURES[measure]
-    labels = _decades(axes, curve[across], {name: curve[measure]}, curve.get("floor"))
-    _dress(axes, across, title)
+    lines = {name: curve[measure]}
+    labels = _decades(axes, curve[across], lines, curve.get("floor"), joined=across != "prompt")
+    _dress(axes, across, title, lines)
     label_ends(figure, axes, labels)
     save(figure, path)
 
@@ -86,10 +87,12 @@ def _decades(
     at: Sequence[float],
     lines: Mapping[str, Sequence[float | None] | None],
     floor: float | None,
+    joined: bool = True,
 ) -> list[Label]:
     """Draw the logarithms of what may span decades, and the floor; the labels of the lines.
 
-    What is 0 is drawn at the bottom, what is not finite at the top.
+    What is 0 is drawn at the bottom, what is not finite at the top. Points of which none comes
+    after another are not joined.
     """
     known = {name: [_value(v) for v in values] for name, values in lines.items() if values}
     sound = [v for values in known.values() for v in values if 0 < v < math.inf]
@@ -109,7 +112,7 @@ def _decades(
             list(at),
             [height(value) for value in values],
             color=colour,
-            linewidth=1.8,
+            linewidth=1.8 if joined else 0,
             marker="o",
             markersize=3.5 if len(values) <= 60 else 0,
             clip_on=False,
@@ -130,8 +133,12 @@ def _as_power(exponent: float, _: float) -> str:
     return f"{float(f'{10.0**exponent:.1g}'):g}"
 
 
-def _dress(axes: Axes, across: str, title: str) -> None:
-    dress(axes, across, f"{title}; a logarithmic scale")
+def _dress(
+    axes: Axes, across: str, title: str, lines: Mapping[str, Sequence[float | None] | None]
+) -> None:
+    zero = any(value == 0 for values in lines.values() if values for value in values)
+    scale = "a logarithmic scale" + (", 0 at the bottom" if zero else "")
+    dress(axes, across, f"{title}; {scale}")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.yaxis.set_major_formatter(_as_power)
 

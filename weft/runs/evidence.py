@@ -5,7 +5,7 @@ in the tensors beside it. Modules have the names that transformers gives them, w
 of PEFT and others (`model.layers.0.self_attn.q_proj`). A *pass* is one call of a whole model.
 
 Shapes: B rows, T positions, V vocabulary, L blocks, D hidden size, P projections, R rank,
-O outputs and I inputs of a module, K probes.
+O outputs and I inputs of a module, K probes, S bytes of a generator's state.
 """
 
 from __future__ import annotations
@@ -282,6 +282,9 @@ class Generation(Part):
     passes: tuple[int, ...] = ()  # indices of its passes, in order
     draws: tuple[Draw, ...] = ()
     random: str | None = None  # digest of the generator's state before the first draw
+    state: Annotated[Array | None, Form("S", WHOLE)] = None
+    """That state itself, as PyTorch gives it for the CPU: of the first completions."""
+
     where: str | None = None
 
 
@@ -309,6 +312,7 @@ class TrainStep(Part):
     adapter: str = ""  # digest of the adapter after it
     adapter_norm: float | None = None
     base: str = ""  # digest of the base after it (some tensors)
+    base_before: str = ""  # likewise before it, where no step came before
     random: str | None = None  # digest of the generator's state before it
     where: str | None = None
 

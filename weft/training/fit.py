@@ -24,6 +24,7 @@ from weft.training.ground import Ground
 from weft.training.job import Job
 from weft.training.state import State
 from weft.training.step import DIVERGED, Diverged, Part, Taken, judge, take
+from weft.training.watching import Watched, watching
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,11 @@ def fit(
         points = [run.job.point(run.state) for run in together]
         # `update` but for what is a phase of its own in there
         with shared.job.clock("update"), _kept(together):
-            with trail.watching(together[0].state.step) as applied:
+            with watching(shared.job.base, together[0].state.step) as watched:
                 estimates = shared.estimate(points)
             lane_seconds = (time.perf_counter() - started) / shared.lanes
             steps = [
-                run.step(point, estimate, lane_seconds * len(point.batches), applied)
+                run.step(point, estimate, lane_seconds * len(point.batches), watched)
                 for run, point, estimate in zip(together, points, estimates, strict=True)
             ]
         taken = [step for step in steps if step is not None]
@@ -155,12 +156,13 @@ class Underway:
             self._give_up(found)
 
     def step(
-        self, point: Point, estimate: Estimate, seconds: float, applied: trail.Applied
+        self, point: Point, estimate: Estimate, seconds: float, watched: Watched
     ) -> Taken | None:
         """Take a step, and save where that is due; None where it cannot be taken."""
         try:
-            taken = take(self.part, self.state, point, estimate, seconds, applied)
+            taken = take(self.part, self.state, point, estimate, seconds, watched)
         except Diverged as found:
+            trail.broke(self.job, self.part.writer, point, self.state)
             self._give_up(found)
             return None
         self.state = taken.state

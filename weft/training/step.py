@@ -26,6 +26,7 @@ from weft.training.completions import completions
 from weft.training.evaluate import Evaluation, evaluate
 from weft.training.job import Job
 from weft.training.state import State
+from weft.training.watching import Watched
 
 DIVERGED = "not finite"
 """The event of a run that cannot go on: its step is the last in whose forward it took part."""
@@ -72,11 +73,11 @@ def take(
     point: Point,
     estimate: Estimate,
     seconds: float,
-    applied: trail.Applied,
+    watched: Watched,
 ) -> Taken:
     """Move, end rounds that are due, evaluate, and record: everything after the estimate.
 
-    `applied` is where the estimate's forwards have placed their tokens.
+    `watched` is what was seen of the estimate's forwards.
     """
     job, writer = part.job, part.writer
     started = time.perf_counter()
@@ -99,7 +100,7 @@ def take(
                 after = _with_known_starts(job, after)
     with job.clock("records"):
         tokens = _record(part, after.step, point, estimate, moved, seconds)
-        trail.follow(job, writer, point, estimate.direction_LP, moved.state, applied)
+        trail.follow(job, writer, point, estimate.direction_LP, moved.state, watched)
     return Taken(
         after,
         estimate.loss_L,

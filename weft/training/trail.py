@@ -9,8 +9,7 @@ Shapes: L lanes, P parameters of one adapter, B rows, T positions, D draws of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -30,7 +29,7 @@ from weft.engines.scorer import LocalScorer
 from weft.methods.estimate import Point, Scorer
 from weft.model.adapter import Adapter, Layout
 from weft.model.base import Base
-from weft.model.positions import positions_seen
+from weft.model.finite import first_broken
 from weft.model.probing import embeddings_moved, seen_scales
 from weft.model.seen import config_seen, sketch, tensor_seen, tied
 from weft.runs.adapters import module_seen
@@ -49,12 +48,10 @@ from weft.runs.writer import RunWriter
 from weft.training.ground import Ground
 from weft.training.job import Job
 from weft.training.state import State
+from weft.training.watching import PASSES, Watched, print_of
 
 MODEL = "model-0"
 """The base, and the only adapter of a run; those of a run with several go by their names."""
-
-PASSES = 8
-"""First steps whose rows are kept."""
 
 TEXTS = 32
 """Texts of these rows that are kept."""
@@ -90,46 +87,50 @@ def go_on(state: State, writer: RunWriter) -> None:
         writer.record(Notice(text=f"nothing was recorded before step {state.step + 1}"))
 
 
-Applied = Mapping[tuple[int, ...], np.ndarray]
-"""Positions [n] at which a model read these token ids."""
-
-
-@contextmanager
-def watching(step: int) -> Iterator[Applied]:
-    """Around the forwards after `step` steps: where their rows' positions are, once it is over."""
-    applied: dict[tuple[int, ...], np.ndarray] = {}
-    if step >= PASSES:
-        yield applied
-        return
-    with positions_seen() as seen:
-        yield applied
-    for each in seen:
-        if each.rows is not None:
-            for block, found in zip(each.rows.blocks, each.by_example(), strict=True):
-                for example, at_Nn in zip(block.batch.examples, found, strict=True):
-                    ids = tuple(example.ids_T[: example.read].tolist())
-                    applied.setdefault(ids, at_Nn[0].numpy())
-
-
 def follow(
     job: Job,
     writer: RunWriter,
     point: Point,
     direction_LP: torch.Tensor,
     state: State,
-    applied: Applied,
+    watched: Watched,
 ) -> None:
     """After a step, where that is due: the rows that it read, its direction, and the adapters."""
     if state.step <= PASSES:
         for lane, batch in zip(job.names, point.batches, strict=True):
             rows, model = job.objective.rows(batch), _model(job, lane)
-            writer.record(*_pass(job, model, state.step, rows, applied))
+            writer.record(*_pass(job, model, state.step, rows, watched))
     if state.step & (state.step - 1) == 0:
+        base = print_of(job.base)
         for lane, direction_P in zip(job.names, direction_LP, strict=True):
             norms = _norms(job.layout, direction_P)
-            model = _model(job, lane)
-            writer.record(TrainStep(step=state.step, model=model, grad_norms=norms))
+            writer.record(
+                TrainStep(
+                    step=state.step,
+                    model=_model(job, lane),
+                    grad_norms=norms,
+                    base=base,
+                    base_before=watched.base,
+                )
+            )
         snapshots(job, state, writer)
+
+
+def broke(job: Job, writer: RunWriter, point: Point, state: State) -> None:
+    """Of a step that cannot be taken: the rows that it read, where they are first not finite."""
+    if isinstance(job.objective, Reward):
+        return
+    with first_broken(job.base.model) as found:
+        for ground in job.grounds(state.stacks):
+            part = point.part(ground.start, ground.stop)
+            job.scorer(ground).losses(part.theta_LP[:, None], part.batches)
+    if found.module is None:  # it is the gradient, or the update
+        return
+    update = {"nonfinite": found.module, "largest": found.largest}
+    for lane, batch in zip(job.names, point.batches, strict=True):
+        rows, model = job.objective.rows(batch), _model(job, lane)
+        seen, arrays = _pass(job, model, state.step + 1, rows, Watched())
+        writer.record(seen.model_copy(update=update), arrays)
 
 
 def _norms(layout: Layout, direction_P: torch.Tensor) -> dict[str, float]:
@@ -260,7 +261,7 @@ def snapshot_of(
 
 
 def _pass(
-    job: Job, model: str, step: int, batch: Batch, applied: Applied
+    job: Job, model: str, step: int, batch: Batch, watched: Watched
 ) -> tuple[Pass, dict[str, np.ndarray]]:
     """What a step read, padded on the right."""
     rows = batch.examples
@@ -273,7 +274,7 @@ def _pass(
         labels_BT[row, : example.tokens] = example.labels_T
         mask_BT[row, : example.tokens] = 1
     arrays = {"ids": ids_BT, "mask": mask_BT, "labels": labels_BT}
-    if (positions_BT := _positions(rows, length, applied)) is not None:
+    if (positions_BT := _positions(rows, length, watched)) is not None:
         arrays["positions"] = positions_BT
     dropout = job.config.adapter.dropout
     seen = Pass(
@@ -295,11 +296,11 @@ def _pass(
     return seen, arrays
 
 
-def _positions(rows: Sequence[Example], length: int, applied: Applied) -> np.ndarray | None:
+def _positions(rows: Sequence[Example], length: int, watched: Watched) -> np.ndarray | None:
     """Of each row [B, T]; what no forward reads counts on. None where one row was not seen."""
     found = []
     for example in rows:
-        at_n = applied.get(tuple(example.ids_T[: example.read].tolist()))
+        at_n = watched.applied.get(tuple(example.ids_T[: example.read].tolist()))
         if at_n is None or not len(at_n):
             return None
         found.append(np.append(at_n, at_n[-1] + 1 + np.arange(length - len(at_n))))

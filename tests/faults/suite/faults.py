@@ -1,7 +1,8 @@
 """Faults F01 to F34, each as small changes of a side that is right.
 
-Every fault is here at two severities at least, in plain scripts and, where it can exist there, in
-runs of Weft. What is wrong is said by `ANSWERS`, and by a case where it is more specific.
+Every fault is here at two severities at least in plain scripts, and some are in runs of Weft; the
+other ones inside of Weft are in `own` and `held`. What is wrong is said by `ANSWERS`, and by a case
+where it is more specific.
 """
 
 from __future__ import annotations

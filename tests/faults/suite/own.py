@@ -11,7 +11,11 @@ from tests.faults.suite.sides import BOOSTED, SPOKEN, WOVEN, parts, plan, woven
 
 DECLARED_16 = WOVEN.patched(plan("alpha: 16", "alpha: 128"))
 ROOTED = WOVEN.patched(plan("rank: 8, alpha: 16", "rank: 4, alpha: 16, rslora: true"))
-EVEN = SPOKEN.given(**{"prompts.jsonl": "prompts-even.jsonl"})
+EVEN = SPOKEN.given(**{"prompts.jsonl": "prompts-even.jsonl"}).patched(
+    parts('"--seed=5"', '"--batch-size=3", "--seed=5"'),
+    parts("=0.7", "=1.2"),
+    parts("=24", "=60"),
+)
 CONTINUED = WOVEN.given(adapter="plain").patched(plan("base: model", "base: model\nstart: adapter"))
 """A run that goes on from an adapter."""
 NARROW = SPOKEN.given(adapter="plain")
@@ -135,6 +139,7 @@ BASE = (
             ),
         ),
         rungs=TWICE | {10, 11},
+        fails=True,
     ),
     single(
         "F14",
@@ -181,9 +186,9 @@ def later(turns: str) -> str:
 
 
 DECODING = (
-    single("F22", "20 and more", SPOKEN, SPOKEN.patched(COUNTED), rungs=frozenset({0, 2, 8})),
+    single("F22", "9 and more", SPOKEN, SPOKEN.patched(COUNTED), rungs=frozenset({0, 2, 8})),
     single("F22", "1 at most", EVEN, EVEN.patched(COUNTED), rungs=frozenset({0, 2, 8})),
-    single("F23", "20 and more", SPOKEN, SPOKEN.patched(UNMASKED), rungs=frozenset({0, 2, 8})),
+    single("F23", "9 and more", SPOKEN, SPOKEN.patched(UNMASKED), rungs=frozenset({0, 2, 8})),
     single("F23", "1 at most", EVEN, EVEN.patched(UNMASKED), rungs=frozenset({0, 2, 8})),
     single(
         "F23",

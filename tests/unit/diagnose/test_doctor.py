@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -325,6 +327,13 @@ def test_an_update_too_small_for_the_weights_that_it_was_merged_into():
 
     assert merged(1e-6)["merge precision"].state == "problem"
     assert "merge precision" not in merged(1.0)
+
+
+@pytest.mark.parametrize(("status", "grave"), [("running", False), ("finished", True)])
+def test_nothing_computed_is_a_problem_once_it_has_ended(status, grave):
+    side = replace(Side(kind="run").evidence, about={"status": status})
+    found = [each for look in LOOKS for each in look(side)]
+    assert any(each.state == "problem" for each in found) is grave
 
 
 def test_problems_stand_first_and_decide(tmp_path, monkeypatch):

@@ -13,9 +13,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import weft
 from weft.core.batch import IGNORE
+from weft.core.errors import CheckFailed, NumericError
 from weft.core.files import remove_dir
 from weft.core.keys import Key
+from weft.diagnose.compare.trail import moves
+from weft.diagnose.sides.opening import open_evidence
 from weft.engines.reward import Reward
 from weft.runs.evidence import (
     Check,
@@ -34,6 +38,7 @@ from weft.training import trail
 from weft.training.job import load_job
 from weft.training.state import State
 from weft.training.train import resume, train
+from weft.training.watching import PASSES, watching
 
 SHORT = ("steps=5", "eval.every=0", "keep=last", "checkpoint_every=2")
 
@@ -98,20 +103,62 @@ def test_positions_are_those_that_the_model_applied(job):
     )
     point = job.point(State.fresh(job.initial_theta))
     scorer = job.scorer(job.grounds(())[0])
-    with trail.watching(0) as applied:
+    with watching(job.base, 0) as watched:
         scorer.losses(point.theta_LP[:, None], point.batches)
     hook.remove()
     for example in point.batches[0].examples:
-        at_n = applied[tuple(example.ids_T[: example.read].tolist())]
+        at_n = watched.applied[tuple(example.ids_T[: example.read].tolist())]
         assert at_n.tolist() == list(range(2, 2 + example.read))
 
 
 def test_nobody_looks_at_positions_of_steps_whose_rows_are_not_kept(job):
     point = job.point(State.fresh(job.initial_theta))
     scorer = job.scorer(job.grounds(())[0])
-    with trail.watching(trail.PASSES) as applied:
+    with watching(job.base, PASSES) as watched:
         scorer.losses(point.theta_LP[:, None], point.batches)
-    assert not applied
+    assert not watched.applied
+
+
+def test_a_base_that_moves_is_seen_to_do_so(resolved, tmp_path, monkeypatch):
+    """One number of one norm, from the first step on; one that stays is seen to stay."""
+    from weft.training.fit import Shared
+
+    train(resolved(*SHORT), tmp_path / "still")
+    estimate = Shared.estimate
+
+    def moving(self, points):
+        with torch.no_grad():
+            self.job.base.model.get_parameter("model.norm.weight")[0] += 1e-3
+        return estimate(self, points)
+
+    monkeypatch.setattr(Shared, "estimate", moving)
+    with pytest.raises(CheckFailed, match="changed during the run"):
+        train(resolved(*SHORT), tmp_path / "moving")
+    still, moved = (open_evidence(str(tmp_path / name)) for name in ("still", "moving"))
+    assert moves(still.steps) == []
+    assert moves(moved.steps) == [1, 2, 4]
+    first = weft.diff(tmp_path / "still", tmp_path / "moving").causes[0].finding
+    assert (first.label, first.rung, first.place, first.step) == (
+        "trainable", 11, "base weights", 1,
+    )  # fmt: skip
+
+
+def test_of_a_loss_that_is_no_number_the_first_module_is_told(resolved, tmp_path, monkeypatch):
+    from weft.training.fit import Shared
+
+    estimate = Shared.estimate
+
+    def breaking(self, points):
+        with torch.no_grad():
+            self.job.base.model.get_parameter("model.layers.1.mlp.down_proj.weight")[0] = torch.nan
+        return estimate(self, points)
+
+    monkeypatch.setattr(Shared, "estimate", breaking)
+    with pytest.raises(NumericError):
+        train(resolved(*SHORT), tmp_path / "run")
+    (seen,) = of(Recording(tmp_path / "run" / "recording"), Pass)
+    assert (seen.index, seen.phase) == (0, "train")
+    assert seen.nonfinite.startswith("model.layers.1.") and seen.largest
 
 
 def test_each_step_has_fingerprints_of_its_rows_and_of_the_adapter_after_it(root, job):

@@ -19,13 +19,14 @@ from weft.diagnose.sides.decoded import Step, lone_tokens, steps_of
 from weft.diagnose.sides.evidence import Evidence
 from weft.diagnose.words import counted
 
-Fault = Literal["lost", "cut", "more", "position", "start"]
+Fault = Literal["lost", "cut", "more", "position", "start", "padded"]
 """No context; less than all of it; more than there is; positions that do not count on; positions
-that count on from where the prompt's should have ended, and did not."""
+that count on from where the prompt's should have ended, and did not; those that count padding."""
 
 
 LABELS: Mapping[Fault, Label] = {
     "lost": "cache", "cut": "cache", "more": "cache", "position": "cache-pos", "start": "positions",
+    "padded": "positions",
 }  # fmt: skip
 
 FIXES: Mapping[Fault, str] = {
@@ -34,6 +35,7 @@ FIXES: Mapping[Fault, str] = {
     "more": "start every prompt with an empty cache, and feed only what is not in it",
     "position": "let positions count on: the number of real tokens before",
     "start": "give the prompt the positions that its mask counts",
+    "padded": "count real tokens only: position_ids = attention_mask.cumsum(-1) - 1",
 }
 
 
@@ -59,6 +61,8 @@ def check(side: Evidence) -> tuple[Alone, ...]:
             kinds = [each for step in steps for each in _position(steps[0], step)]
         for fault, step, size in kinds:
             found[fault].append((step, size))
+    if found["position"] and _is_padding(side, found["position"]):
+        found["padded"] = found.pop("position")
     return _together(
         Alone(
             fault,
@@ -70,7 +74,22 @@ def check(side: Evidence) -> tuple[Alone, ...]:
             each[0][0].of.where or each[0][0].generation.where,
         )
         for fault, each in found.items()
+        if each
     )
+
+
+def _is_padding(side: Evidence, off: Sequence[tuple[Step, int]]) -> bool:
+    """Whether each row is off by what it is shorter than the longest one beside it."""
+    rows = [(id(each), row) for each in side.generations for row in range(len(each.prompts))]
+    lengths = [len(prompt) for each in side.generations for prompt in each.prompts]
+    found = [0] * len(rows)
+    for step, size in off:
+        found[rows.index((id(step.generation), step.row))] = size
+    for size in range(2, len(rows) + 1):  # prompts of a batch follow one another
+        batches = [lengths[at : at + size] for at in range(0, len(rows), size)]
+        if found == [max(batch) - length for batch in batches for length in batch]:
+            return True
+    return False
 
 
 def _together(found: Iterable[Alone]) -> tuple[Alone, ...]:
@@ -150,6 +169,11 @@ def _words(fault: Fault, each: Sequence[tuple[Step, int]], side: Evidence) -> st
             f"{min(-off for _, off in each):+d} to {max(-off for _, off in each):+d}"
         )
     sizes = Counter(off for _, off in each)
+    if fault == "padded":
+        return (
+            f"positions count padding in {count}: off by {min(sizes):+d} to {max(sizes):+d}, in "
+            "each row by what it is shorter than the longest beside it"
+        )
     if len(sizes) == 1:
         return f"positions are off by {size:+d} in {count}"
     return (

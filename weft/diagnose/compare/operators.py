@@ -18,6 +18,7 @@ import numpy as np
 
 from weft.diagnose.compare.algebra import Update
 from weft.diagnose.compare.align import first_weights, from_blocks, models, modules
+from weft.diagnose.compare.silent import Along, merged_silently
 from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.runs.evidence import AdapterModule, Snapshot, Weights
 from weft.runs.sketch import probes
@@ -73,8 +74,8 @@ class Operator:
     coarse: float | None = None
     """Half a unit in the last place of the base's weights, to the size of the update's numbers."""
 
-    merged_in: str = ""
-    """Letters of the sides that say that they merged, and add nothing beside the base."""
+    merged_in: str = ""  # letters of the sides that merged, and add nothing beside the base
+    along: Along | None = None  # where one side alone adds an update beside its base
 
     @property
     def rounded_away(self) -> bool:
@@ -203,7 +204,7 @@ def operators(pair: Pair) -> tuple[Operator, ...]:
         names += [(None, name) for name in of_b.modules]
     seen_a, seen_b = scales(pair.a), scales(pair.b)
     told = "".join(letter for letter, side in pair.sides if _merge_told(side))
-    return tuple(
+    made = [
         _operator(
             told,
             x or y or "",
@@ -214,7 +215,9 @@ def operators(pair: Pair) -> tuple[Operator, ...]:
             max(_rounding(bases[0]), _rounding(bases[1])),
         )
         for x, y in names
-    )
+    ]
+    silent = "" if told else merged_silently(each.along for each in made if each.along)
+    return tuple(replace(each, merged_in=each.merged_in or silent) for each in made)
 
 
 def _bases(
@@ -297,6 +300,7 @@ def _operator(
         for letter, each in (("A", a), ("B", b))
         if (letter in told or (each is not None and each.flagged)) and not (each and each.path)
     )
+    along = Along.of(apart, _beside(a, unit_a), _beside(b, unit_b), rounding * size)
     a, b, left = _explained(apart, a, b, unit_a, unit_b, EXACT * size)
     merged = any(each is not None and each.merged != 0 for each in (a, b))
     return Operator(
@@ -309,7 +313,12 @@ def _operator(
         max(4 * rounding, EXACT) if merged else EXACT,
         rounding * size / larger if larger else None,
         merged_in,
+        along,
     )
+
+
+def _beside(applied: Applied | None, unit: np.ndarray | None) -> np.ndarray | None:
+    return None if applied is None or unit is None else applied.path * unit
 
 
 def _sketch(applied: Applied | None) -> np.ndarray | None:

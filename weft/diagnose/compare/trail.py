@@ -188,6 +188,7 @@ def epoch(pair: Pair, side: Evidence) -> int | None:
 
 
 def moves(steps: Sequence[TrainStep]) -> list[int]:
-    """Steps at which the digest of the base is no longer that of the step before."""
+    """Steps after which the digest of the base is no longer the one that was known before."""
     known = [each for each in steps if each.base]
-    return [y.step for x, y in pairwise(known) if x.base != y.base]
+    at_once = [each.step for each in known[:1] if each.base_before not in ("", each.base)]
+    return at_once + [y.step for x, y in pairwise(known) if x.base != y.base]

@@ -47,13 +47,15 @@ def _status(side: Evidence) -> Lints:
         yield Lint("status", state, words, value=str(status))
     elif status is not None:
         yield Lint("status", "ok", f"the {side.kind} {status}", value=str(status))
-    if side.kind in ("run", "recording") and not (side.passes or side.steps or side.generations):
+    ended = status != "running"  # what goes on writes what it computed at its end
+    computed = side.passes or side.steps or side.generations
+    if ended and side.kind in ("run", "recording") and not computed:
         yield Lint(
             "status",
             "problem",
             "nothing was computed: no pass of a model, no step, no text",
             value=0,
-            fix="see what was not observed below",
+            fix="does it call a model, with PyTorch or MLX, and in this process?",
         )
 
 

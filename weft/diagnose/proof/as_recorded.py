@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from weft.core.files import Record
 from weft.core.keys import Key
 from weft.diagnose.proof.forward import Unspliced
 from weft.diagnose.proof.rerun import Rerun, Taken
-from weft.diagnose.proof.settings import Setup
+from weft.diagnose.proof.settings import Setup, sharing
 from weft.diagnose.sides.evidence import Evidence
 from weft.diagnose.words import counted
 from weft.runs.manifest import Manifest
@@ -49,10 +49,17 @@ class Side:
         alone = len(config.lanes) == 1
         lines = [x for x in reader.steps() if x.get("member") == (None if alone else lane.name)]
         ends = [x for x in manifest.events if "of_step" in x and x.get("member") == lane.name]
-        setup = Setup.of(config, lane, reader.layout.start)
+        setup = Setup.of(config, lane, reader.layout.start).found(side.path)
         if setup.at("engine.name") != "local":
             raise Unspliced(f"{name}'s completions came from {setup.at('engine.name')}")
         return cls(name, manifest, tuple(lines), tuple(ends), setup, alone)
+
+    def sharing(self, other: Side) -> Side:
+        """The same with files of the other where theirs are the same, wherever they lie."""
+        prints = {"base": "base", "data": "rows.train"}
+        one, its = self.manifest.fingerprints, other.manifest.fingerprints
+        same = {what: key in one and one[key] == its.get(key) for what, key in prints.items()}
+        return replace(self, setup=sharing(other.setup, self.setup, same))
 
 
 def control(rerun: Rerun, side: Side, taken: Taken, key: Key) -> tuple[bool, str]:

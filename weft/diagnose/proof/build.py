@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from weft.core.errors import InputError
 from weft.core.keys import Key
-from weft.diagnose.proof.fed import Seen, context, matched_places, ruled
-from weft.diagnose.proof.replica import (
-    BaseValue,
-    Replica,
-    Row,
-    Sampler,
-    Stop,
-    Update,
-    Updates,
-)
+from weft.diagnose.compare.moments import steps_before
+from weft.diagnose.proof.fed import Place, Seen, context, matched_places, ruled
+from weft.diagnose.proof.floors import Null
+from weft.diagnose.proof.forward import Engine
+from weft.diagnose.proof.merges import Told, told_apart, unmerged
+from weft.diagnose.proof.replica import BaseValue, Moment, Replica, Row, Sampler, Stop
 from weft.diagnose.proof.schooling import course_of
+from weft.diagnose.proof.states import adapters, base_of, form, snapshot_at, updates_of
 from weft.diagnose.sides.evidence import Evidence, Pair
-from weft.runs.evidence import AdapterModule, Event, Pass, Snapshot, TrainStep, Weights
+from weft.diagnose.words import counted
+from weft.runs.evidence import Pass
+
+ROWS = 16
+"""Prompts that are read, at most."""
+
+MOMENTS = 4
+"""Of weights that keep changing, so many states are looked at."""
 
 DRAWN = 12
 """Length of drawn texts, where a pair has no prompts."""
@@ -39,28 +40,41 @@ class Built:
     seen_b: tuple[Seen, ...]
     drawn: bool = False  # rows were drawn: the sides have none
     not_checked: tuple[str, ...] = ()
+    nulls: frozenset[Null] = frozenset()  # in which the sides differ
+    merge: Told | None = None  # what one side's weights hold of an update that the other adds
 
 
-def build(pair: Pair, *, seed: int = 0) -> Built:
+def build(pair: Pair, engine: Engine, *, seed: int = 0) -> Built:
     """Replicas of both sides."""
     places, notes = matched_places(pair)
-    firsts = (
-        [a.of for a, _ in places] or _lone(pair.a),
-        [b.of for _, b in places] or _lone(pair.b),
-    )
+    staged = _one_stage(pair, places)
+    if len(staged) < len(places):
+        left = counted(len(places) - len(staged), "prompt")
+        notes.append(f"{left} read after other numbers of training steps were not exchanged")
+    numbers = _moments(pair, staged)
+    kept = _spread(numbers)
+    if len(kept) < len(staged):
+        notes.append(f"swaps were tried on {len(kept)} of {counted(len(staged), 'prompt')}")
+    places, numbers = [staged[n] for n in kept], [numbers[n] for n in kept]
+    lone = _lone(pair.a), _lone(pair.b)
     made = []
     for n, (name, side) in enumerate(pair.sides):
         mine = [each[n] for each in places]
-        first = firsts[n][0] if firsts[n] else None
-        model = first.model if first is not None else _model_of(side)
+        firsts = {
+            number: each.of for number, each in reversed(list(zip(numbers, mine, strict=True)))
+        }
+        weights = [_weights(side, firsts[number]) for number in sorted(firsts)]
+        first, *later = weights or [_weights(side, lone[n])]
+        rows = ruled([replace(each.row, moment=k) for k, each in zip(numbers, mine, strict=True)])
         replica = Replica(
             name,
-            base_of(side, model, first),
-            updates_of(side, snapshot_at(side, model, first)),
-            ruled([each.row for each in mine]),
+            first.base,
+            first.adapter,
+            rows,
             context(side, [each for each in mine if each.generation is not None]),
             course=course_of(side),
             dropping=any(each.of.training and each.of.dropouts > 0 for each in mine),
+            later=tuple(later),
         )
         said = next((each.generation for each in mine if each.generation is not None), None)
         if said is not None:
@@ -70,104 +84,73 @@ def build(pair: Pair, *, seed: int = 0) -> Built:
         made.append(replica)
     a, b = made
     if not places:
-        rows = _drawn(a.base, b.base, seed)
-        a, b = a.with_(rows=rows), b.with_(rows=rows)
+        drawn = _drawn(a.base, b.base, seed)
+        a, b = a.with_(rows=drawn), b.with_(rows=drawn)
     seen = [tuple(each[n].seen for each in places) or (Seen(),) * len(a.rows) for n in (0, 1)]
-    return Built(a, b, seen[0], seen[1], not places, tuple(notes))
+    merge = None
+    if not any(side.steps for _, side in pair.sides):
+        known = [each for _, side in pair.sides for each in adapters(side)]
+        a, b = unmerged(engine, a, b, known)
+        merge = told_apart(engine, a, b)
+    nulls = frozenset(null for two in places for null in _nulls(*two))
+    return Built(a, b, seen[0], seen[1], not places, tuple(notes), nulls, merge)
 
 
-def _lone(side: Evidence) -> list[Pass]:
-    """The pass before which a side without prompts is looked at: its training begins there."""
-    reads = [each for each in side.passes if not each.grad and each.phase != "train"]
-    return reads[:1] or list(side.passes[:1])
+Two = tuple[Place, Place]
 
 
-def base_of(side: Evidence, model: str | None, before: Event | None) -> BaseValue:
-    """The base at the moment of an event: as first used, with all that changed until then."""
-    events = side.events if before is None else side.events[: _at(side, before)]
-    seen = [e for e in events if isinstance(e, Weights) and model in (None, e.model)]
-    seen = seen or [each for each in side.weights if model in (None, each.model)][:1]
-    if not seen:
-        return BaseValue(_named(side))
-    changed: dict[str, np.ndarray] = {}
-    digests: dict[str, str] = {}
-    for each in seen:
-        changed |= {name: side.array(array) for name, array in each.changed.items()}
-        digests |= {name: tensor.digest for name, tensor in each.tensors.items()}
-    first = seen[0]
-    return BaseValue(
-        _found(side, first.load) or _named(side), seen[-1].dtype or "float32", first.attention,
-        changed, first.config, digests,
-    )  # fmt: skip
+def _nulls(a: Place, b: Place) -> Iterator[Null]:
+    """What must not matter, and is not the same in how a row was fed."""
+    if a.of.rows != b.of.rows:
+        yield "split"
+    if a.row.left != b.row.left:
+        yield "left"
+    after = (each.of.length - each.row.left - len(each.row.prompt) for each in (a, b))
+    if len(set(after)) > 1:
+        yield "right"
 
 
-def _found(side: Evidence, ref: str | None) -> str | None:
-    """Where a base lies that a script named from its own directory."""
-    if ref is None or Path(ref).is_dir():
-        return ref
-    above = side.path.resolve().parents
-    beside = next((each / ref for each in above if (each / ref / "config.json").is_file()), None)
-    return str(beside) if beside is not None else ref
+def _one_stage(pair: Pair, places: Sequence[Two]) -> list[Two]:
+    """Rows that were read when both sides had taken as many steps as at the first of them."""
+    steps = [steps_before(side) for _, side in pair.sides]
+    at = [tuple(its[each.of.index] for its, each in zip(steps, two, strict=True)) for two in places]
+    return [two for two, when in zip(places, at, strict=True) if when == at[0]]
 
 
-def _named(side: Evidence) -> str | None:
-    for key in ("base", "model.base"):
-        if key in side.settings and isinstance(side.settings[key].value, str):
-            return str(side.settings[key].value)
-    return None
-
-
-def _model_of(side: Evidence) -> str | None:
-    return side.weights[0].model if side.weights else None
-
-
-def snapshot_at(side: Evidence, model: str | None, before: Event | None) -> Snapshot | None:
-    """The adapter of a model at the moment of an event, as near as it was seen."""
-    mine = [each for each in side.snapshots if model in (None, each.model)]
-    if before is None:
-        return mine[-1] if mine else None
-    at = _at(side, before)
-    steps = sum(isinstance(each, TrainStep) for each in side.events[:at])
-    order = {id(event): n for n, event in enumerate(side.events)}
-    earlier = [each for each in mine if order[id(each)] < at]
-    if earlier and _steps(earlier[-1]) == steps:
-        return earlier[-1]
-    same = [each for each in mine if _steps(each) == steps]
-    ending = [each for each in mine if each.when == "end"]
-    last = ending if steps == len(side.steps) else []
-    near = same or last or earlier[-1:]
-    return near[0] if near else None
-
-
-def _at(side: Evidence, event: Event) -> int:
-    return next(n for n, each in enumerate(side.events) if each is event)
-
-
-def _steps(snapshot: Snapshot) -> int:
-    return snapshot.step or 0
-
-
-def updates_of(side: Evidence, snapshot: Snapshot | None) -> Updates:
-    """What an adapter adds, with the scale that its modules were seen to have."""
-    if snapshot is None:
-        return {}
-    found = {}
-    for name, module in snapshot.modules.items():
-        if module.a is None or module.b is None:
-            continue
-        a_RI, b_OR = (np.asarray(side.array(each), np.float32) for each in (module.a, module.b))
-        found[name] = Update(a_RI, b_OR, _scale(module), module.dropout, module.trainable)
+def _moments(pair: Pair, places: Sequence[Two]) -> list[int]:
+    """By row, the number of the moment at which it was read; a change on either side ends one."""
+    known: dict[tuple, int] = {}
+    forms: dict[tuple[int, int], tuple] = {}
+    found = []
+    for two in places:
+        for n, (_, side) in enumerate(pair.sides):
+            if (n, two[n].of.index) not in forms:
+                forms[n, two[n].of.index] = form(side, two[n].of)
+        key = tuple(forms[n, each.of.index] for n, each in enumerate(two))
+        found.append(known.setdefault(key, len(known)))
     return found
 
 
-def _scale(module: AdapterModule) -> float:
-    """What multiplies B A beside the base: nothing where it is in the base's weights."""
-    if module.merged:
-        return 0.0
-    if module.seen_scale is not None:
-        return module.seen_scale
-    declared = 1.0 if module.scale is None else module.scale
-    return declared if module.active else 0.0
+def _spread(numbers: Sequence[int]) -> list[int]:
+    """At most `ROWS` rows, in order, as many of every moment as it has and the others leave."""
+    met: dict[int, int] = {}
+    turns = []
+    for n, number in enumerate(numbers):
+        if number < MOMENTS:
+            met[number] = met.get(number, 0) + 1
+            turns.append((met[number], n))
+    return sorted(n for _, n in sorted(turns)[:ROWS])
+
+
+def _weights(side: Evidence, of: Pass | None) -> Moment:
+    model = of.model if of is not None else side.weights[0].model if side.weights else None
+    return Moment(base_of(side, model, of), updates_of(side, snapshot_at(side, model, of)))
+
+
+def _lone(side: Evidence) -> Pass | None:
+    """The pass before which a side without prompts is looked at: its training begins there."""
+    reads = (each for each in side.passes if not each.grad and each.phase != "train")
+    return next(reads, side.passes[0] if side.passes else None)
 
 
 def _sampler(settings: Mapping[str, Any]) -> Sampler | None:

@@ -103,8 +103,9 @@ def departs(engine: Engine, replica: Replica, seen: Sequence[Seen], floor: float
     kept = [n for n, its in enumerate(seen) if its.hidden_LD is not None]
     if not kept:
         return None
-    read = [readings(replica.rows[n], replica.context)[0] for n in kept]
-    own_LND = engine.hidden(replica.base, replica.adapter, read)
+    own_LND = hidden(engine, replica, kept)
+    if own_LND is None:
+        return None
     recorded_LND = np.stack([np.asarray(seen[n].hidden_LD, np.float32) for n in kept], 1)
     if own_LND.shape != recorded_LND.shape:
         return None
@@ -112,3 +113,17 @@ def departs(engine: Engine, replica: Replica, seen: Sequence[Seen], floor: float
     size_LN = np.maximum(np.linalg.norm(recorded_LND, axis=-1), 1e-30)
     error_L = (gap_LN / size_LN).max(1)
     return next((layer for layer, error in enumerate(error_L) if not error <= floor), None)
+
+
+def hidden(engine: Engine, replica: Replica, rows: Sequence[int]) -> np.ndarray | None:
+    """Hidden states [L + 1, N, D] at the ends of prompts; None where its moments differ in size."""
+    found: dict[int, np.ndarray] = {}
+    for number, moment in enumerate(replica.moments):
+        mine = [n for n in rows if replica.rows[n].moment == number]
+        if mine:
+            read = [readings(replica.rows[n], replica.context)[0] for n in mine]
+            made_LND = engine.hidden(moment.base, moment.adapter, read)
+            found |= {n: made_LND[:, i] for i, n in enumerate(mine)}
+    if len({each.shape for each in found.values()}) != 1:
+        return None
+    return np.stack([found[n] for n in rows], 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from scipy.optimize import minimize_scalar
 
 from weft.diagnose.labels import Label
-from weft.diagnose.proof.replica import Context, Replica, Row
+from weft.diagnose.proof.replica import Context, Moment, Replica, Row, Update
 from weft.diagnose.proof.solve import SPECIFIC
 from weft.diagnose.proof.swaps import SWAPS
 
@@ -25,7 +25,7 @@ NAMES: dict[str, Label] = {
     "mask": "mask", "positions": "positions", "schedule": "schedule", "order": "order",
     "trainable": "trainable", "optimiser": "optimiser", "context": "cache", "mode": "mode",
     "dtype": "precision", "prompt": "tokens", "ids": "tokens", "attach": "attach",
-    "adapter": "checkpoint", "base": "base",
+    "adapter": "checkpoint", "base": "base", "tied": "tied",
 }  # fmt: skip
 """The cause that a factor is, where nothing more is known of it."""
 
@@ -45,7 +45,12 @@ def guesses(replica: Replica, other: Replica) -> Iterator[Guess]:
     yield from _scales(replica)
     yield from _contexts(replica)
     yield from _inputs(replica)
+    yield from _heads(replica)
     for factor in SPECIFIC:
+        if factor == "init" or (
+            factor == "attach" and replica.adapter.keys() == other.adapter.keys()
+        ):
+            continue  # of what is read, these are another adapter
         made = SWAPS[factor](replica, other, (), None)
         if made is not replica and _reads(made) != _reads(replica):
             yield Guess(NAMES[factor], factor, f"computes with {other.name}'s {factor}", made)
@@ -53,7 +58,8 @@ def guesses(replica: Replica, other: Replica) -> Iterator[Guess]:
 
 def _reads(replica: Replica) -> tuple[int, ...]:
     """What a reading depends on, by identity."""
-    parts = (replica.base, replica.adapter, replica.rows, replica.context, replica.dropping)
+    weights = [part for each in replica.moments for part in (each.base, each.adapter)]
+    parts = (*weights, replica.rows, replica.context, replica.dropping)
     return tuple(map(id, parts))
 
 
@@ -74,7 +80,7 @@ def explain(
             best = after, guess
         if after <= enough:
             return guess
-    if any(each.scale for each in replica.adapter.values()):
+    if _acting(replica):
         fitted = _fitted(replica, apart)
         if best is None or apart(fitted.mended) < best[0]:
             best = apart(fitted.mended), fitted
@@ -96,19 +102,26 @@ def _fitted(replica: Replica, apart: Callable[[Replica], float]) -> Guess:
 
 def rescaled(replica: Replica, c: float) -> Replica:
     """With every update `c` times as large."""
-    its = {name: replace(each, scale=each.scale * c) for name, each in replica.adapter.items()}
-    return replica.with_(adapter=its)
+
+    def scaled(number: int, moment: Moment) -> Moment:
+        its = {name: replace(each, scale=each.scale * c) for name, each in moment.adapter.items()}
+        return replace(moment, adapter=its)
+
+    return replica.at_each(scaled)
+
+
+def _acting(replica: Replica) -> list[Update]:
+    return [u for moment in replica.moments for u in moment.adapter.values() if u.scale]
 
 
 def _scales(replica: Replica) -> Iterator[Guess]:
-    adapter = replica.adapter
-    if not adapter or not any(each.scale for each in adapter.values()):
+    acting = _acting(replica)
+    if not acting:
         return
     yield Guess("attach", "scale", "computes without its adapter", rescaled(replica, 0.0))
     twice = rescaled(replica, 2.0)
     yield Guess("double-apply", "scale", "adds its adapter twice", twice)
-    first = next(iter(adapter.values()))
-    r, s = first.rank, first.scale
+    r, s = acting[0].rank, acting[0].scale
     for c, words in (
         (r, "does not divide by the rank"),
         (1 / r, "divides by the rank twice"),
@@ -137,6 +150,19 @@ def _contexts(replica: Replica) -> Iterator[Guess]:
 
 def _fed(replica: Replica, context: Context) -> Replica:
     return replica.with_(context=context)
+
+
+def _heads(replica: Replica) -> Iterator[Guess]:
+    for tied, words in ((True, "reads its head off its embedding"), (False, "has its own head")):
+
+        def made(number: int, mine: Moment, tied: bool = tied) -> Moment:
+            if mine.base.tied == tied:
+                return mine
+            return replace(mine, base=replace(mine.base, tied=tied, digests={}))
+
+        mended = replica.at_each(made)
+        if mended is not replica:
+            yield Guess("tied", "tied", words, mended)
 
 
 def _inputs(replica: Replica) -> Iterator[Guess]:

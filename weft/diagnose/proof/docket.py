@@ -10,7 +10,7 @@ from weft.diagnose.proof.solve import Shown, Solved, Trial
 from weft.diagnose.proof.swaps import SWAPS
 
 RUNG = {
-    "prompt": 2, "ids": 2, "mask": 2, "positions": 2, "labels": 2, "base": 3, "dtype": 1,
+    "prompt": 2, "ids": 2, "mask": 2, "positions": 2, "labels": 2, "base": 3, "tied": 3, "dtype": 1,
     "trainable": 4, "attach": 4, "adapter": 5, "scale": 5, "mode": 0, "context": 8, "sampler": 9,
     "stop": 9, "seed": 9, "init": 10, "normaliser": 10, "optimiser": 10, "order": 11,
     "schedule": 11,

@@ -16,9 +16,6 @@ from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.diagnose.words import counted
 from weft.runs.evidence import Generation, Pass
 
-ROWS = 16
-"""Prompts that are read, at most."""
-
 
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -41,7 +38,7 @@ class Place:
 
 
 def matched_places(pair: Pair) -> tuple[list[tuple[Place, Place]], list[str]]:
-    """Matched rows, those with completions first; at most `ROWS` of one model a side."""
+    """Matched rows: those with completions, or if there are none, all that both sides read."""
     pads = align.pad_ids(pair)
     said = align.completions(pair)
     found, notes = [], []
@@ -57,14 +54,7 @@ def matched_places(pair: Pair) -> tuple[list[tuple[Place, Place]], list[str]]:
         unmatched = len(said.only_a) + len(said.only_b)
     if unmatched:
         notes.append(f"{counted(unmatched, 'prompt')} that only one side has were not exchanged")
-    models = [(a.of.model, b.of.model) for a, b in found]
-    if len(set(models)) > 1:
-        most = max(set(models), key=models.count)
-        found = [each for each, its in zip(found, models, strict=True) if its == most]
-        notes.append("replicas are of one model a side; prompts of the others were not exchanged")
-    if len(found) > ROWS:
-        notes.append(f"swaps were tried on {ROWS} of {counted(len(found), 'prompt')}")
-    return found[:ROWS], notes
+    return found, notes
 
 
 def _said(said: align.Said, pads: frozenset[int]) -> Place | None:

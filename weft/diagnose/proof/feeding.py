@@ -29,6 +29,17 @@ class Reading:
         return len(self.ids)
 
 
+def padded(reading: Reading, left: int, right: int) -> Reading:
+    """The same with closed columns before and after it, which must not matter."""
+    positions = (0,) * left + reading.positions + reading.positions[-1:] * right
+    open_T = np.pad(reading.open_T, (left, right))
+    open_TT = reading.open_TT
+    if open_TT is not None:
+        open_TT = np.pad(open_TT, (left, right)) | np.eye(len(positions), dtype=bool)
+    outs = tuple(left + at for at in reading.outs)
+    return Reading((0,) * left + reading.ids + (0,) * right, positions, outs, open_T, open_TT)
+
+
 def readings(
     row: Row, context: Context, tokens: tuple[int, ...] = (), tail: int = 1
 ) -> tuple[Reading, ...]:

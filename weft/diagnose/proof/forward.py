@@ -23,7 +23,8 @@ from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.data.tokenizer import resolve_base
 from weft.diagnose.proof.feeding import Reading
-from weft.diagnose.proof.replica import BaseValue, Replica, Updates
+from weft.diagnose.proof.replica import BaseValue, Moment, Replica, Update, Updates
+from weft.diagnose.proof.tying import retied
 from weft.model.base import LOADING_ERRORS, first_line
 from weft.model.noise import global_generator, rademacher
 
@@ -36,7 +37,7 @@ DTYPES = {
 NUMBERS = 24_000_000
 """Logits held at a time."""
 
-KEPT = 4
+KEPT = 8
 """Bases with weights of their own that are kept at a time."""
 
 
@@ -56,11 +57,14 @@ class Engine:
 
     def model(self, base: BaseValue) -> nn.Module:
         """The base's model in evaluation mode, frozen; do not write to it."""
-        key = (*_form(base), tuple((name, id(each)) for name, each in sorted(base.changed.items())))
+        changed = tuple((name, id(each)) for name, each in sorted(base.changed.items()))
+        merged = tuple((n, id(u.a_RI), id(u.b_OR), u.scale) for n, u in sorted(base.merged.items()))
+        key = (*_form(base), changed, merged, base.tied, not base.digests)
         if key not in self._made:
             if len(self._made) >= KEPT:
                 self._made.pop(next(iter(self._made)))
-            self._made[key] = base, _changed(self._plain(base), base)
+            made = retied(_changed(self._plain(base), base), base, self._override)
+            self._made[key] = base, made
         return self._made[key][1]
 
     def own(self, base: BaseValue) -> nn.Module:
@@ -84,12 +88,12 @@ class Engine:
         *,
         nudge: Key | None = None,
         dropping: Key | None = None,
-        alone: bool = False,
+        most: int | None = None,
     ) -> list[torch.Tensor]:
         """Float32 logits [S, V] of each reading, in order, on the CPU.
 
         `nudge` moves embeddings by about one unit in the last place, `dropping` puts dropout to
-        work, `alone` gives each reading a forward of its own.
+        work, at most `most` readings share a forward.
         """
         model = self.model(base)
         found: list[torch.Tensor | None] = [None] * len(read)
@@ -101,7 +105,7 @@ class Engine:
                 stack.enter_context(global_generator(dropping))
                 model.train()
                 stack.callback(model.eval)
-            for batch in batches(read, _vocabulary(model), 1 if alone else len(read)):
+            for batch in batches(read, _vocabulary(model), most or len(read)):
                 inputs = tensors([read[n] for n in batch], model)
                 logits_NTV = model(**inputs, use_cache=False).logits
                 self.forwards += 1
@@ -109,17 +113,16 @@ class Engine:
                     found[n] = logits_NTV[i, list(read[n].outs)].float()
         return [each for each in found if each is not None]
 
-    @torch.no_grad()
     def merged(self, replica: Replica) -> Replica:
-        """The same replica with its adapter in the weights of its base, rounded to their dtype."""
-        model = self.model(replica.base)
-        changed = dict(replica.base.changed)
-        for name, each in replica.adapter.items():
-            held: Any = model.get_submodule(name).weight
-            added = each.scale * torch.from_numpy(each.b_OR.astype(np.float64) @ each.a_RI)
-            into = held.double() + (added if added.shape == held.shape else added.T)
-            changed[f"{name}.weight"] = into.to(held.dtype).float().numpy()
-        return replica.with_(base=replace(replica.base, changed=changed, digests={}), adapter={})
+        """The replica with its adapters in the weights of its bases, rounded to their dtype."""
+
+        def into(number: int, moment: Moment) -> Moment:
+            both = dict(moment.base.merged)
+            for name, each in moment.adapter.items():
+                both[name] = both[name].plus(each) if name in both else each
+            return Moment(replace(moment.base, merged=both, digests={}))
+
+        return replica.at_each(into)
 
     @torch.no_grad()
     def hidden(self, base: BaseValue, updates: Updates, read: Sequence[Reading]) -> np.ndarray:
@@ -206,7 +209,7 @@ def _load(ref: str | None, base: BaseValue) -> nn.Module:
 
 def _changed(model: nn.Module, base: BaseValue) -> nn.Module:
     """A model with tensors of its own where the base has changed; all others are shared."""
-    if not base.changed:
+    if not base.changed and not base.merged:
         return model
     shared = (*model.parameters(), *model.buffers())
     made: nn.Module = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
@@ -215,10 +218,26 @@ def _changed(model: nn.Module, base: BaseValue) -> nn.Module:
         old = getattr(where, leaf)
         if tuple(old.shape) != array.shape:
             raise Unspliced(f"{name} is {tuple(old.shape)} in the base and {array.shape} recorded")
-        data = torch.from_numpy(np.array(array)).to(old.dtype)
-        held = nn.Parameter(data, False) if isinstance(old, nn.Parameter) else data
-        setattr(where, leaf, held)
+        _put(where, leaf, torch.from_numpy(np.array(array)))
+    for name, update in base.merged.items():
+        where, leaf = _owner(made, f"{name}.weight")
+        _put(where, leaf, merge(getattr(where, leaf), update))
     return made
+
+
+def _put(where: nn.Module, leaf: str, data: torch.Tensor) -> None:
+    old = getattr(where, leaf)
+    data = data.to(old.dtype)
+    setattr(where, leaf, nn.Parameter(data, False) if isinstance(old, nn.Parameter) else data)
+
+
+def merge(held: torch.Tensor, update: Update) -> torch.Tensor:
+    """A weight with an update in it, in its dtype, whichever way round it lies."""
+    delta = torch.from_numpy(update.delta_OI)
+    delta = delta if delta.shape == held.shape else delta.T
+    if delta.shape != held.shape:
+        raise Unspliced(f"an update of {tuple(delta.shape)} does not fit {tuple(held.shape)}")
+    return (held.double() + delta).to(held.dtype)
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

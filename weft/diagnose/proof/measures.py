@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from weft.core.keys import Key
-from weft.diagnose.proof.feeding import Reading, readings
+from weft.diagnose.proof.feeding import Reading, padded, readings
 from weft.diagnose.proof.forward import Engine
 from weft.diagnose.proof.replica import DECODED, Replica, Row, Sampler, Stop
 
@@ -52,25 +52,32 @@ def predicted(
     measure: Measure,
     *,
     nudge: Key | None = None,
-    alone: bool = False,
+    most: int | None = None,
+    pad: tuple[int, int] = (0, 0),
 ) -> list[torch.Tensor]:
-    """Log-probabilities [S, V] in float64 of each row, at the positions of a measure."""
-    read: list[Reading] = []
-    owner = []
-    for n, row in enumerate(replica.rows):
-        its = readings(row, replica.context, measure.tokens[n], measure.tails[n])
-        read += its
-        owner += [n] * len(its)
+    """Log-probabilities [S, V] in float64 of each row, at the positions of a measure.
+
+    Nulls: `nudge` moves embeddings by one unit in the last place, at most `most` readings share a
+    forward, and `pad` columns that nothing attends to stand before and after each.
+    """
     dropping = Key.of(0).fold("dropout", replica.name) if replica.dropping else None
-    logits = engine.logits(
-        replica.base, replica.adapter, read, nudge=nudge, alone=alone, dropping=dropping
-    )
-    return [
-        torch.cat([each for each, own in zip(logits, owner, strict=True) if own == n])
-        .double()
-        .log_softmax(-1)
-        for n in range(len(replica.rows))
-    ]
+    found: dict[int, torch.Tensor] = {}
+    for number, moment in enumerate(replica.moments):
+        read: list[Reading] = []
+        owner = []
+        for n, row in enumerate(replica.rows):
+            if row.moment == number:
+                its = readings(row, replica.context, measure.tokens[n], measure.tails[n])
+                its = tuple(padded(each, *pad) for each in its) if any(pad) else its
+                read += its
+                owner += [n] * len(its)
+        logits = engine.logits(
+            moment.base, moment.adapter, read, nudge=nudge, most=most, dropping=dropping
+        )
+        for n in dict.fromkeys(owner):
+            mine = [each for each, own in zip(logits, owner, strict=True) if own == n]
+            found[n] = torch.cat(mine).double().log_softmax(-1)
+    return [found[n] for n in range(len(replica.rows))]
 
 
 def mean_kl(log_a: Sequence[torch.Tensor], log_x: Sequence[torch.Tensor]) -> float:

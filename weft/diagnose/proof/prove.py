@@ -23,6 +23,8 @@ from weft.diagnose.proof.docket import (
     tried,
 )
 from weft.diagnose.proof.forward import Engine, Unspliced
+from weft.diagnose.proof.local import placed
+from weft.diagnose.proof.merges import named
 from weft.diagnose.proof.reading import FACTORS as READING
 from weft.diagnose.proof.reading import Read, read
 from weft.diagnose.proof.replica import Normaliser, Replica
@@ -64,14 +66,15 @@ def prove(
     case = Docket(diagnosis)
     key = Key.of(seed).fold("proof")
     engine = Engine(base)
-    trials = list(trials_of(diagnosis.causes))
-    told = _teller(watch, len(trials))
+    told = _teller(watch, len(diagnosis.causes))
     try:
         if pair.a.kind == "config":
             raise Unspliced("configurations have computed nothing; train both, and give the runs")
         told("building replicas")
-        built = build(pair, seed=seed)
+        built = build(pair, engine, seed=seed)
         case.not_checked += built.not_checked
+        case.diagnosis = named(diagnosis, built.merge)
+        trials = list(trials_of(case.diagnosis.causes))
         _everything(pair, case, built, engine, trials, key, told)
     except Unspliced as reason:
         case.not_checked.append(f"no cause was exchanged: {reason}")
@@ -127,6 +130,7 @@ def _after_reading(case: Docket, found: Read, taught: Taught | Retaken | None, p
     """Causes of what is predicted."""
     solved, unit = found.solved, "nats"
     case.ruled_out += [each.words for each in found.controls if each.holds and each.seen]
+    case.not_checked += found.floor.failed
     unlike = [each for each in found.controls if not each.holds]
     case.not_checked += [_unlike(each.words, found, each.name) for each in unlike]
     files = {pair.a.kind, pair.b.kind} <= {"adapter", "config"}
@@ -170,6 +174,8 @@ def _after_reading(case: Docket, found: Read, taught: Taught | Retaken | None, p
             continue
         if factor is None and cause.finding.rung in COMPUTED and explained:
             case.idle[number] = EXPLAINED
+        elif factor is None and cause.finding.rung in COMPUTED and found.local is not None:
+            case.proven[number] = placed(cause, found.local)
         elif factor in READING and not any(stepped):
             if explained:
                 case.idle[number] = EXPLAINED
@@ -186,7 +192,7 @@ def _after_reading(case: Docket, found: Read, taught: Taught | Retaken | None, p
     if solved.gap > solved.floor and not solved.closed:
         case.not_checked.append(
             f"what is left after all exchanges: mean KL {solved.left:.2g} of {solved.gap:.2g} "
-            f"nats (floor {solved.floor:.2g})"
+            f"nats (floor {solved.floor:.2g}){f'; {found.local.words}' if found.local else ''}"
         )
     if found.in_float32 is not None:
         case.ruled_out.append(_precision(found.in_float32, solved.gap))
@@ -284,7 +290,8 @@ def _place(factor: str, replica: Replica) -> str:
         return f"all {len(modules)} adapted modules"
     if factor in ("ids", "prompt", "mask", "positions"):
         return f"all {len(replica.rows)} prompts"
-    return {"context": "decoding", "base": "weights of the base"}.get(factor, factor)
+    words = {"context": "decoding", "base": "weights of the base", "tied": "lm_head"}
+    return words.get(factor, factor)
 
 
 RULES: dict[Normaliser, str] = {
@@ -336,7 +343,17 @@ def _after_choosing(
     if "seed" in by_factor:
         told("drawing again")
         voices = Voices(engine, pair, found.a, mended)
-        _exchanged(case, by_factor["seed"], "seed", voices.seeds())
+        made, number = voices.seeds(), by_factor["seed"]
+        said = voices.agree() if made is None and found.solved.closed and found.holds else None
+        if said is not None:
+            cause = case.proven.get(number, case.diagnosis.causes[number])
+            if cause.confidence == "located":
+                case.proven[number] = replace(cause, confidence="supported", proof=(said,))
+            case.not_checked.append(
+                "the seed could not be exchanged: how it was drawn is not known"
+            )
+        elif made is not None or number not in case.proven:
+            _exchanged(case, number, "seed", made)
 
 
 def _exchanged(case: Docket, number: int, name: str, made: Exchange | None) -> None:
@@ -346,6 +363,9 @@ def _exchanged(case: Docket, number: int, name: str, made: Exchange | None) -> N
     closes = made.closes <= max(made.floor, (1 - 0.95) * made.gap)
     opens = made.opens > made.floor
     cause = case.diagnosis.causes[number]
+    if not opens and _modelled(cause.finding):
+        case.idle[number] = f"exchanging it changes nothing: {made.opens:.2g} {made.unit}"
+        return
     confidence: Confidence = (
         "proven" if closes and opens and made.gap > made.floor
         else "supported" if (closes or opens) and made.gap > made.floor
@@ -363,3 +383,12 @@ def _exchanged(case: Docket, number: int, name: str, made: Exchange | None) -> N
     )
     if made.unit.startswith("nats"):
         case.effect[number] = made.opens
+
+
+MODELLED = {"greedy", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+"""Of what samplers differ in, what replicas have: without effect there, it has none."""
+
+
+def _modelled(finding: Finding) -> bool:
+    assert finding.swap is not None
+    return finding.swap.factor == "sampler" and MODELLED.issuperset(finding.swap.places)

@@ -12,15 +12,16 @@ from weft.diagnose.proof.build import Built
 from weft.diagnose.proof.control import Control, control, departs
 from weft.diagnose.proof.counterfactuals import Guess, explain
 from weft.diagnose.proof.fed import Seen
-from weft.diagnose.proof.floors import Floor, reading_floor
+from weft.diagnose.proof.floors import Floor, in_float32, reading_floor
 from weft.diagnose.proof.forward import Engine
+from weft.diagnose.proof.local import Made, made
 from weft.diagnose.proof.measures import Measure, mean_kl, predicted
 from weft.diagnose.proof.replica import Replica
 from weft.diagnose.proof.solve import Solved, Trial, solve
 
 FACTORS = (
     "scale", "mask", "positions", "context", "mode", "dtype", "prompt", "ids", "attach",
-    "adapter", "init", "base",
+    "adapter", "init", "tied", "base",
 )  # fmt: skip
 """Of those that a finding may name, what can change a prediction."""
 
@@ -40,6 +41,7 @@ class Read:
     solved: Solved
     guessed: dict[str, Guess]  # by side
     departs: dict[str, int]  # by side, the first block that its replica does not reproduce
+    local: Made | None = None  # where B first errs by itself, where no exchange says all
     in_float32: float | None = None  # the gap, with 16-bit bases in float32
 
     @property
@@ -58,7 +60,8 @@ def read(
     """Compare, mend, exchange."""
     a, b = built.a, built.b
     told("measuring noise")
-    floor = reading_floor(engine, a, b, Measure.of(a, b), key)
+    lossy = built.merge is not None and built.merge.label == "merge-precision"
+    floor = reading_floor(engine, a, b, Measure.of(a, b), key, nulls=built.nulls, merging=not lossy)
     guessed: dict[str, Guess] = {}
     at: dict[str, int] = {}
     a, first = _mended(engine, a, b, built.seen_a, floor, guessed, at, told)
@@ -82,7 +85,17 @@ def read(
         wider = solve(a, b, _once([*suspected, *mine, *more]), distance, floor.value, told)
         solved = wider if wider.left < solved.left else solved
     found = Read(a, b, measure, floor, (first, second), solved, guessed, at)
-    return replace(found, in_float32=_escalated(engine, found))
+    return replace(found, in_float32=_escalated(engine, found), local=_located(engine, found, key))
+
+
+def _located(engine: Engine, found: Read, key: Key) -> Made | None:
+    """Where what no suspect explains is made, if both replicas stand."""
+    solved = found.solved
+    known = solved.closed and all(each.trial.cause is not None for each in solved.accepted)
+    if solved.gap <= found.floor.value or known or not found.holds:
+        return None
+    rest = found.b if solved.closed else solved.mended or found.b
+    return made(engine, found.a, rest, key.fold("local"))
 
 
 def _once(trials: Sequence[Trial]) -> list[Trial]:
@@ -124,9 +137,13 @@ def _mended(
 
 def _escalated(engine: Engine, found: Read) -> float | None:
     """The gap in float32, where a base is in 16 bits and there is a gap."""
-    types = {each.base.dtype.removeprefix("torch.") for each in (found.a, found.b)}
+    types = {
+        moment.base.dtype.removeprefix("torch.")
+        for each in (found.a, found.b)
+        for moment in each.moments
+    }
     if not types & {"bfloat16", "float16"} or found.solved.gap <= found.floor.value:
         return None
-    a, b = (each.with_(base=replace(each.base, dtype="float32")) for each in (found.a, found.b))
+    a, b = in_float32(found.a), in_float32(found.b)
     pair: list[list[torch.Tensor]] = [predicted(engine, each, found.measure) for each in (a, b)]
     return mean_kl(*pair)

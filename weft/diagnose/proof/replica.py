@@ -9,7 +9,7 @@ Shapes: R rank of an adapter, I inputs, O outputs, B rows, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,18 +19,6 @@ from weft.diagnose.proof.settings import Setup
 
 DECODED = 8
 """Positions of A's completions at which distributions are compared, at most."""
-
-
-@dataclass(frozen=True, eq=False)
-class BaseValue:
-    """A base: where it is loaded from, and its tensors that are not as they are there."""
-
-    load: str | None
-    dtype: str = "float32"
-    attention: str = ""
-    changed: Mapping[str, np.ndarray] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    digests: Mapping[str, str] = field(default_factory=dict)  # of all tensors, as recorded
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +36,37 @@ class Update:
         """R."""
         return int(self.a_RI.shape[0])
 
+    @property
+    def delta_OI(self) -> np.ndarray:
+        """It as a whole, in float64."""
+        return self.scale * (self.b_OR.astype(np.float64) @ self.a_RI.astype(np.float64))
+
+    def plus(self, other: Update) -> Update:
+        """Both together."""
+        if self.a_RI is other.a_RI and self.b_OR is other.b_OR:
+            return replace(self, scale=self.scale + other.scale)
+        a_RI = np.concatenate([self.a_RI, other.a_RI])
+        b_OR = np.concatenate([self.scale * self.b_OR, other.scale * other.b_OR], axis=1)
+        return replace(self, a_RI=a_RI, b_OR=b_OR, scale=1.0)
+
 
 Updates = Mapping[str, Update]
 """By module, as transformers names it."""
+
+
+@dataclass(frozen=True, eq=False)
+class BaseValue:
+    """A base: where it is loaded from, and its tensors that are not as they are there."""
+
+    load: str | None
+    dtype: str = "float32"
+    attention: str = ""
+    changed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)  # of all tensors, as recorded
+    merged: Updates = field(default_factory=dict)  # that are in its weights, rounded to their dtype
+    tied: bool | None = None  # whether its head is its embedding; None: as in the file
+
 
 Rule = Literal["counted", "index"]
 """Positions count real tokens from 0, or are columns of the padded batch."""
@@ -68,6 +84,7 @@ class Row:
     tokens: tuple[int, ...] = ()  # that were chosen after it
     ended: str = "unknown"  # why they ended: eos, length, stop or unknown
     held: tuple[int, ...] = ()  # positions of all columns, where no rule gives them
+    moment: int = 0  # whose weights it was read with, of those that its replica has
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -228,8 +245,16 @@ class Course:
 
 
 @dataclass(frozen=True, eq=False)
+class Moment:
+    """The weights between two changes of them."""
+
+    base: BaseValue
+    adapter: Updates = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Replica:
-    """One side, or a mixture of two."""
+    """One side, or a mixture of two. Row by row, both sides' rows are of moments of one number."""
 
     name: str
     base: BaseValue
@@ -242,7 +267,25 @@ class Replica:
     dropping: bool = False  # dropout is at work when prompts are read
     course: Course | None = None
     setup: Setup | None = None  # of a run of Weft
+    later: tuple[Moment, ...] = ()  # `base` and `adapter` are those of the first moment
+
+    @property
+    def moments(self) -> tuple[Moment, ...]:
+        """All of them, by number."""
+        return (Moment(self.base, self.adapter), *self.later)
 
     def with_(self, **changes: Any) -> Replica:
         """A copy with other values."""
         return replace(self, **changes)
+
+    def at_each(self, change: Callable[[int, Moment], Moment]) -> Replica:
+        """With other weights at its moments, or itself if they are the same objects."""
+        before = self.moments
+        after = [change(number, each) for number, each in enumerate(before)]
+        same = (
+            x.base is y.base and x.adapter is y.adapter for x, y in zip(before, after, strict=True)
+        )
+        if all(same):
+            return self
+        first, *later = after
+        return replace(self, base=first.base, adapter=first.adapter, later=tuple(later))

@@ -54,6 +54,7 @@ class Retaken:
     holds: tuple[bool, bool]
     words: tuple[str, ...]
     others: tuple[int, ...] = ()  # causes that are exchanged together with one above them
+    unmatched: tuple[int, ...] = ()  # causes of these steps that no setting stands for
     setups: tuple[Setup, Setup] | None = None
 
 
@@ -70,7 +71,7 @@ def retake(
     if not a.lines or not b.lines:
         return None
     with Rerun(engine) as rerun:
-        return _Proof(rerun, a, b, causes, key, told).made()
+        return _Proof(rerun, a, b.sharing(a), causes, key, told).made()
 
 
 class _Proof:
@@ -184,7 +185,15 @@ class _Proof:
 
         solved = solve(a, b, trials, from_a, floor.value, self.told)
         both = self.a.setup, self.b.setup
-        return Retaken(steps, begin, floor, solved, holds, words, others, both)
+        known_ones = {*others, *(each.cause for each in trials)}
+        unmatched = tuple(
+            number
+            for number, cause in enumerate(self.causes)
+            if number not in known_ones
+            and cause.finding.rung in TRAINING
+            and (cause.finding.step or 0) <= steps
+        )
+        return Retaken(steps, begin, floor, solved, holds, words, others, unmatched, both)
 
     def _trials(self) -> tuple[list[Trial], tuple[int, ...]]:
         """Exchanges of settings that differ, each with the cause that it is of; and causes that
@@ -273,6 +282,9 @@ def tell(case: Docket, retaken: Retaken) -> None:
             case.new.append((0.0, _new(retaken, shown, metric)))
     for number in retaken.others:
         case.idle[number] = "part of a cause above: they are exchanged together"
+    if solved.gap > solved.floor and solved.closed:
+        for number in retaken.unmatched:
+            case.idle.setdefault(number, "it follows from the settings that were exchanged")
     if solved.gap > solved.floor and not solved.closed:
         case.not_checked.append(
             f"what is left of training after all exchanges of settings: a relative distance of "

@@ -17,6 +17,9 @@ from weft.engines.config import own_engine
 from weft.training.config import Lane, RunConfig
 from weft.training.draft import leaves, pairs, put
 
+FILES = ("base", "data.path", "data.valid_path", "data.test_path", "data.chat_template")
+"""Settings that name files, as seen from where the run was started."""
+
 
 @dataclass(frozen=True, eq=False)
 class Setup:
@@ -72,6 +75,20 @@ class Setup:
         made = Setup(values, start)
         return self if made.key == self.key else made
 
+    def found(self, root: Path) -> Setup:
+        """With files where they are now: seen from a directory above the run, else from here.
+
+        A manifest does not say where its run was started; digests tell whether a file is the one.
+        """
+        values = copy.deepcopy(dict(self.values))
+        for key in FILES:
+            name = self.at(key)
+            above = () if name is None else (each / name for each in root.resolve().parents)
+            place = next((each for each in above if each.exists()), None)
+            if place is not None:
+                put(values, key, str(place))
+        return Setup(values, self.start)
+
     def split(self) -> Setup:
         """The same in smaller forwards, which only round otherwise."""
         return Setup({**self.values, "members_per_forward": 1}, self.start)
@@ -84,6 +101,12 @@ def differing(a: Setup, b: Setup) -> tuple[str, ...]:
         for key in _differing(a.values, b.values, "")
         if any(meaning(leaf).weight == "semantic" for leaf in leaves_of(key, a, b))
     )
+
+
+def sharing(a: Setup, b: Setup, same: Mapping[str, bool]) -> Setup:
+    """B with A's files where theirs are the same, by the first part of their settings' keys."""
+    keys = [key for key in FILES if same.get(key.partition(".")[0]) and b.at(key) is not None]
+    return b.with_([key for key in keys if a.at(key) is not None], a)
 
 
 def leaves_of(key: str, a: Setup, b: Setup) -> tuple[str, ...]:

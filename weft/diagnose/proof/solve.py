@@ -17,7 +17,8 @@ Distance = Callable[[Replica], float]
 
 SPECIFIC = (
     "scale", "init", "normaliser", "labels", "mask", "positions", "schedule", "order", "trainable",
-    "optimiser", "context", "mode", "dtype", "prompt", "ids", "attach", "adapter", "base",
+    "optimiser", "context", "mode", "dtype", "prompt", "ids", "attach", "adapter", "tied",
+    "base",
 )  # fmt: skip
 """Of exchanges that close the same gap, the one that exchanges least is the cause."""
 

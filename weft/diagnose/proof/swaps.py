@@ -12,7 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from weft.diagnose.proof.replica import BaseValue, Lesson, Micro, Replica, Update, Updates
+from weft.diagnose.proof.holding import (
+    by_moment,
+    holding,
+    placed,
+    same_updates,
+    same_weights,
+    scaled,
+    totalled,
+    tying,
+)
+from weft.diagnose.proof.replica import (
+    Lesson,
+    Micro,
+    Moment,
+    Replica,
+    Updates,
+)
 
 Function = Callable[[Replica, Replica, Collection[str], int | None], Replica]
 
@@ -55,41 +71,75 @@ def positions(to: Replica, other: Replica, places: Collection[str], step: int | 
 
 def base(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
     """The weights of the base; dtype and attention stay one's own."""
-    if same_weights(to.base, other.base):
-        return to
-    its = other.base
-    return to.with_(
-        base=replace(
-            to.base, load=its.load, changed=its.changed, config=its.config, digests=its.digests
+
+    def given(mine: Moment, its: Moment) -> Moment:
+        if same_weights(mine.base, its.base):
+            return mine
+        x, y = mine.base, its.base
+        made = replace(
+            x,
+            load=y.load,
+            changed=y.changed,
+            config=y.config,
+            digests=y.digests,
+            merged=y.merged,
+            tied=y.tied,
         )
-    )
+        return replace(mine, base=made)
+
+    return by_moment(to, other, given)
+
+
+def tied(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
+    """Whether the head is the embedding; if not, the head's own weights."""
+    return by_moment(to, other, lambda mine, its: tying(mine, its, places))
 
 
 def dtype(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
     """The dtype of the base and its implementation of attention."""
-    mine, its = to.base, other.base
-    if (mine.dtype, mine.attention) == (its.dtype, its.attention):
-        return to
-    return to.with_(base=replace(mine, dtype=its.dtype, attention=its.attention))
+
+    def given(mine: Moment, its: Moment) -> Moment:
+        x, y = mine.base, its.base
+        if (x.dtype, x.attention) == (y.dtype, y.attention):
+            return mine
+        return replace(mine, base=replace(x, dtype=y.dtype, attention=y.attention))
+
+    return by_moment(to, other, given)
 
 
 def adapter(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
-    """The updates of modules, whole: factors and scale; of all modules without places."""
-    its = _placed(to.adapter, other.adapter, places)
-    to = to if its is to.adapter else to.with_(adapter=its)
+    """The updates of modules, whole: factors and scale; of all modules without places.
+
+    With an update goes whether it is in the weights, or beside them.
+    """
+
+    def given(mine: Moment, its: Moment) -> Moment:
+        beside = placed(mine.adapter, its.adapter, places)
+        merged = placed(mine.base.merged, its.base.merged, places)
+        return holding(mine, beside, merged)
+
+    to = by_moment(to, other, given)
     if to.course is None or other.course is None:
         return to
-    start = _placed(to.course.start, other.course.start, places)
+    start = placed(to.course.start, other.course.start, places)
     return to if start is to.course.start else _taught(to, start=start)
 
 
 def scale(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
-    """What multiplies B A, where both sides adapt a module."""
-    its = _scaled(to.adapter, other.adapter, places)
-    to = to if its is to.adapter else to.with_(adapter=its)
+    """What multiplies B A, where both sides adapt a module.
+
+    Of an update that is in the weights on one side, that is the sum of what is there and beside.
+    """
+
+    def given(mine: Moment, its: Moment) -> Moment:
+        if not mine.base.merged and not its.base.merged:
+            return holding(mine, scaled(mine.adapter, its.adapter, places), {})
+        return totalled(mine, its, places)
+
+    to = by_moment(to, other, given)
     if to.course is None or other.course is None:
         return to
-    start = _scaled(to.course.start, other.course.start, places)
+    start = scaled(to.course.start, other.course.start, places)
     return to if start is to.course.start else _taught(to, start=start)
 
 
@@ -122,8 +172,29 @@ def stop(to: Replica, other: Replica, places: Collection[str], step: int | None)
 
 
 def seed(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
-    """The seed of draws."""
-    return to if to.seed == other.seed else to.with_(seed=other.seed)
+    """The seed of draws, and what training drew: factors of one size to start from, the order."""
+    to = to if to.seed == other.seed else to.with_(seed=other.seed)
+    if to.course is None or other.course is None:
+        return to
+    drawn = _of_one_size(to.course.start, other.course.start)
+    return order(init(to, other, (), None) if drawn else to, other, (), None)
+
+
+def _of_one_size(mine: Updates, its: Updates) -> bool:
+    """Whether two starts can be draws of one distribution: forms and norms of their factors."""
+
+    def near(x: np.ndarray, y: np.ndarray) -> bool:
+        norms = float(np.linalg.norm(x)), float(np.linalg.norm(y))
+        return x.shape == y.shape and abs(norms[0] - norms[1]) <= SPREAD * max(norms)
+
+    return mine.keys() == its.keys() and all(
+        near(mine[name].a_RI, its[name].a_RI) and near(mine[name].b_OR, its[name].b_OR)
+        for name in mine
+    )
+
+
+SPREAD = 0.25
+"""Relative difference of the norms of two draws of few numbers."""
 
 
 def mode(to: Replica, other: Replica, places: Collection[str], step: int | None) -> Replica:
@@ -215,6 +286,7 @@ SWAPS: Mapping[str, Function] = {
     "mask": mask,
     "positions": positions,
     "base": base,
+    "tied": tied,
     "dtype": dtype,
     "adapter": adapter,
     "scale": scale,
@@ -239,39 +311,6 @@ SWAPS: Mapping[str, Function] = {
 def _taught(to: Replica, **changes: object) -> Replica:
     assert to.course is not None
     return to.with_(course=replace(to.course, **changes))  # type: ignore[arg-type]
-
-
-def _placed(mine: Updates, its: Updates, places: Collection[str]) -> Updates:
-    names = [each for each in places if each in mine or each in its] or list({**mine, **its})
-    made = {name: each for name, each in mine.items() if name not in names}
-    made |= {name: its[name] for name in names if name in its}
-    return mine if same_updates(mine, made) else made
-
-
-def _scaled(mine: Updates, its: Updates, places: Collection[str]) -> Updates:
-    both = mine.keys() & its.keys()
-    names = [each for each in places if each in both] or list(both)
-    made = {
-        name: replace(each, scale=its[name].scale) if name in names else each
-        for name, each in mine.items()
-    }
-    return mine if same_updates(mine, made) else made
-
-
-def same_updates(mine: Updates, its: Updates) -> bool:
-    """Whether two adapters hold the same numbers."""
-    return mine.keys() == its.keys() and all(_same(mine[name], its[name]) for name in mine)
-
-
-def _same(x: Update, y: Update) -> bool:
-    return x.scale == y.scale and np.array_equal(x.a_RI, y.a_RI) and np.array_equal(x.b_OR, y.b_OR)
-
-
-def same_weights(mine: BaseValue, its: BaseValue) -> bool:
-    """Whether two bases are one, as far as was recorded."""
-    if mine.digests and its.digests and mine.dtype == its.dtype:
-        return mine.digests == its.digests
-    return mine.load == its.load and not mine.changed and not its.changed
 
 
 def _batches(to: Replica, other: Replica) -> Replica:

@@ -28,7 +28,9 @@ def unwrapped(module: Any) -> nn.Module:
     while True:
         inner = next((x for name in WRAPPED if (x := _child(module, name)) is not None), None)
         if inner is None and hasattr(module, "peft_config"):
-            inner = _child(_child(module, "base_model"), "model")
+            inner = _child(module, "base_model")
+            if _is_pefts(inner):  # what tunes prompts stands around the model itself
+                inner = _child(inner, "model")
         if inner is None or inner is module:
             return module
         module = inner
@@ -37,6 +39,10 @@ def unwrapped(module: Any) -> nn.Module:
 def _child(module: Any, name: str) -> nn.Module | None:
     found = getattr(module, "_modules", {}).get(name)
     return found if isinstance(found, nn.Module) else None
+
+
+def _is_pefts(module: Any) -> bool:
+    return type(module).__module__.startswith("peft.tuners.")
 
 
 def plain_name(name: str) -> str:
@@ -49,6 +55,8 @@ def plain_name(name: str) -> str:
 
 def is_model(module: nn.Module) -> bool:
     """Whether it can be a whole model: some part of it embeds tokens."""
+    if _is_pefts(module) and _child(module, "model") is None:
+        return False  # what makes the vectors of a tuned prompt
     return not isinstance(module, nn.Embedding) and any(
         isinstance(part, nn.Embedding) or type(part).__name__.endswith("Embedding")
         for part in module.modules()

@@ -19,7 +19,7 @@ from weft.diagnose.record.recorder import Ending, PassSeen, Recorder
 if TYPE_CHECKING:
     from torch import nn
 
-    from weft.diagnose.record.forward import Call
+    from weft.diagnose.record.calls import Call
 
 KEPT_PASSES = 4
 KEPT_ROWS = 4
@@ -58,6 +58,11 @@ class _Tap:
         kept = self._kept.setdefault(event.model, [])
         training = event.phase == "train"
         if event.past or event.length < 2 or signal.follows or call is None:
+            return
+        if call.odd_mask:
+            self.recorder.notice(
+                f"calls of {event.model} with a mask that is none of padding are not checked"
+            )
             return
         if training and kept:
             return

@@ -26,6 +26,10 @@ MOST = 512
 """Tokens that a temperature is fitted to, the likeliest first."""
 
 
+SLACK = 1e-5
+"""By how much a script's own sums of float32 probabilities, and a fit to them, may be off."""
+
+
 @dataclass(frozen=True, eq=False)
 class Chosen:
     """Tokens were chosen, one a row."""
@@ -98,7 +102,7 @@ def _edges(
     if least < most:
         return None, None
     mass, top = float(q[kept].sum()), float(q.max())
-    return (mass - least, mass), (most / top, least / top)
+    return (mass - least - SLACK, mass + SLACK), (most / top - SLACK, least / top + SLACK)
 
 
 def draw_of(

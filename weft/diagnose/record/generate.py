@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from weft.diagnose.record.draws import Chosen, draw_of
 from weft.diagnose.record.loops import FITTED_ROWS, FITTED_STEPS, last_of, unpadded
 from weft.diagnose.record.patching import Undo, replace, together, when_imported
 from weft.diagnose.record.recorder import PassSeen, Recorder
-from weft.diagnose.record.seeds import random_digest
+from weft.diagnose.record.seeds import random_digest, random_state
 from weft.runs.evidence import Draw, Generation
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class Call:
     """A call of `generate` that is going on."""
 
     random: str | None
+    state: np.ndarray | None = None  # of the generator, for the first call
     config: Any = None  # the resolved one
     first: PassSeen | None = None
     passes: list[int] = field(default_factory=list)
@@ -171,6 +174,7 @@ class _Tap(threading.local):  # every thread has a call of its own
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.call: Call | None = None
+        self.told = False  # a call was written, with the state that it drew from
 
     def generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self.recorder
@@ -179,7 +183,7 @@ class _Tap(threading.local):  # every thread has a call of its own
             if not recorder.watching or recorder.generating:
                 return original(model, *args, **kwargs)
             with recorder.aside():
-                self.call = Call(random_digest())
+                self.call = Call(random_digest(), None if self.told else random_state())
             recorder.generating += 1
             try:
                 made = original(model, *args, **kwargs)
@@ -253,9 +257,12 @@ class _Tap(threading.local):  # every thread has a call of its own
                     if step < len(row) and row[step] == draw.token
                 ),
                 random=call.random,
+                state=None if call.state is None else "state",
                 where=self.recorder.where(),
-            )
+            ),
+            None if call.state is None else {"state": call.state},
         )
+        self.told = True
 
 
 def install(recorder: Recorder) -> Undo:

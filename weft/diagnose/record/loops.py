@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from weft.diagnose.record.draws import Chosen, Fitted, draw_of, filters
 from weft.diagnose.record.endings import Rule
 from weft.diagnose.record.patching import Undo
 from weft.diagnose.record.recorder import Ending, PassSeen, Recorder
-from weft.diagnose.record.seeds import random_digest
+from weft.diagnose.record.seeds import random_digest, random_state
 from weft.runs.evidence import Draw, Generation
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class Loop:
     ways: list[str] = field(default_factory=list)  # in which it was fed, one after another
     greedy: bool = True  # every token was the likeliest
     size: int = 0  # V
+    state: np.ndarray | None = None  # of the generator
 
     def __post_init__(self) -> None:
         """Begin with no tokens."""
@@ -203,6 +206,8 @@ class Loops:
         shows in all of them."""
         self.places: set[str | None] = set()
         """Lines where a loop has begun."""
+        self.told: set[str | None] = set()
+        """Lines of which loops were written, the first with the state that it drew from."""
 
     def passed(self, seen: PassSeen) -> None:
         """Go on with the loop, or end it and take this pass for the prefill of another."""
@@ -219,6 +224,7 @@ class Loops:
                 where=seen.event.where,
                 eos=end_tokens(seen.module),
                 random=random_digest(),
+                state=random_state(),
                 contexts=[list(row) for row in rows],
                 passes=[seen.event.index],
             )
@@ -279,6 +285,8 @@ class Loops:
         texts = self.recorder.data.texts
         stop = {"stop": list(texts([rule.stop]))} if rule.stop else {}
         for loop, tokens in zip(over, kept, strict=True):
+            first = loop.state is not None and place not in self.told
+            self.told.add(place)
             self.recorder.emit(
                 Generation(
                     model=loop.model,
@@ -291,8 +299,10 @@ class Loops:
                     passes=tuple(loop.passes),
                     draws=tuple(loop.draws),
                     random=loop.random,
+                    state="state" if first else None,
                     where=loop.where,
-                )
+                ),
+                {"state": loop.state} if first and loop.state is not None else None,
             )
 
     def end(self, _: Ending) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from weft.core.keys import Key
 from weft.diagnose.record.anatomy import plan_of
-from weft.diagnose.record.forward import Call, read_output
+from weft.diagnose.record.calls import Call, read_output
 from weft.diagnose.record.probing import swapped, undisturbed
 from weft.runs.evidence import Check
 

@@ -24,7 +24,9 @@ from weft.diagnose.compare.divergence import divergence
 from weft.diagnose.sides.from_run import ENDED, all_tokens, decoding_seen
 from weft.engines.local import LocalEngine
 from weft.engines.registry import ENGINES
+from weft.model.decode import NotFinite
 from weft.model.decoding import Decoding
+from weft.model.finite import first_broken
 from weft.model.probing import embeddings_moved
 from weft.model.sampling import distribution, penalise, seen_tokens
 from weft.model.steppers import RecomputingStepper
@@ -122,6 +124,8 @@ class OwnRecording:
         if error is None:
             for check in self._checks():
                 self._writer.add(check)
+        elif isinstance(error, NotFinite):
+            self._broken(error)
         failed = "failed" if isinstance(error, Exception) else "interrupted"
         self._writer.finish(
             status="finished" if error is None else failed,
@@ -227,6 +231,33 @@ class OwnRecording:
             arrays["positions"] = at_n[None]
         self._writer.add(seen, arrays)
         self._passes += 1
+
+    @torch.inference_mode()
+    def _broken(self, error: NotFinite) -> None:
+        """Where the forward of what was to be continued first stops being finite."""
+        engine = self.session.subject.engine
+        if not isinstance(engine, LocalEngine):
+            return
+        bank = self.session.subject.bank.to(engine.base.device)
+        member = bank.members.index(error.member)
+        prompt = self.session.prompts[self._prompts + error.prompt]
+        with first_broken(engine.base.model) as found:
+            stepper = RecomputingStepper(engine.base, Weft(bank.only([member])), [prompt.ids_T])
+            stepper.start()
+        if found.module is None:  # a later token
+            return
+        seen = Pass(
+            model=_model(member),
+            index=self._passes,
+            phase="score",
+            rows=1,
+            length=len(prompt.ids_T),
+            dtype=engine.record()["dtype"],
+            ids="ids",
+            nonfinite=found.module,
+            largest=found.largest,
+        )
+        self._writer.add(seen, {"ids": prompt.ids_T[None]})
 
     def _checks(self) -> Iterator[Check]:
         """The local engine against itself, on the first prompts of each member."""

@@ -23,7 +23,8 @@ from weft.runs.sketch import digest
 if TYPE_CHECKING:
     from torch import nn
 
-    from weft.diagnose.record.forward import Call, Watch
+    from weft.diagnose.record.calls import Call
+    from weft.diagnose.record.forward import Watch
 
 KEPT = {"prefill": 16, "score": 16, "decode": 32, "train": 2}
 """Passes of each phase whose logits, hidden states and sketches are kept."""
@@ -98,7 +99,8 @@ class _Tap:
     ) -> Watch | None:
         """What watches one call; None where the module is no model."""
         from weft.diagnose.record.anatomy import is_model
-        from weft.diagnose.record.forward import Watch, read_call
+        from weft.diagnose.record.calls import read_call
+        from weft.diagnose.record.forward import Watch
 
         call = read_call(module, args, kwargs) if is_model(module) else None
         if call is None:
@@ -145,7 +147,7 @@ class _Tap:
         return follows
 
     def _end(self, watch: Watch, output: Any) -> None:
-        from weft.diagnose.record.forward import read_output
+        from weft.diagnose.record.calls import read_output
 
         call = watch.call
         logits, loss = read_output(output, call)

@@ -29,8 +29,8 @@ from weft.runs.recording import RecordingWriter
 if TYPE_CHECKING:
     import torch
 
+    from weft.diagnose.record.calls import Call
     from weft.diagnose.record.files import DataRead
-    from weft.diagnose.record.forward import Call
     from weft.diagnose.record.models import Models
 
 SignalT = TypeVar("SignalT")

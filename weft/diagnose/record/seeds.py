@@ -9,6 +9,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from weft.diagnose.record.patching import Undo, replace, together, when_imported
 from weft.diagnose.record.recorder import Recorder
 from weft.runs.evidence import Seeded
@@ -58,6 +60,12 @@ def _seeder(recorder: Recorder, library: str, original: Any) -> Callable[..., An
 
     seeder.seeds = library  # type: ignore[attr-defined]
     return seeder
+
+
+def random_state() -> np.ndarray | None:
+    """The state of PyTorch's generator on the CPU [S]; None without PyTorch."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else np.asarray(torch.get_rng_state().numpy(), np.uint8)
 
 
 def random_digest() -> str | None:

@@ -78,7 +78,7 @@ def _unlike(alone: Mapping[str, tuple[Alone, ...]]) -> tuple[Finding, ...]:
 
 SWAPS: Mapping[Fault, Swap | None] = {
     "lost": Swap("context"), "cut": Swap("context"), "more": Swap("context"),
-    "position": Swap("positions"), "start": None,
+    "position": Swap("positions"), "padded": Swap("positions"), "start": None,
 }  # fmt: skip
 
 
@@ -138,7 +138,8 @@ def _across(pair: Pair, since: int | None, explained: bool) -> Looked:
             f"decoding equal within noise: {counted(len(later), 'step')} (mean KL {mean:.1e} nats)"
         )
         return Looked(equal=(words,), outcome=(outcome,), curves=curve)
-    finding = _only_in_decoding(first, later, limit, explained)
+    lengths = {number: len(a.prompt) for number, (a, _) in enumerate(rows, start=1)}
+    finding = _only_in_decoding(first, later, limit, explained, lengths)
     return Looked(finding, outcome=(outcome,), curves=curve)
 
 
@@ -179,25 +180,32 @@ KNOWN = 0.01
 
 
 def _only_in_decoding(
-    first: Sequence[Gap], later: Sequence[Gap], floor: float, explained: bool
+    first: Sequence[Gap],
+    later: Sequence[Gap],
+    floor: float,
+    explained: bool,
+    lengths: Mapping[int, int],
 ) -> tuple[Finding, ...]:
-    """The prompt is read alike, and steps after it are not."""
+    """The prompt is read alike, and steps after it are not. `lengths` are the prompts'."""
     over = [gap for gap in later if gap.kl > 3 * floor]
     if not over:
         return ()
     gap = min(over, key=lambda each: (each.step, each.prompt))
     alike = bool(first) and max(each.kl for each in first) <= floor
+    short = ""
     words = (
         f"decoding differs from prompt {gap.prompt}, token {gap.step} on ({len(over)} of "
         f"{counted(len(later), 'step')})"
     )
     if alike:
-        words += ", although the prompt gives the same distribution: what the cache or positions do"
+        words += ", although the prompt gives the same distribution: "
+        short = _shorter(later, floor, lengths)
+        words += f"only {short}: padding is attended" if short else "what the cache or positions do"
     return (
         Finding(
             RUNG,
             "factor" if alike and not explained else "effect",
-            "cache" if alike else "unknown",
+            ("mask" if short else "cache") if alike else "unknown",
             f"prompt {gap.prompt}, token {gap.step}",
             words,
             step=gap.step,
@@ -207,6 +215,20 @@ def _only_in_decoding(
             swap=Swap("context") if alike and not explained else None,
         ),
     )
+
+
+def _shorter(later: Sequence[Gap], floor: float, lengths: Mapping[int, int]) -> str:
+    """The rows that differ, if those are the ones that are padded and no longest row does."""
+    wrong = {gap.prompt for gap in later if gap.kl > 3 * floor}
+    right = {gap.prompt for gap in later} - {gap.prompt for gap in later if gap.kl > floor}
+    seen = {gap.prompt for gap in later}
+    order = sorted(lengths)
+    for size in range(2, len(order) + 1):  # prompts of a batch follow one another
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        whole = {n for each in batches for n in each if lengths[n] == max(lengths[m] for m in each)}
+        if wrong and right and seen & whole == right and seen - whole == wrong:
+            return f"in {counted(len(wrong), 'row')} shorter than the longest"
+    return ""
 
 
 def _curve(gaps: Sequence[Gap], floor: float) -> dict[str, Any]:

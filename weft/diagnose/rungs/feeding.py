@@ -131,17 +131,19 @@ def labels(pair: Pair, rows: Rows) -> Iterator[Finding | str]:
         yield f"labels equal: {len(seen)} of {counted(len(rows), 'training row')}"
         return
     place = rows_named([n for n, _, _ in off], len(rows), "training row")
-    counts = [[int((_labels(row) != IGNORED).sum()) for row in side] for side in
+    counts = [sum(int((_labels(row) != IGNORED).sum()) for row in side) for side in
               ([a for _, a, _ in off], [b for _, _, b in off])]  # fmt: skip
+    first = f"in training row {off[0][0]}, " if len(off) > 1 else ""
     yield Finding(
         RUNG,
         "factor",
         "labels",
         place,
-        f"labels of the same tokens differ at {place}: {_how(off[0][1], off[0][2])}; "
-        f"{np.mean(counts[0]):.4g} tokens a row are supervised in A, {np.mean(counts[1]):.4g} in B",
-        value=float(sum(counts[1])),
-        other=float(sum(counts[0])),
+        f"labels of the same tokens differ at {place}: {first}{_how(off[0][1], off[0][2])}; of "
+        f"{'these rows' if len(off) > 1 else 'this row'} A supervises "
+        f"{counted(counts[0], 'token')}, B {counts[1]}",
+        value=float(counts[1]),
+        other=float(counts[0]),
         unit="supervised tokens",
         where=off[0][2].of.where,
         fix="supervise the response only, with labels at the places of their tokens",
@@ -203,13 +205,16 @@ def _supervised(pair: Pair) -> Iterator[Finding | str]:
     if not off:
         return
     a, b = off[0]
+    said = f"A supervises {counted(a.supervised or 0, 'token')}, B {b.supervised}"
+    if a.supervised == b.supervised:
+        said = f"A and B supervise {counted(a.supervised or 0, 'token')}, not the same ones"
     yield Finding(
         RUNG,
         "factor",
         "labels",
         f"step {a.step}",
-        f"the same rows are supervised differently: {a.supervised} tokens in A and {b.supervised} "
-        f"in B at step {a.step}, and so at {counted(len(off), 'step')}",
+        f"labels of the same rows differ: of those of step {a.step}, {said}; and so at "
+        f"{len(off)} of {counted(len(steps), 'step')}",
         step=a.step,
         value=float(b.supervised or 0),
         other=float(a.supervised or 0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -12,7 +12,7 @@ from weft.diagnose.compare import noise, trail
 from weft.diagnose.compare.align import adapted, step_rows, steps
 from weft.diagnose.finding import Finding, Looked, Swap
 from weft.diagnose.sides.evidence import Evidence, Pair
-from weft.diagnose.sides.objective import explained, minimised, tokens_of
+from weft.diagnose.sides.objective import Tokens, explained, minimised, tokens_of
 from weft.diagnose.words import counted
 from weft.runs.evidence import AdapterModule, Snapshot, TrainStep
 
@@ -23,7 +23,8 @@ SPREAD = 0.02
 
 
 PROPORTIONAL = 2e-3
-"""Losses and gradients are off by one number where they agree on it to this part."""
+"""Losses and gradients are off by one number where they agree on it to this part, and to a third
+of what that number is away from 1."""
 
 
 def look(pair: Pair) -> Looked:
@@ -194,13 +195,22 @@ def _means(pair: Pair, a: TrainStep, b: TrainStep, x: float, y: float, tolerance
             return ""  # the tokens themselves have other nats
     of_a, of_b = explained(x, tokens_a, tolerance), explained(y, tokens_b, tolerance)
     if of_a and of_b and not {*of_a} & {*of_b}:
-        return f"A takes {of_a[0]}, B {of_b[0]}"
+        return f"of {_of_tokens(tokens_a, tokens_b)}, A takes {of_a[0]}, B {of_b[0]}"
     if tokens_a and tokens_b and bool(of_a) != bool(of_b):
         one, other, mean = ("A", "B", of_a) if of_a else ("B", "A", of_b)
-        return f"{one} takes {mean[0]}, {other} none that is known{_ratio(x, y, a, b)}"
+        of = _of_tokens(tokens_a, tokens_b)
+        return f"of {of}, {one} takes {mean[0]}, {other} none that is known{_ratio(x, y, a, b)}"
     if not tokens_a and not tokens_b:
         return _ratio(x, y, a, b).removeprefix(": ")
     return ""
+
+
+def _of_tokens(a: Sequence[Tokens], b: Sequence[Tokens]) -> str:
+    """`the same 52 supervised tokens (2 forwards in A, 4 in B)`."""
+    said = f"the same {counted(sum(each.count for each in a), 'supervised token')}"
+    if len(a) == len(b) == 1:
+        return said
+    return f"{said} ({counted(len(a), 'forward')} in A, {len(b)} in B)"
 
 
 def _proportional(pair: Pair, a: TrainStep, b: TrainStep, ratio: float) -> str:
@@ -211,7 +221,9 @@ def _proportional(pair: Pair, a: TrainStep, b: TrainStep, ratio: float) -> str:
     same = a.batch and a.batch == b.batch and a.labels and a.labels == b.labels
     ratios = _gradient_ratios(a, b)
     off = [abs(each / ratio - 1) for each in ratios.values()] if ratio > 0 else []
-    if not same or not off or max(off) > PROPORTIONAL or _other_draws(pair):
+    if not same or not off or max(off) > min(PROPORTIONAL, abs(ratio - 1) / 3):
+        return ""
+    if _other_draws(pair):
         return ""
     words = f"all gradients are {ratio:.4g} times those of A too, so the same sum is divided by"
     count = a.supervised / ratio if a.supervised else 0.0

@@ -7,6 +7,7 @@ Shapes: N rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,8 @@ TRAINED = (*PREFILL, 10, 11)
 """Rungs whose factors can have moved a distribution: before training, and after it."""
 
 Rows = Sequence[tuple[Row, Row]]
+Read = list[tuple[Row, Row, np.ndarray, np.ndarray]]
+"""Rows of both sides, with the logits [V] of each."""
 
 
 def look(pair: Pair) -> Looked:
@@ -47,12 +50,12 @@ def _part(pair: Pair, part: Together) -> Looked:
     when = " after training" if part.trained else ""
     suffix = " trained" if part.trained else ""
     rungs = TRAINED if part.trained else PREFILL
-    read = arrays_of(part.rows, lambda row: row.logits)
+    read, unlike = _of_one_width(arrays_of(part.rows, lambda row: row.logits))
     with_logits = [(a, b) for a, b, _, _ in read]
     nll = _nll(pair, part, when, suffix, rungs)
     if not with_logits:
-        unseen = (f"logits{when}: not recorded for a prompt of both sides",)
-        return Looked(outcome=nll, unseen=() if nll else unseen)
+        unseen = unlike or (f"logits{when}: not recorded for a prompt of both sides",)
+        return Looked(outcome=nll, unseen=() if nll and not unlike else unseen)
     apart = divergence(np.array([x_V for *_, x_V, _ in read]), np.array([y_V for *_, y_V in read]))
     limit = noise.floor(pair, "nats", part.trained)
     outcome = [*_finite(read, when, suffix, rungs), *nll]
@@ -96,7 +99,18 @@ def _part(pair: Pair, part: Together) -> Looked:
         "floor": limit.value,
         "prompt": list(range(1, len(apart.kl) + 1)),
     }
-    return Looked(tuple(findings), equal, (), tuple(outcome), {f"prompts{suffix}": curve})
+    return Looked(tuple(findings), equal, unlike, tuple(outcome), {f"prompts{suffix}": curve})
+
+
+def _of_one_width(read: Read) -> tuple[Read, tuple[str, ...]]:
+    """Rows of the vocabulary that most of them have, and what is said of the others."""
+    if not read:
+        return [], ()
+    width = Counter(len(x_V) for *_, x_V, _ in read).most_common(1)[0][0]
+    kept = [each for each in read if len(each[2]) == width]
+    left = counted(len(read) - len(kept), "prompt")
+    said = f"logits of {left} whose vocabulary is not one of {width} tokens, as others have"
+    return kept, (said,) * (len(kept) < len(read))
 
 
 def _effect(apart: Divergence, rows: Rows, floor: float, when: str) -> tuple[Finding, ...]:

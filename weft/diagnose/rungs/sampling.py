@@ -12,7 +12,7 @@ from weft.diagnose.finding import Finding, Looked, Outcome, Swap
 from weft.diagnose.rungs.stopping import number_of, stop_rules
 from weft.diagnose.sides.decoded import Step, steps_of
 from weft.diagnose.sides.evidence import Evidence, Pair
-from weft.diagnose.sides.samplers import Sampler, differing, sampler_of
+from weft.diagnose.sides.samplers import FILTERS, Sampler, differing, one_filter, sampler_of
 from weft.runs.evidence import Generation, TrainStep
 
 RUNG = 9
@@ -28,7 +28,11 @@ def look(pair: Pair) -> Looked:
         return Looked(unseen=(f"sampling: no text was generated in {' and '.join(lacking)}",))
     a, b = rows[0]
     samplers = sampler_of(pair.a, a.of), sampler_of(pair.b, b.of)
-    looks = [_sampler(a.of, b.of, *samplers), stop_rules(rows), _seed(pair, a.of, b.of, samplers)]
+    looks = [
+        _sampler(pair, a.of, b.of, *samplers),
+        stop_rules(rows),
+        _seed(pair, a.of, b.of, samplers),
+    ]
     told = _tokens(pair, rows, any(f.nature == "factor" for each in looks for f in each.findings))
     return Looked(
         findings=tuple(f for each in (*looks, told) for f in each.findings),
@@ -38,8 +42,10 @@ def look(pair: Pair) -> Looked:
     )
 
 
-def _sampler(a: Generation, b: Generation, of_a: Sampler, of_b: Sampler) -> Looked:
+def _sampler(pair: Pair, a: Generation, b: Generation, of_a: Sampler, of_b: Sampler) -> Looked:
     keys = differing(of_a, of_b)
+    if keys and FILTERS.issuperset(keys) and one_filter((pair.a, a), (pair.b, b)):
+        keys = ()
     if not keys:
         if of_a.greedy is None or of_b.greedy is None:
             return Looked(unseen=("sampler: how tokens were chosen was not seen",))

@@ -225,7 +225,7 @@ def _tying(a: Weights, b: Weights, keys: Sequence[str]) -> Finding:
         unit="tensors",
         where=b.where,
         fix=f"tie the weights again in {other} after loading, or save and load both tensors",
-        swap=Swap("base", tuple(keys)),
+        swap=Swap("tied", tuple(keys)),
     )
 
 

@@ -8,11 +8,13 @@ own recording.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from weft.core.errors import InputError, did_you_mean
 from weft.core.files import Record
@@ -142,17 +144,27 @@ def _of_member(events: Sequence[Event], member: str) -> Iterator[Event]:
 def _steps(reader: RunReader, member: str | None, trail: Sequence[Event]) -> Iterator[TrainStep]:
     """Steps as they were logged, with what evidence.jsonl and the run's recording add."""
     passes = {each.index for each in trail if isinstance(each, Pass) and each.phase == "train"}
-    norms = {each.step: each.grad_norms for each in trail if isinstance(each, TrainStep)}
-    seen = {line["step"]: line for line in reader.evidence() if line.get("member") == member}
-    for record in reader.steps():
-        if record.get("member") == member:
+    more = {each.step: each for each in trail if isinstance(each, TrainStep)}
+    seen: dict[int, Record] = {}
+    for number, line in enumerate(reader.evidence(), start=1):
+        with _as_written(reader.layout.evidence, number):
+            if line.get("member") == member:
+                seen[line["step"]] = line
+    for number, record in enumerate(reader.steps(), start=1):
+        if record.get("member") != member:
+            continue
+        with _as_written(reader.layout.steps, number):
             step = record["step"]
-            yield _step(record, seen.get(step, {})).model_copy(
+            known = more.get(step, TrainStep(step=step))
+            found = _step(record, seen.get(step, {})).model_copy(
                 update={
                     "passes": (step - 1,) if step - 1 in passes else (),
-                    "grad_norms": norms.get(step, {}),
+                    "grad_norms": known.grad_norms,
+                    "base": known.base,
+                    "base_before": known.base_before,
                 }
             )
+        yield found
 
 
 def _step(record: Record, seen: Record) -> TrainStep:
@@ -176,7 +188,7 @@ def _step(record: Record, seen: Record) -> TrainStep:
 
 def _happened(manifest: Manifest, member: str) -> Iterator[Happened]:
     for event in manifest.events:
-        if event["kind"] in HAPPENED and event.get("member") == member:
+        if event.get("kind") in HAPPENED and event.get("member") == member:
             facts = {k: v for k, v in event.items() if k in ("round", "commits", "of_step")}
             yield Happened(
                 what=HAPPENED[event["kind"]], step=event["step"], place=member, facts=facts
@@ -187,7 +199,8 @@ def _ends(
     reader: RunReader, config: RunConfig, member: str, layout: RunLayout
 ) -> tuple[list[Snapshot], dict[str, Arrays]]:
     """The adapter after the last step and the one that was kept, the latter last."""
-    last = max((record["step"] for record in reader.steps()), default=0)
+    with _as_written(reader.layout.steps):
+        last = max((record["step"] for record in reader.steps()), default=0)
     found, held = [], {}
     for path, kept in ((layout.adapter_last, False), (layout.adapter, True)):
         if not kinds_at(path):
@@ -203,18 +216,45 @@ def _ends(
 
 def _generations(reader: RunReader, member: str, alone: bool) -> Iterator[Generation]:
     """What `weft generate` stored of this member, a command an event."""
-    lines = [line for line in reader.samples() if alone or line["member"] == member]
-    for _, group in groupby(lines, key=lambda line: (line.get("time"), line["member"])):
-        said = list(group)
-        yield Generation(
-            model=MODEL,
-            driver="weft",
-            settings=decoding_seen(said[0]["parameters"]),
-            prompts=tuple(tuple(line["prompt_ids"]) for line in said),
-            tokens=tuple(all_tokens(line["ids"], line["stopped_by"]) for line in said),
-            texts=tuple(line["text"] for line in said),
-            ended=tuple(ENDED[line["finish"]] for line in said),
-        )
+    lines = [line for line in reader.samples() if alone or line.get("member") == member]
+    for _, group in groupby(lines, key=lambda line: (line.get("time"), line.get("member"))):
+        with _as_written(reader.layout.samples):
+            found = _generation(list(group))
+        yield found
+
+
+def _generation(said: Sequence[Record]) -> Generation:
+    return Generation(
+        model=MODEL,
+        driver="weft",
+        settings=decoding_seen(said[0]["parameters"]),
+        prompts=tuple(tuple(line["prompt_ids"]) for line in said),
+        tokens=tuple(all_tokens(line["ids"], line["stopped_by"]) for line in said),
+        texts=tuple(line["text"] for line in said),
+        ended=tuple(ENDED[line["finish"]] for line in said),
+    )
+
+
+@contextmanager
+def _as_written(path: Path, line: int | None = None) -> Iterator[None]:
+    """What a file lacks, or has of another kind than the run wrote, is told with its place."""
+    place = str(path) if line is None else f"{path}, line {line}"
+    hint = "it was damaged after it was written: copy the run again, or train it again"
+    try:
+        yield
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{place}: there is no `{error.args[0]}`", hint=hint) from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{place}: not what a run writes: {_short(error)}", hint=hint) from None
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        issue = error.errors()[0]
+        return f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}"
+    return str(error)
 
 
 def all_tokens(ids: Sequence[int], stopped_by: int | str | None) -> tuple[int, ...]:

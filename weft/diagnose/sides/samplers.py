@@ -33,6 +33,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 """Values that change nothing; of a setting that is not listed: None, 0, nothing."""
 
+FILTERS = frozenset({"top_k", "top_p", "min_p"})
+"""Settings that take tokens out."""
+
 CLOSE = 0.02
 """Temperatures within this part of one another are one: they are fitted."""
 
@@ -173,6 +176,36 @@ def differing(a: Sampler, b: Sampler) -> tuple[str, ...]:
     if not keys and orders == {True, False}:
         keys.append("order of filters")
     return tuple(keys)
+
+
+def one_filter(a: tuple[Evidence, Generation], b: tuple[Evidence, Generation]) -> bool:
+    """Whether the filters of each side explain the draws of the other as well as its own do.
+
+    Filters of a loop by hand are read off how many tokens were left of its draws, so that two
+    numbers may stand for one filter: nobody saw a choice in which they differ. Those that a side
+    was given are known, and must explain the other's.
+    """
+    pairs = [(one, other) for one, other in ((a, b), (b, a)) if one[1].driver == "loop"]
+    return bool(pairs) and all(_explains(*one, *other) for one, other in pairs)
+
+
+def _explains(side: Evidence, mine: Generation, other: Evidence, its: Generation) -> bool:
+    """Whether the other's filters leave as many tokens of one's own logits as one's own do."""
+    own, theirs = sampler_of(side, mine).values, sampler_of(other, its).values
+    seen = [
+        (draw.kept, _left(logits_V, draw, own), _left(logits_V, draw, theirs))
+        for each in (side.generations if mine.driver == "loop" else [mine])
+        for logits_V, draw in _replay(side, each)
+        if draw.kept is not None and draw.temperature
+    ]
+    missed = sum(count not in by_own for count, by_own, _ in seen)
+    missed_by_its = sum(count not in by_its for count, _, by_its in seen)
+    return bool(seen) and missed_by_its <= missed and 2 * missed <= len(seen)
+
+
+def _left(logits_V: np.ndarray, draw: Draw, values: Mapping[str, Any]) -> tuple[int, ...]:
+    """How many tokens filters leave, after the temperature or before it."""
+    return tuple(kept(logits_V, values, t) for t in (draw.temperature or 1.0, 1.0))
 
 
 def same(key: str, a: Any, b: Any) -> bool:

@@ -11,8 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.evidence import Side
 from tests.unit.diagnose.proof.conftest import updates
+from weft.core.keys import Key
 from weft.diagnose.finding import Cause, Diagnosis, Finding, Swap
-from weft.diagnose.proof.forward import woven
+from weft.diagnose.proof.build import build
+from weft.diagnose.proof.forward import Engine, woven
+from weft.diagnose.proof.local import made, placed
 from weft.diagnose.proof.prove import prove
 from weft.diagnose.sides.evidence import Pair
 from weft.runs.evidence import AdapterModule, Snapshot, Weights
@@ -162,3 +165,19 @@ def test_base_that_cannot_be_loaded_leaves_causes_as_they_were(base_on_disk, tmp
     found = proved(a, replace(b, events=gone), ("scale", "scale"))
     assert [cause.confidence for cause in found.causes] == ["located"]
     assert any("cannot be loaded" in words for words in found.not_checked)
+
+
+def test_a_difference_that_no_exchange_explains_has_the_place_that_makes_it(base_on_disk):
+    base = base_on_disk()
+    found = replace(suspect(), causes=(Cause(unexplained(), "unresolved"),))
+    a, b = record(base), record(base, scale=6.0)
+    engine, built = Engine(), build(Pair(a, b), Engine())
+    error = made(engine, built.a, built.b, Key.of(0))
+    assert error is not None and error.place == "model.layers.0"
+    (cause,) = (placed(each, error) for each in found.causes)
+    assert cause.finding.place == "model.layers.0"
+    assert "given A's hidden states, B first computes otherwise" in cause.finding.words
+
+
+def unexplained():
+    return Finding(7, "effect", "unknown", "logits", "distributions differ")

@@ -31,7 +31,7 @@ def make_sgd(parameters):
 
 
 def side(
-    name, base, *, seed=3, data=None, rule="mean", rates=RATES, rank=2, times=1.0, hide=0, attend=False,
+    name, base, *, seed=3, data=None, rule="mean", rates=RATES, times=1.0, hide=0, attend=False,
     shift=0, merge=0, make=make_adamw, given=ADAMW, on_base=False, weaker=1.0, said=None,
 ):  # fmt: skip
     """A loop with PEFT, and the replica that its recording gives; `said` is a rule it declares."""

@@ -147,6 +147,18 @@ def test_a_program_that_is_killed_while_it_computes_leaves_what_it_had(place, sm
     assert [event.kind for event in left.events] == ["tokenizer", "encoded"]
 
 
+def test_what_becomes_of_the_recording_is_not_the_programs_end(place):
+    """A program that spoils its own recording and is killed."""
+    (place / "spoils.py").write_text(
+        "import os, pathlib, signal\n"
+        "pathlib.Path('rec/events.jsonl').write_text('{\"kind\": \"sneeze\"}\\n')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    seen = recorded(place, "spoils.py")
+    assert seen.returncode == 137
+    assert "recorded: rec, which cannot be read: rec/events.jsonl, line 1" in seen.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

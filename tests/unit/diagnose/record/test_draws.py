@@ -13,7 +13,7 @@ from transformers.generation.logits_process import (
 )
 
 from tests.support.watching import watching
-from weft.diagnose.record.draws import Chosen, draw_of, filters, fit, shortest
+from weft.diagnose.record.draws import Chosen, _edges, draw_of, filters, fit, shortest
 
 V = 97
 WARPERS: dict[str, Callable[[float], Any]] = {
@@ -89,6 +89,13 @@ def test_the_filter_behind_many_draws_is_told(
 ) -> None:
     fitted = [fit(z, weights(z, 0.9, name, value)) for z in map(logits, range(40))]
     assert filters(fitted, V) == expected
+
+
+def test_an_edge_that_rounding_moved_still_has_its_number() -> None:
+    """Two tokens make up 0.95 but for the last digits, which a script's float32 sums lose."""
+    q = torch.tensor([0.6, 0.349999, 0.030001, 0.02], dtype=torch.float64)
+    top_p, _ = _edges(q, torch.tensor([True, True, False, False]))
+    assert top_p is not None and top_p[0] < 0.95 <= top_p[1]
 
 
 def test_a_filter_that_no_rule_explains_is_not_named() -> None:

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.watching import watching
 from weft.runs.evidence import Generation, Pass
+from weft.runs.recording import Recording
 
 IDS = torch.tensor([[5, 17, 30, 44], [0, 0, 9, 8]])
 MASK = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
@@ -145,6 +147,20 @@ def test_the_state_of_the_generator_before_a_call_tells_seeds_apart(
             model.generate(IDS, attention_mask=MASK, max_new_tokens=2, do_sample=True)
     states = [event.random for event in seen.of(Generation)]
     assert states[0] == states[2] != states[1]
+
+
+def test_the_first_completions_have_the_state_that_they_were_drawn_from(
+    tmp_path: Path, model: Any
+) -> None:
+    torch.manual_seed(5)
+    torch.rand(1000)
+    expected = torch.get_rng_state().numpy()
+    with watching(tmp_path / "recording") as seen:
+        for _ in range(2):
+            model.generate(IDS, attention_mask=MASK, max_new_tokens=2, do_sample=True)
+    first, second = seen.of(Generation)
+    assert first.state is not None and second.state is None
+    assert np.array_equal(Recording(seen.root).array(first.state), expected)
 
 
 def test_texts_are_there_where_a_tokenizer_was_used(tmp_path: Path, small_base: str) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.watching import watching
 from weft.runs.evidence import Generation, Pass
+from weft.runs.recording import Recording
 
 PROMPT = [[5, 17, 30, 44, 8]]
 Pick = Callable[[torch.Tensor], torch.Tensor]
@@ -125,6 +127,19 @@ def test_prompts_one_after_another_are_loops_of_their_own(tmp_path: Path, model:
     assert [loop.prompts for loop in loops] == [(tuple(p),) for p in prompts]
     assert [list(loop.tokens[0]) for loop in loops] == made.reshape(3, 4).tolist()
     assert [loop.passes for loop in loops] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+
+
+def test_the_first_loop_of_a_place_has_the_state_that_it_drew_from(
+    tmp_path: Path, model: Any
+) -> None:
+    torch.manual_seed(5)
+    expected = torch.get_rng_state().numpy()
+    with watching(tmp_path / "recording") as seen, torch.no_grad():
+        for prompt in (PROMPT, [[3, 9, 12]]):
+            with_cache(model, torch.tensor(prompt), drawn, 4)
+    first, second = seen.of(Generation)
+    assert first.state is not None and second.state is None
+    assert np.array_equal(Recording(seen.root).array(first.state), expected)
 
 
 @pytest.mark.parametrize("way", ["all", "cache"])

@@ -20,6 +20,7 @@ from weft.formats.peft import write_adapter
 from weft.model.adapter import Adapter, initial_adapter
 from weft.model.base import load_base
 from weft.model.config import AdapterConfig
+from weft.model.decode import NotFinite
 from weft.model.noise import uniform
 from weft.model.sites import choose_sites
 
@@ -204,6 +205,31 @@ def test_a_generation_that_fails_says_so(small_base, tmp_path):
     about = open_evidence(str(tmp_path / "r")).about
     assert about["status"] == "failed"
     assert "not finite" in about["error"]
+
+
+def test_of_logits_that_are_not_finite_the_first_module_is_told(adapter, tmp_path, monkeypatch):
+    from weft.training import generate
+
+    opened = generate.open_subject
+
+    def broken(*args, **kwargs):
+        subject = opened(*args, **kwargs)
+        with torch.no_grad():
+            subject.engine.base.model.get_parameter("model.layers.1.mlp.down_proj.weight")[0] = (
+                torch.nan
+            )
+        return subject
+
+    monkeypatch.setattr(generate, "open_subject", broken)
+    with pytest.raises(NotFinite):
+        weft.generate(adapter, prompts=PROMPTS, max_tokens=3, record=tmp_path / "bad")
+    monkeypatch.undo()
+    weft.generate(adapter, prompts=PROMPTS, max_tokens=3, record=tmp_path / "good")
+    (seen,) = open_evidence(str(tmp_path / "bad")).passes
+    assert seen.nonfinite.startswith("model.layers.1.")
+    assert seen.largest and np.isfinite(list(seen.largest.values())).all()
+    first = weft.diff(tmp_path / "good", tmp_path / "bad").causes[0].finding
+    assert (first.label, first.rung, first.place) == ("overflow", 0, seen.nonfinite)
 
 
 def test_mlx_is_recorded_likewise(adapter, tmp_path):

@@ -4,11 +4,12 @@ import copy
 import threading
 
 import numpy as np
+import peft
 import pytest
 import torch
 from torch import nn
 
-from weft.runs.evidence import Generation, Notice, Pass
+from weft.runs.evidence import Check, Generation, Notice, Pass
 from weft.runs.sketch import digest, projections
 
 LEFT = {
@@ -297,3 +298,70 @@ def test_threads_that_run_one_model_at_once_are_told_apart(make_model, record):
             expected = model(ids, output_hidden_states=True).hidden_states
         np.testing.assert_array_equal(left.array(first.hidden)[0], expected[0][:, -1])
         np.testing.assert_array_equal(left.array(first.ids), ids)
+
+
+def test_a_mask_of_one_position_by_another_is_none_of_padding(record):
+    """Hand-written models are given causal masks: as many rows as positions, to be added."""
+
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20)
+            self.blocks = nn.ModuleList([nn.Identity()])
+
+        def forward(self, tokens, mask):
+            state = self.blocks[0](self.embed(tokens))
+            return self.head(((state @ state.transpose(1, 2)) + mask).softmax(-1) @ state)
+
+    model, ids = Small(), torch.arange(15).reshape(3, 5)
+    causal = torch.full((5, 5), -torch.inf).triu(1)
+
+    def run():
+        with torch.no_grad():
+            return [model(ids[:rows], causal).numpy() for rows in (3, 1)] + [
+                model(torch.cat([ids, ids[:2]]), causal).numpy()
+            ]
+
+    left = record(run)
+    passes = left.of(Pass)
+    assert [each.rows for each in passes] == [3, 1, 5]
+    for seen, logits in zip(passes, left.result, strict=True):
+        assert seen.mask is None
+        np.testing.assert_array_equal(left.array(seen.logits), logits[:, -1])
+    assert not left.of(Check)
+    said = " ".join(each.text for each in left.of(Notice))
+    assert "a mask that is none of padding are not checked" in said
+
+
+def test_positions_and_masks_beside_vectors_are_no_token_ids(make_model, record):
+    model = make_model("llama")
+    ids = torch.tensor([[5, 6, 7]])
+
+    def run():
+        with torch.no_grad():
+            vectors = model.get_input_embeddings()(ids)
+            mask, places = torch.ones_like(ids), torch.arange(3)[None]
+            return model(inputs_embeds=vectors, attention_mask=mask, position_ids=places)
+
+    assert record(run).of(Pass) == []
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_a_tuned_prompt_is_no_model_and_no_text(make_model, record, kind):
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    ids = torch.tensor([[5, 6, 7]])
+
+    def run():
+        model = peft.get_peft_model(copy.deepcopy(make_model("llama")), config).eval()
+        with torch.no_grad():
+            model(input_ids=ids)
+        return model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, eos_token_id=96)
+
+    left = record(run)
+    passes = left.of(Pass)
+    assert {each.model for each in passes} == {"model-0"}
+    assert {left.array(each.logits).shape for each in passes if each.logits} == {(1, 97)}
+    assert [each.past for each in passes if each.length == 1] == [3, 4, 5]
+    (said,) = left.of(Generation)
+    assert [*said.prompts[0], *said.tokens[0]] == left.result[0].tolist()

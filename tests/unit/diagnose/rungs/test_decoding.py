@@ -165,6 +165,48 @@ def test_decoding_that_differs_after_an_equal_prompt_is_located_there() -> None:
     assert looked.findings[0].place == "prompt 1, token 2"
 
 
+def beside(*, offsets: tuple[int, int, int], noise: tuple[float, float, float]) -> Side:
+    """Three prompts of 4, 6 and 4 tokens, each a generation of its own, as Weft records them."""
+    made, at = Side(), 0
+    for extra, offset, wrong in zip((0, 2, 0), offsets, noise, strict=True):
+        prompt = (*range(1, 1 + extra), *PROMPT)
+        for k in range(len(SAID)):
+            text = prompt + SAID[:k]
+            fed, past = (text[-1:], len(text) - 1) if k else (text, 0)
+            start = past + (offset if k else 0)
+            made.forward(
+                [fed],
+                phase="decode" if k else "prefill",
+                past=past,
+                positions=[list(range(start, start + len(fed)))],
+                logits=logits_of(text) + wrong * np.sin(np.arange(VOCABULARY)) * (k > 0),
+            )
+        made.generation([prompt], [SAID], range(at, at + len(SAID)))
+        at += len(SAID)
+    return made
+
+
+RIGHT = {"offsets": (0, 0, 0), "noise": (0.0, 0.0, 0.0)}
+
+
+def test_positions_off_by_what_a_row_is_shorter_than_the_longest_count_padding() -> None:
+    padded = beside(offsets=(2, 0, 2), noise=(0.5, 0.0, 0.5))
+    found = look(pair(beside(**RIGHT), padded)).findings[0]
+    assert (found.nature, found.label, found.value) == ("factor", "positions", 2)
+    assert "positions count padding in 6 decoding steps" in found.words
+    every = beside(offsets=(2, 2, 2), noise=(0.5, 0.5, 0.5))
+    assert look(pair(beside(**RIGHT), every)).findings[0].label == "cache-pos"
+
+
+def test_decoding_that_differs_in_the_shorter_rows_alone_attends_padding() -> None:
+    shorter = beside(offsets=(0, 0, 0), noise=(0.5, 0.0, 0.5))
+    found = look(pair(beside(**RIGHT), shorter)).findings[0]
+    assert (found.nature, found.label) == ("factor", "mask")
+    assert "only in 2 rows shorter than the longest" in found.words
+    longest = beside(offsets=(0, 0, 0), noise=(0.0, 0.5, 0.0))
+    assert look(pair(beside(**RIGHT), longest)).findings[0].label == "cache"
+
+
 def test_decoding_that_differs_as_its_prompt_does_is_an_effect() -> None:
     other = Side()
     for k in range(len(SAID)):

@@ -84,6 +84,7 @@ def test_candidates_are_the_plain_loops_they_say() -> None:
 def test_another_mean_of_the_same_tokens_is_named(losses: list[float], name: str) -> None:
     cause = found(look(pair(side(), side(losses))), "normaliser")
     assert cause.nature == "factor" and cause.step == 1
+    assert "of the same 12 supervised tokens (2 forwards in A, 2 in B)" in cause.words
     assert "A takes the mean over tokens" in cause.words and name in cause.words
     assert cause.swap is not None and cause.swap.factor == "normaliser"
 
@@ -120,6 +121,15 @@ def test_a_loss_and_gradients_off_by_one_number_are_the_normaliser_and_its_count
     assert "divided by 10 where A divides by 12 tokens" in cause.words
     uneven = side(losses, seen=False, grad_norms={"q": 0.6, "v": 2.2})
     assert [each.nature for each in look(pair(both[0], uneven)).findings] == ["effect"] * 2
+
+
+def test_a_loss_that_hardly_differs_is_not_divided_by_another_number() -> None:
+    """Gradients that agree to a part in a thousand say nothing of a ratio of 1.0005."""
+    norms = {"q": 0.5, "v": 2.0}
+    losses = [1.0005 * total / 12 for total in TOTALS]
+    near = side(losses, seen=False, grad_norms={"q": 0.50075, "v": 2.0})
+    found = look(pair(side(seen=False, grad_norms=norms), near)).findings
+    assert {each.nature for each in found} == {"effect"}
 
 
 def test_labels_that_only_the_script_saw_are_read_at_the_columns_of_their_rows() -> None:

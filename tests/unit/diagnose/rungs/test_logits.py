@@ -121,3 +121,12 @@ def test_prompts_after_training_are_an_outcome_of_training_too() -> None:
 
 def test_without_prompts_it_says_so() -> None:
     assert look(pair(side(), Side())).unseen
+
+
+def test_a_vocabulary_that_few_prompts_have_is_said_to_be_left_out() -> None:
+    def both() -> Side:
+        return side().forward([[7, 8]], logits=np.zeros((1, 4), np.float32))
+
+    looked = look(pair(both(), both()))
+    assert "3 prompts" in looked.equal[0]
+    assert "1 prompt " in looked.unseen[0] and "11 tokens" in looked.unseen[0]

@@ -11,7 +11,7 @@ from tests.support.evidence import Side, pair
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.sampling import look
 from weft.diagnose.sides.samplers import kept
-from weft.runs.evidence import AdapterModule, Draw, Seeded, Snapshot
+from weft.runs.evidence import AdapterModule, Draw, Generation, Seeded, Snapshot
 
 PROMPTS = ((5, 6, 7), (5, 8, 9))
 SAID = ((3, 4, 3, 4), (9, 9, 8, 1))
@@ -100,6 +100,30 @@ def test_filters_before_and_after_the_temperature_are_told_apart_by_replay() -> 
     a, b = (replayed((0, 1), (n, n), settings) for n in (before, after))
     found = factors(look(pair(a, b)))["sampler"]
     assert found.words == "filters come before the temperature in A only"
+
+
+def nucleus(top_p: float, counts: tuple[int, ...]) -> Side:
+    """A loop by hand whose draws left so many tokens, and the top-p that was read off them."""
+    settings = {"greedy": False, "temperature": 1.0, "top_p": top_p}
+    made = replayed((0,) * len(counts), counts, settings)
+    said = made.events[-1]
+    assert isinstance(said, Generation)
+    fitted = tuple(each.model_copy(update={"temperature": 1.0}) for each in said.draws)
+    made.events[-1] = said.model_copy(update={"draws": fitted})
+    return made
+
+
+def test_two_numbers_that_stand_for_one_filter_are_no_difference() -> None:
+    """Of logits 10, 9, 8, ... both leave three tokens, whatever is drawn."""
+    looked = look(pair(nucleus(0.9499, (3, 3)), nucleus(0.95, (3, 3))))
+    assert "sampler" not in factors(looked)
+    assert any(words.startswith("sampler equal") for words in looked.equal)
+
+
+def test_two_filters_that_leave_other_tokens_are_a_sampler() -> None:
+    """0.6 leaves one token, 0.95 three."""
+    found = factors(look(pair(nucleus(0.6, (1, 1)), nucleus(0.95, (3, 3)))))["sampler"]
+    assert (found.value, found.other, found.unit) == (0.6, 0.95, "top_p")
 
 
 def test_a_filter_that_no_setting_shows_is_seen() -> None:

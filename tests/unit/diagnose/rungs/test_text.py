@@ -260,6 +260,40 @@ def test_other_labels_are_told_by_how_they_differ(labels: list[int], words: str)
     assert words in factor.words
 
 
+def test_labels_say_which_rows_differ_and_how_many_tokens_count_in_them() -> None:
+    rows = [ROWS[1], tuple(reversed(ROWS[1]))]
+    answers = [[-100] * 4 + list(row[4:]) for row in rows]
+    every = [list(row) for row in rows]
+
+    def of(*labels: list[int]) -> Side:
+        made = Side().add(tokenizer())
+        return made.forward(rows, phase="train", grad=True, labels=list(labels)).add(
+            TrainStep(step=1, passes=(0,))
+        )
+
+    right, all_ = [len(row) - 4 for row in rows], [len(row) for row in rows]
+    one = only(seen(of(*answers), of(answers[0], every[1])))
+    assert one.place == "training row 2"
+    assert one.words.endswith(f"; of this row A supervises {right[1]} tokens, B {all_[1]}")
+    both = only(seen(of(*answers), of(*every)))
+    assert ": in training row 1, tokens 5 to" in both.words
+    assert both.words.endswith(f"; of these rows A supervises {sum(right)} tokens, B {sum(all_)}")
+    assert (both.value, both.other, both.unit) == (sum(all_), sum(right), "supervised tokens")
+
+
+def test_counts_of_supervised_tokens_say_at_which_steps_they_differ() -> None:
+    def of(*counts: int) -> Side:
+        made = Side().add(tokenizer()).forward([ROWS[1]], phase="train", grad=True)
+        for step, count in enumerate(counts, start=1):
+            made.add(TrainStep(step=step, batch=f"b{step}", labels=f"l{count}", supervised=count))
+        return made
+
+    steps = only(seen(of(5, 5, 5), of(5, 8, 8)))
+    assert (steps.label, steps.place) == ("labels", "step 2")
+    assert "of those of step 2, A supervises 5 tokens, B 8" in steps.words
+    assert steps.words.endswith("2 of 3 steps")
+
+
 def test_equal_labels_are_ruled_out() -> None:
     assert "labels equal: 1 of 1 training row" in seen(trained(ANSWER), trained(ANSWER)).equal
 

@@ -62,9 +62,7 @@ def test_both_not_finite_in_the_same_module_is_no_difference() -> None:
 def test_dropout_without_gradients_is_a_mode() -> None:
     factor = only(seen(one(), one(training=True, dropouts=12)))
     assert (factor.label, factor.value) == ("mode", 1)
-    assert (
-        "dropout is active in passes without gradients in B (12 modules, 1 pass)" in factor.words
-    )
+    assert "dropout is active in passes without gradients in B (12 modules, 1 pass)" in factor.words
 
 
 def test_training_mode_without_dropout_is_harmless() -> None:

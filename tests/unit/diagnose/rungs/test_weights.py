@@ -157,3 +157,27 @@ def test_an_update_that_survives_its_merge_is_the_same(unloaded) -> None:
     two = pair(*in_bfloat16(5.0, unloaded))
     for rung in (look, attachment.look, update.look):
         assert [each for each in rung(two).findings if each.nature == "factor"] == []
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_merge_that_nobody_told_of_is_known_by_what_rounding_left_of_it(swapped) -> None:
+    """A script merged by hand, and its adapter is gone when its model is first used."""
+    a, b = in_bfloat16(0.01, unloaded=True)
+    b.events = [each for each in b.events if not isinstance(each, Happened)]
+    two = pair(b, a) if swapped else pair(a, b)
+    factor = only(look(two))
+    assert (factor.label, factor.place) == ("merge-precision", "all 9 adapted modules")
+    for rung in (attachment, update):
+        assert [each for each in rung.look(two).findings if each.nature == "factor"] == []
+
+
+def test_a_base_that_is_off_by_one_unit_anyhow_is_another_base() -> None:
+    """As coarse as what a merge leaves, at the same modules, and not along the update."""
+    a, _ = in_bfloat16(0.01, unloaded=True)
+    nudged = base(dtype="bfloat16")
+    random = Key.of(5).numpy()
+    for name in NAMES:
+        sign = random.choice([-1.0, 1.0], nudged[name].shape)
+        nudged[name] = rounded(nudged[name] * (1 + sign * 2.0**-8), "bfloat16")
+    labels = {each.label for each in seen(a, side(nudged, dtype="bfloat16")).findings}
+    assert "base" in labels and "merge-precision" not in labels

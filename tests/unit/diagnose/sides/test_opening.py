@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -326,6 +327,28 @@ def test_opening_changes_nothing_of_a_run(run):
     before = state()
     open_evidence(str(run))
     assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "problem"),
+    [
+        ("steps.jsonl", {"lr": None}, "steps.jsonl, line 1: not what a run writes: lr.0"),
+        ("steps.jsonl", {"supervised_tokens": "many"}, "steps.jsonl, line 1: not what a run"),
+        ("steps.jsonl", {"step": "x"}, "steps.jsonl"),
+        ("samples.jsonl", {"prompt_ids": "xy"}, "samples.jsonl: not what a run writes: prompts"),
+        ("samples.jsonl", {"finish": "tired"}, "samples.jsonl: there is no `tired`"),
+        ("samples.jsonl", {"parameters": {}}, "samples.jsonl: there is no `stop_ids`"),
+    ],
+)
+def test_a_run_that_was_damaged_is_refused_by_file(run, tmp_path, file, change, problem):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    first, *rest = (copy / file).read_text().splitlines()
+    lines = [json.dumps(json.loads(first) | change), *rest]
+    (copy / file).write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=re.escape(problem)) as refused:
+        open_evidence(str(copy))
+    assert "copy the run again" in refused.value.hint
 
 
 def test_a_run_that_is_being_written_opens(run, tmp_path):
