@@ -54,6 +54,7 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("data.valid_", "cosmetic"),
     Meaning("eval.batch_size", "numeric"),
     Meaning("members_per_forward", "numeric"),
+    Meaning("trunk_memory_mib", "cosmetic"),
     Meaning("micro_batch_size", "numeric"),
     Meaning("device", "numeric"),
     Meaning("environment.code", "cosmetic"),
