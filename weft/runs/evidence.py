@@ -238,6 +238,7 @@ class Pass(Part):
     loss: float | None = None
     logits: Annotated[Array | None, Form("B- V")] = None  # at each row's last real position
     nll: Annotated[Array | None, Form("B- T-1")] = None  # nats, of each next given token
+    row_nll: Annotated[Array | None, Form("B")] = None  # nats, of each row's supervised tokens
     hidden: Annotated[Array | None, Form("L+1 B- D")] = None  # at each row's last real position
     sketch: Annotated[Array | None, Form("L+1 B- T P")] = None
     """Random projections of every position."""
@@ -332,9 +333,10 @@ class Check(Part):
     """A run compared with itself: what must not change anything was changed."""
 
     kind: Literal["check"] = "check"
-    name: Literal["repeat", "row", "cache", "ulp", "split", "float32"]
+    name: Literal["repeat", "row", "cache", "ulp", "split", "float32", "attached", "bare"]
     """Same input twice; a row alone and in its batch; cached and recomputed; embeddings moved by
-    one unit in the last place; a batch in two forwards; the same in float32."""
+    one unit in the last place; a batch in two forwards; the same in float32; beside a forward that
+    has the adapter, and beside one that has none (not nulls: a value a step)."""
 
     model: str = ""
     unit: str

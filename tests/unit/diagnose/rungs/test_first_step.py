@@ -141,6 +141,31 @@ def test_labels_that_only_the_script_saw_are_read_at_the_columns_of_their_rows()
     assert (tokens.total, tokens.count, tokens.row_means) == (15.0, 4, (1.5, 6.0))
 
 
+ROW_NATS, ROW_COUNTS = (4.0, 9.0, 2.0), (2, 3, 1)
+
+
+def by_row(loss: float) -> Side:
+    """A step of one pass of three rows, of which the nats are known by row."""
+    made = Side().forward(
+        [[1, 2, 3, 4]] * 3, phase="train", grad=True, row_nll=ROW_NATS,
+        labels=[[-100] * (4 - n) + [7] * n for n in ROW_COUNTS],
+    )  # fmt: skip
+    return made.add(TrainStep(step=1, passes=(0,), loss=loss, batch="x", labels="y", supervised=6))
+
+
+def test_a_mean_of_the_means_of_parts_of_a_batch_is_told_by_the_nats_of_its_rows() -> None:
+    mean, parts = 15 / 6, (13 / 5 + 2 / 1) / 2
+    cause = found(look(pair(by_row(mean), by_row(parts))), "normaliser")
+    assert (cause.nature, cause.place) == ("factor", "step 1")
+    assert "A takes the mean over tokens, B the mean of the means of 2 rows each" in cause.words
+
+
+def test_means_that_are_nearly_equal_are_told_apart() -> None:
+    """Two thousandths and less: what explains one loss must not explain the other."""
+    cause = found(look(pair(by_row(2.5), by_row(2.5 * (1 + 2e-4)))), "normaliser")
+    assert "A takes the mean over tokens, B none that is known" in cause.words
+
+
 def test_tokens_of_other_nats_are_never_blamed_on_the_mean() -> None:
     other = Side()
     for ids, labels, nll in zip(IDS, LABELS, NLL, strict=True):
