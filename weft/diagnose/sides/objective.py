@@ -133,9 +133,10 @@ def _of_groups(tokens: Tokens) -> Mapping[str, float]:
 
 
 def explained(value: float, tokens: tuple[Tokens, ...], tolerance: float) -> tuple[str, ...]:
-    """Names of the candidates that a minimised value is, to a relative tolerance."""
-    return tuple(
-        name
+    """Names of the candidates that a minimised value is, to a relative tolerance, nearest first."""
+    off = {
+        name: abs(value - candidate) / max(abs(candidate), 1e-12)
         for name, candidate in candidates(tokens).items()
-        if abs(value - candidate) <= tolerance * abs(candidate)
-    )
+    }
+    near = sorted(off, key=lambda name: max(off[name], tolerance / 100))  # as good as equal: as is
+    return tuple(name for name in near if off[name] <= tolerance)

@@ -10,7 +10,7 @@ import pytest
 from tests.support.evidence import Side, pair
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.first_step import look
-from weft.diagnose.sides.objective import candidates, tokens_of
+from weft.diagnose.sides.objective import candidates, explained, tokens_of
 from weft.runs.evidence import AdapterModule, Seeded, Snapshot, TrainStep
 
 IDS = ([[5, 6, 7, 8, 9], [5, 7, 9, 2, 2]], [[5, 3, 3, 3, 3], [5, 6, 6, 6, 6]])
@@ -158,6 +158,14 @@ def test_a_mean_of_the_means_of_parts_of_a_batch_is_told_by_the_nats_of_its_rows
     cause = found(look(pair(by_row(mean), by_row(parts))), "normaliser")
     assert (cause.nature, cause.place) == ("factor", "step 1")
     assert "A takes the mean over tokens, B the mean of the means of 2 rows each" in cause.words
+
+
+def test_of_means_that_a_loss_nearly_is_the_nearest_is_told() -> None:
+    of = tokens_of((made := by_row(2.5)).evidence, made.evidence.steps[0])
+    assert explained(2.3, of, 0.02) == (
+        "the mean of the means of 2 rows each",
+        "the mean of the rows' means",
+    )
 
 
 def test_means_that_are_nearly_equal_are_told_apart() -> None:
