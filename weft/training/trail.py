@@ -1,6 +1,6 @@
 """What a run records of itself besides its steps, so that it can be compared with another.
 
-Only what stands nowhere else: tokens and labels of the first steps, the base tensor by tensor,
+Only what stands nowhere else: tokens, labels and nats of the first steps, the base by tensor,
 the adapter at the start and after steps 1, 2, 4, 8, ..., and how far the first loss moves when
 nothing that matters does. The rest is in the manifest, steps.jsonl and evidence.jsonl.
 
