@@ -68,7 +68,7 @@ class Side:
         )
 
 
-ARRAYS = ("mask", "positions", "labels", "logits", "nll", "hidden", "sketch")
+ARRAYS = ("mask", "positions", "labels", "logits", "nll", "row_nll", "hidden", "sketch")
 
 
 def pair(a: Side, b: Side) -> Pair:

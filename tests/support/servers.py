@@ -7,6 +7,7 @@ socket of 127.0.0.1. `faults` says how often each kind of failure is still to co
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections import Counter
@@ -187,8 +188,8 @@ class Contract:
 
 
 def free_port() -> int:
-    """One that no outgoing connection takes while a server that died is away."""
-    for port in range(20000, 32000):
+    """One that neither an outgoing connection nor a test beside this one takes meanwhile."""
+    for port in range(20000 + os.getpid() % 100 * 100, 32000):
         with socket.socket() as trial, suppress(OSError):
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(("127.0.0.1", port))

@@ -39,5 +39,14 @@ class Key:
         return np.random.Generator(np.random.PCG64(self.value))
 
 
+def log_exponential(count: int, key: Key, position: int) -> np.ndarray:
+    """Logarithms, fp32, of `count` exponential draws at one position of a key's endless noise.
+
+    Philox is a counter: any position is reached at once, whatever was drawn before it.
+    """
+    noise = np.random.Generator(np.random.Philox(key=key.value, counter=[0, 0, 0, position]))
+    return np.log(noise.standard_exponential(count)).astype(np.float32)
+
+
 def _digest(prefix: bytes, text: str) -> int:
     return int.from_bytes(hashlib.blake2b(prefix + text.encode(), digest_size=8).digest(), "little")

@@ -24,10 +24,9 @@ from weft.model.base import Base
 from weft.model.cache import token_bytes
 from weft.model.check import CacheCheck
 from weft.model.decode import NotFinite, OnToken, check_prompts, decode
-from weft.model.decoding import Completion, Decoding
+from weft.model.decoding import Completion, Decoding, copy_numbers
 from weft.model.objectives import TOKENS, Objective
 from weft.model.rows import Block
-from weft.model.sampling import copy_numbers
 from weft.model.steppers import stepper_for
 from weft.model.weaving import Weft
 from weft.model.witness import Witness

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from weft.core.keys import Key
 
 OrderName = Literal["hf", "mlx"]
 
@@ -111,6 +115,27 @@ class Decoding(BaseModel):
     def record(self) -> dict[str, Any]:
         """Every parameter as it is used, for people and for `samples.jsonl`."""
         return {**self.model_dump(mode="json"), "repetition_window": self.window}
+
+
+def copy_numbers(prompts: Sequence[np.ndarray]) -> list[int]:
+    """How many times each prompt was there before, from 0."""
+    given: dict[bytes, int] = {}
+    numbers = []
+    for prompt in prompts:
+        ids = prompt.astype("<i8").tobytes()
+        numbers.append(given.get(ids, 0))
+        given[ids] = numbers[-1] + 1
+    return numbers
+
+
+def request_keys(
+    seed: int, prompts: Sequence[np.ndarray], copies: Sequence[int] | None = None
+) -> list[Key]:
+    """A key for each prompt, from its tokens and which of its copies it is (default: counted)."""
+    return [
+        Key.of(seed).fold("sample", prompt.astype("<i8").tobytes().hex(), number)
+        for prompt, number in zip(prompts, copies or copy_numbers(prompts), strict=True)
+    ]
 
 
 Finish = Literal["stop token", "stop text", "max_tokens", "context"]

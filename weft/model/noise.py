@@ -63,15 +63,6 @@ def global_generator(key: Key) -> Iterator[None]:
         yield
 
 
-def log_exponential(count: int, key: Key, position: int) -> np.ndarray:
-    """Logarithms, fp32, of `count` exponential draws at one position of a key's endless noise.
-
-    Philox is a counter: any position is reached at once, whatever was drawn before it.
-    """
-    noise = np.random.Generator(np.random.Philox(key=key.value, counter=[0, 0, 0, position]))
-    return np.log(noise.standard_exponential(count)).astype(np.float32)
-
-
 def torch_numbers(start: int | np.ndarray) -> torch.Generator:
     """A generator that gives what PyTorch's own gives after a user's seed, or from a state on.
 

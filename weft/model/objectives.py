@@ -18,6 +18,7 @@ from weft.core.batch import Batch, Choice, Example
 from weft.core.errors import InputError
 from weft.model.base import Base
 from weft.model.forward import make_rows, target_nll, target_scores, token_logits
+from weft.model.nats import note_nats
 from weft.model.rows import Block, Targets
 from weft.model.weaving import Weft
 
@@ -96,6 +97,7 @@ class _OfTokens:
             nll_S, correct_S = target_scores(base, weft, rows)
             loss_R = _summed(nll_S, rows.targets)
             correct_R = _summed(correct_S, rows.targets).long()
+        note_nats(rows.blocks, loss_R)
         losses, hits = _by_block(loss_R, rows.blocks), _by_block(correct_R, rows.blocks)
         return _cells(
             self.of_tokens(block.batch, loss_NR, correct_NR)

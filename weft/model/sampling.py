@@ -16,32 +16,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from weft.core.keys import Key
-from weft.model.decoding import ORDERS, Decoding
-from weft.model.noise import log_exponential
+from weft.core.keys import log_exponential
+from weft.model.decoding import ORDERS, Decoding, request_keys
 
 REMOVED = -math.inf
-
-
-def copy_numbers(prompts: Sequence[np.ndarray]) -> list[int]:
-    """How many times each prompt was there before, from 0."""
-    given: dict[bytes, int] = {}
-    numbers = []
-    for prompt in prompts:
-        ids = prompt.astype("<i8").tobytes()
-        numbers.append(given.get(ids, 0))
-        given[ids] = numbers[-1] + 1
-    return numbers
-
-
-def request_keys(
-    seed: int, prompts: Sequence[np.ndarray], copies: Sequence[int] | None = None
-) -> list[Key]:
-    """A key for each prompt, from its tokens and which of its copies it is (default: counted)."""
-    return [
-        Key.of(seed).fold("sample", prompt.astype("<i8").tobytes().hex(), number)
-        for prompt, number in zip(prompts, copies or copy_numbers(prompts), strict=True)
-    ]
 
 
 def distribution(logits_BV: torch.Tensor, decoding: Decoding) -> torch.Tensor:

@@ -238,6 +238,7 @@ class Pass(Part):
     loss: float | None = None
     logits: Annotated[Array | None, Form("B- V")] = None  # at each row's last real position
     nll: Annotated[Array | None, Form("B- T-1")] = None  # nats, of each next given token
+    row_nll: Annotated[Array | None, Form("B")] = None  # nats, of each row's supervised tokens
     hidden: Annotated[Array | None, Form("L+1 B- D")] = None  # at each row's last real position
     sketch: Annotated[Array | None, Form("L+1 B- T P")] = None
     """Random projections of every position."""
@@ -302,8 +303,7 @@ class TrainStep(Part):
     rows: tuple[str, ...] = ()  # names of the records, where they are known
     labels: str = ""  # digest of the supervised (row, position, label) triples
     targets: Annotated[dict[str, Array], Form("B T", WHOLE)] = {}
-    """Labels of passes that were not given any, by index of the pass: rows without padding,
-    filled up with -100. The script gave them to a loss of its own."""
+    """Labels that a script gave a loss of its own, by index of the pass; filled up with -100."""
 
     lr: tuple[float, ...] = ()
     grad_norm: float | None = None  # before clipping
@@ -332,9 +332,9 @@ class Check(Part):
     """A run compared with itself: what must not change anything was changed."""
 
     kind: Literal["check"] = "check"
-    name: Literal["repeat", "row", "cache", "ulp", "split", "float32"]
-    """Same input twice; a row alone and in its batch; cached and recomputed; embeddings moved by
-    one unit in the last place; a batch in two forwards; the same in float32."""
+    name: Literal["repeat", "row", "cache", "ulp", "split", "float32", "attached", "bare"]
+    """Same input twice; a row alone and in its batch; cached and recomputed; embeddings moved by an
+    ulp; a batch in two forwards; in float32; beside a forward with the adapter, or without it."""
 
     model: str = ""
     unit: str

@@ -26,9 +26,8 @@ from weft.engines.reward import LENGTH, Reward
 from weft.methods.estimate import Graded, joined
 from weft.model.bank import Bank
 from weft.model.config import RewardConfig
-from weft.model.decoding import Decoding
+from weft.model.decoding import Decoding, copy_numbers
 from weft.model.objectives import TOKENS, Objective, choosing
-from weft.model.sampling import copy_numbers
 
 Watch = Callable[[int, int], None]
 """Called with rows done and rows in all; twice through all rows where responses are generated."""

@@ -36,9 +36,8 @@ from weft.model.base import load_config
 from weft.model.check import CacheCheck
 from weft.model.config import DType
 from weft.model.decode import NotFinite, OnToken, check_prompts
-from weft.model.decoding import Completion, Decoding, Finish
+from weft.model.decoding import Completion, Decoding, Finish, copy_numbers
 from weft.model.objectives import TOKENS, choosing
-from weft.model.sampling import copy_numbers
 from weft.model.witness import Witness
 from weft.runs.manifest import utc_now
 from weft.runs.provenance import versions

@@ -1,6 +1,6 @@
 """What a run records of itself besides its steps, so that it can be compared with another.
 
-Only what stands nowhere else: tokens and labels of the first steps, the base tensor by tensor,
+Only what stands nowhere else: tokens, labels and nats of the first steps, the base by tensor,
 the adapter at the start and after steps 1, 2, 4, 8, ..., and how far the first loss moves when
 nothing that matters does. The rest is in the manifest, steps.jsonl and evidence.jsonl.
 
@@ -276,6 +276,8 @@ def _pass(
     arrays = {"ids": ids_BT, "mask": mask_BT, "labels": labels_BT}
     if (positions_BT := _positions(rows, length, watched)) is not None:
         arrays["positions"] = positions_BT
+    if (nats_B := _nats(job, rows, watched)) is not None:
+        arrays["row_nll"] = nats_B
     dropout = job.config.adapter.dropout
     seen = Pass(
         model=model,
@@ -292,6 +294,7 @@ def _pass(
         mask="mask",
         labels="labels",
         positions=None if positions_BT is None else "positions",
+        row_nll=None if nats_B is None else "row_nll",
     )
     return seen, arrays
 
@@ -305,6 +308,14 @@ def _positions(rows: Sequence[Example], length: int, watched: Watched) -> np.nda
             return None
         found.append(np.append(at_n, at_n[-1] + 1 + np.arange(length - len(at_n))))
     return np.stack(found) if found else None
+
+
+def _nats(job: Job, rows: Sequence[Example], watched: Watched) -> np.ndarray | None:
+    """Of each row [B], by the one adapter that trains; None where that is not what is minimised."""
+    seen = [watched.nats.get(tuple(example.ids_T.tolist())) for example in rows]
+    if len(job.lanes) > 1 or job.objective.hits != "token_accuracy" or None in seen:
+        return None
+    return np.array(seen, np.float64)
 
 
 def checks(job: Job, state: State) -> Iterator[Check | Notice]:
@@ -342,7 +353,8 @@ def _nulls(
     yield "repeat", _relative(again_QL[None], start_QL)
     yield "ulp", _relative(np.stack(moved), start_QL)
     if isinstance(scorer, LocalScorer) and min(len(b.examples) for b in point.batches) > 1:
-        split_QL = _measured(job, replace(scorer, rows_per_forward=ROWS // 2), point)
+        other = 1 if scorer.rows_per_forward == ROWS // 2 else ROWS // 2
+        split_QL = _measured(job, replace(scorer, rows_per_forward=other), point)
         yield "split", _relative(split_QL[None], start_QL)
 
 

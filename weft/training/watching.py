@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from weft.model.base import Base
+from weft.model.nats import Nats, nats_seen
 from weft.model.points import Points
 from weft.model.positions import positions_seen
 
@@ -27,6 +28,8 @@ class Watched:
     """Digest of some numbers of the base before the first step."""
     applied: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
     """By the token ids of a row, the positions [n] at which the model read them."""
+    nats: Nats = field(default_factory=dict)
+    """By the token ids of a row, nats over its supervised tokens; of one adapter at a time."""
 
 
 @contextmanager
@@ -36,8 +39,9 @@ def watching(base: Base, step: int) -> Iterator[Watched]:
     if step >= PASSES:
         yield watched
         return
-    with positions_seen() as seen:
+    with positions_seen() as seen, nats_seen() as nats:
         yield watched
+    watched.nats.update(nats)
     for each in seen:
         if each.rows is not None:
             for block, found in zip(each.rows.blocks, each.by_example(), strict=True):

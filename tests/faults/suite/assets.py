@@ -702,7 +702,5 @@ MAKERS |= {
     "wide-thin": edited("wide-2", scaled(1.0, 1 / 32)),
     "tiny-total": folded("wide-thin", torch.float32),
     "tiny-total-2": folded("wide-thin", torch.bfloat16),
-    "tiny-whole": folded("wide-2", torch.float32),
-    "tiny-whole-2": folded("wide-2", torch.bfloat16),
     "small-drops": dropping,
 }

@@ -410,15 +410,6 @@ def twin(what: str, a: Side, b: Side, dtype: str, tolerance: float) -> Case:
     return Case(name, "benign", a, b, held_out=True, tolerance=tolerance)
 
 
-TWINS = (
-    twin("commits in the weights", STACKED, STACKED.patched(INTO_WEIGHTS), "float32", 1e-3),
-    twin(
-        "merged in bf16 before the run",
-        WOVEN.given(model="tiny-whole"),
-        WOVEN.given(model="tiny-whole-2"),
-        "bfloat16",
-        0.05,
-    ),
-)
+TWINS = (twin("commits in the weights", STACKED, STACKED.patched(INTO_WEIGHTS), "float32", 1e-3),)
 
 HELD: tuple[Case, ...] = (*ADAPTER, *BASE, *TEXT, *MODE, *LABELS, *TWINS)

@@ -8,9 +8,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from weft.core.keys import Key
+from weft.core.keys import Key, log_exponential
 from weft.model.decoding import Decoding
-from weft.model.noise import log_exponential
 from weft.model.sampling import Chooser, distribution, penalise, seen_tokens
 
 DRAWS = 20_000

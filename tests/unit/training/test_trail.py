@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
 
 import weft
 from weft.core.batch import IGNORE
 from weft.core.errors import CheckFailed, NumericError
 from weft.core.files import remove_dir
 from weft.core.keys import Key
+from weft.data.tokenizer import resolve_base
 from weft.diagnose.compare.trail import moves
 from weft.diagnose.sides.opening import open_evidence
 from weft.engines.reward import Reward
@@ -109,6 +111,46 @@ def test_positions_are_those_that_the_model_applied(job):
     for example in point.batches[0].examples:
         at_n = watched.applied[tuple(example.ids_T[: example.read].tolist())]
         assert at_n.tolist() == list(range(2, 2 + example.read))
+
+
+def test_nats_of_the_rows_of_a_step_add_up_to_its_loss(recording, root):
+    losses = [line["loss"] for line in RunReader(root).steps()]
+    for seen, loss in zip(of(recording, Pass), losses, strict=True):
+        nats_B = recording.array(seen.row_nll)
+        supervised = (recording.array(seen.labels)[:, 1:] != IGNORE).sum()
+        assert nats_B.shape == (seen.rows,) and (nats_B > 0).all()
+        assert nats_B.sum() / supervised == pytest.approx(loss, rel=1e-6)
+
+
+def test_nats_of_a_row_are_those_of_a_plain_cross_entropy(job):
+    """Of a fresh adapter, which adds nothing: the base alone, row by row."""
+    point = job.point(State.fresh(job.initial_theta))
+    plain = AutoModelForCausalLM.from_pretrained(resolve_base(job.base.ref), dtype=job.base.dtype)
+    with watching(job.base, 0) as watched:
+        job.scorer(job.grounds(())[0]).losses(point.theta_LP[:, None], point.batches)
+    for example in point.batches[0].examples:
+        ids_T, labels_T = torch.tensor(example.ids_T), torch.tensor(example.labels_T)
+        with torch.no_grad():
+            logits_TV = plain(input_ids=ids_T[None]).logits[0]
+        nats = torch.nn.functional.cross_entropy(
+            logits_TV[:-1], labels_T[1:], ignore_index=IGNORE, reduction="sum"
+        )
+        seen = watched.nats[tuple(example.ids_T.tolist())]
+        assert seen == pytest.approx(float(nats), rel=1e-5)
+
+
+def test_the_split_is_another_one_than_that_of_the_run(resolved, monkeypatch):
+    """A run that reads two rows at a time is split into single ones."""
+    job = load_job(resolved(*SHORT, "micro_batch_size=2"))
+    made, sizes = trail._measured, set()
+
+    def measured(job, scorer, point):
+        sizes.add(scorer.rows_per_forward)
+        return made(job, scorer, point)
+
+    monkeypatch.setattr(trail, "_measured", measured)
+    list(trail.checks(job, State.fresh(job.initial_theta)))
+    assert sizes == {2, 1}
 
 
 def test_nobody_looks_at_positions_of_steps_whose_rows_are_not_kept(job):

@@ -10,6 +10,7 @@ from weft.diagnose.compare.operators import adapter, declared_scale, factors, op
 from weft.diagnose.compare.places import group, number
 from weft.diagnose.compare.recipes import recipe
 from weft.diagnose.lints.lint import Lint, Lints, State, some
+from weft.diagnose.rungs.control import idle
 from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.diagnose.words import counted
 from weft.runs.evidence import Snapshot
@@ -32,10 +33,29 @@ def look(side: Evidence) -> Lints:
         return
     yield from _finite(side, of)
     yield from _attached(side, of)
+    yield from _control(side)
     yield from _trainable(side, of)
     yield from _rank(side, of)
     yield from _scale(side, of)
     yield from _merged(side)
+
+
+def _control(side: Evidence) -> Lints:
+    """Whether what was computed is what the loaded adapter gives, or what the bare base gives."""
+    found = idle(side)
+    if found is not None:
+        yield Lint(
+            "adapter adds",
+            "problem",
+            found.words,
+            value=found.attached,
+            place=found.place,
+            fix="look at what leaves the adapter out of the forward",
+        )
+    elif any(each.name == "attached" for each in side.checks):
+        worst = max(max(each.values) for each in side.checks if each.name == "attached")
+        words = f"{worst:.1g} nats off a forward that has the loaded adapter"
+        yield Lint("adapter adds", "ok", words, value=worst)
 
 
 def _absent(side: Evidence) -> Lints:

@@ -137,7 +137,8 @@ def _checks(side: Evidence) -> Lints:
         done = [each for each in side.checks if each.name == name and _measured(each)]
         if name in failed and _measured(failed[name]):
             value = max(failed[name].values)
-            words = f"{what} differ by {value:.1g} nats, more than rounding gives"
+            unit = "nats" if failed[name].unit == "nats" else f"({failed[name].unit})"
+            words = f"{what} differ by {value:.1g} {unit}, more than rounding gives"
             yield Lint(f"self-check: {name}", "problem", words, value=value, fix=fix)
         elif done:  # what is not finite is told by itself
             check = min(done, key=lambda each: each.unit != "nats")

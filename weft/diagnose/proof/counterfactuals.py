@@ -156,7 +156,7 @@ def _heads(replica: Replica) -> Iterator[Guess]:
     for tied, words in ((True, "reads its head off its embedding"), (False, "has its own head")):
 
         def made(number: int, mine: Moment, tied: bool = tied) -> Moment:
-            if mine.base.tied == tied:
+            if mine.base.tied in (None, tied):
                 return mine
             return replace(mine, base=replace(mine.base, tied=tied, digests={}))
 

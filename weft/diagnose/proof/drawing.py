@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from weft.core.keys import log_exponential
 from weft.diagnose.sides.evidence import Evidence
-from weft.model.noise import legacy_numbers, log_exponential, new_numbers, torch_numbers
-from weft.model.sampling import request_keys
+from weft.model.decoding import request_keys
+from weft.model.noise import legacy_numbers, new_numbers, torch_numbers
 from weft.runs.evidence import Generation
 
 Start = int | np.ndarray

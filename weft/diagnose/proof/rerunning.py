@@ -42,6 +42,15 @@ NULLS = 2
 TRAINING = (2, 3, 4, 5, 10, 11)
 """Rungs whose differences can act on training."""
 
+MADE_OF = {
+    2: frozenset({"prompt", "ids", "labels"}),
+    3: frozenset({"base", "dtype"}),
+    4: frozenset({"adapter", "attach", "init", "trainable"}),
+    5: frozenset({"adapter", "scale"}),
+}
+"""By rung, factors of the settings that what is compared there comes from: a file of rows may hold
+other labels, a base's directory another head, an adapter's other numbers."""
+
 
 @dataclass(frozen=True, eq=False)
 class Retaken:
@@ -234,17 +243,19 @@ class _Proof:
         return True
 
     def _group_of(self, finding: Finding, groups: Sequence[tuple[str, ...]]) -> int | None:
-        """The exchange that a finding is about: by the key that it names, its label, or factor."""
+        """The exchange that a finding is about: by its key, label, factor, or else its rung."""
         if finding.rung not in (1, *TRAINING):
             return None
         places = {finding.place, *(finding.swap.places if finding.swap is not None else ())}
         leaves = [self._leaves(group) for group in groups]
         known = [[meaning(leaf) for leaf in each] for each in leaves]
         factor = finding.swap.factor if finding.swap is not None else None
+        made = MADE_OF.get(finding.rung, frozenset())
         for fits in (
             [bool(places & {*group, *each}) for group, each in zip(groups, leaves, strict=True)],
             [finding.label in {each.label for each in its} for its in known],
             [factor is not None and factor in {each.swap for each in its} for its in known],
+            [not made.isdisjoint(each.swap for each in its) for its in known],
         ):
             if any(fits):
                 return fits.index(True)

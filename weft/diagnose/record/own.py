@@ -21,6 +21,7 @@ from weft.core.keys import Key
 from weft.data.slots import Slots
 from weft.data.tokenizer import resolve_base, tokenizer_seen
 from weft.diagnose.compare.divergence import divergence
+from weft.diagnose.record.control import control
 from weft.diagnose.sides.from_run import ENDED, all_tokens, decoding_seen
 from weft.engines.local import LocalEngine
 from weft.engines.registry import ENGINES
@@ -56,6 +57,9 @@ CHECKED = 4
 """Prompts on which Weft is compared with itself."""
 
 DRAWS = 3
+
+CONTROLLED = 2
+"""Prompts on which it is compared with forwards whose adapters are known."""
 
 Null = Literal["repeat", "row", "cache", "ulp"]
 
@@ -298,6 +302,13 @@ class OwnRecording:
             found["cache"] = [(whole([text for _, text in later]), cached)]
         for name, pairs in found.items():
             yield from _check(name, _model(places[0][0]), pairs)
+        adapter = self.session.subject.adapters[weft.bank.members[0]]
+        if adapter is not None:
+            few = places[:CONTROLLED]
+            said, seen = [self._said[p] for p in few], [self._checked[p] for p in few]
+            yield from control(
+                _model(few[0][0]), engine.base, adapter, texts[:CONTROLLED], said, seen
+            )
 
 
 def _check(

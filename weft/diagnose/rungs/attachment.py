@@ -9,6 +9,7 @@ from weft.diagnose.compare.align import modules
 from weft.diagnose.compare.operators import Applied, Operator, adapter, operators, path_scale
 from weft.diagnose.compare.places import group
 from weft.diagnose.finding import Finding, Looked, Swap
+from weft.diagnose.rungs import control
 from weft.diagnose.rungs.compared import READERS, at_first_step, strength, training
 from weft.diagnose.rungs.outset import Modules, dropouts, starts, trainable
 from weft.diagnose.sides.evidence import Evidence, Pair
@@ -135,6 +136,7 @@ def _presence(
     if not training(pair):
         yield from _idle(pair, ops)
         yield from _turned_off(pair)
+        yield from control.findings(pair)
 
 
 def _missing(ops: Sequence[Operator], letter: str) -> list[Operator]:

@@ -15,6 +15,7 @@ from weft.diagnose.compare.align import Said, completions
 from weft.diagnose.compare.context import FIXES, LABELS, Alone, Fault, all_steps, check
 from weft.diagnose.compare.divergence import divergence, truncated_kl
 from weft.diagnose.finding import Finding, Looked, Outcome, Swap
+from weft.diagnose.rungs.control import idle
 from weft.diagnose.sides.decoded import Step, steps_of
 from weft.diagnose.sides.evidence import Pair
 from weft.diagnose.words import counted
@@ -30,7 +31,7 @@ def look(pair: Pair) -> Looked:
     findings = _unlike(alone)
     factors = [each for each in findings if each.nature == "factor"]
     since = min((each.step or 1 for each in factors), default=None)
-    looked = _across(pair, since, explained=bool(findings))
+    looked = _across(pair, since, explained=bool(findings) or any(idle(s) for _, s in pair.sides))
     if looked.equal:  # measured where it acts
         findings = tuple(replace(each, nature="harmless") for each in findings)
     equal = list(looked.equal)

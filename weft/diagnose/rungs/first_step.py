@@ -165,7 +165,8 @@ def _loss(pair: Pair, a: TrainStep, b: TrainStep) -> Looked:
     if (c := trail.restated(pair, steps(pair).pairs)) != 1:
         words = f"losses are {c:.4g} times those of A while all gradients are equal: one objective"
         return Looked((Finding(RUNG, "harmless", "normaliser", f"step {a.step}", words, value=c),))
-    means = _means(pair, a, b, x, y, max(limit, 1e-3)) or _proportional(pair, a, b, ratio)
+    tolerance = max(limit, min(1e-3, gap / 3))  # what explains one loss must not explain both
+    means = _means(pair, a, b, x, y, tolerance) or _proportional(pair, a, b, ratio)
     words = f"loss of step {a.step}: {x:.6g} in A, {y:.6g} in B (ratio {ratio:.4g})"
     found = Finding(
         RUNG,

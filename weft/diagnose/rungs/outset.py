@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from weft.diagnose.compare import trail
 from weft.diagnose.compare.places import group, number
 from weft.diagnose.finding import Finding, Swap
 from weft.diagnose.rungs.compared import initial, training
@@ -143,10 +145,11 @@ def trainable(
                 f"0 trainable parameters in {letter}: normal where nothing is trained, and the "
                 f"adapter is attached at {place}",
             )
+    yield from _held(pair, both)
     a, b = counts[0], counts[1]
     if not a or not b or of_b is None or not (_tried(pair.a) and _tried(pair.b)):
         return
-    frozen = [name for name, (x, y) in both.items() if x.trainable != y.trainable]
+    frozen = _flagged(both)
     for part, what, places in (
         ("adapter", "the adapter", frozen or list(both)),
         ("base", "the base", []),
@@ -173,6 +176,92 @@ def trainable(
             else "load the adapter as trainable, and freeze none of its modules",
             swap=Swap("trainable"),
         )
+
+
+def _flagged(both: Modules) -> list[str]:
+    """Modules that are set to be trained on one side only."""
+    return [name for name, (x, y) in both.items() if x.trainable != y.trainable]
+
+
+def _held(pair: Pair, both: Modules) -> Iterator[Finding]:
+    """Modules that no step moves on one side, whatever is set; those of the other side move."""
+    for letter, names in held(pair).items():
+        side, other = (pair.a, "B") if letter == "A" else (pair.b, "A")
+        names = [name for name in names if name in both]
+        if not names or _flagged(both):
+            continue
+        place = group(names, list(both))
+        yield Finding(
+            RUNG,
+            "factor",
+            "trainable",
+            place,
+            f"{place} stay in {letter} as they were, bit by bit{_reached(side, names)}; those of "
+            f"{other} are trained",
+            value=0.0 if letter == "B" else float(len(names)),
+            other=float(len(names)) if letter == "B" else 0.0,
+            unit="modules that move",
+            where=side.steps[0].where,
+            fix=f"unfreeze the adapter in {letter}, detach nothing of it, and give the optimiser "
+            "all of its factors",
+            swap=Swap("trainable"),
+        )
+
+
+def held(pair: Pair) -> dict[str, list[str]]:
+    """By side, modules whose factors never move although they should, and move on the other."""
+    moved = {letter: _moved(side) for letter, side in pair.sides}
+    found = {}
+    for (letter, side), other in zip(pair.sides, "BA", strict=True):
+        still = {name for name, moves in moved[letter].items() if not moves}
+        found[letter] = [name for name, moves in moved[other].items() if moves and name in still]
+        if not _at_work(side):
+            found[letter] = []
+    return {letter: names for letter, names in found.items() if names}
+
+
+def _moved(side: Evidence) -> dict[str, bool]:
+    """Whether any factor of a module was another one after a step than at the start.
+
+    Of nothing where adapters were merged or drawn anew between steps: that moves them, too.
+    """
+    start = side.used()
+    if start is None or start.step or trail.during(side, trail.TURNS):
+        return {}
+    later = [shot for shot in side.snapshots if shot.model == start.model and shot.step]
+    digests = {
+        name: {(m.digest_a, m.digest_b) for shot in later if (m := shot.modules.get(name))}
+        for name, at_start in start.modules.items()
+        if at_start.active and at_start.seen_scale != 0
+    }
+    return {
+        name: seen != {(start.modules[name].digest_a, start.modules[name].digest_b)}
+        for name, seen in digests.items()
+        if seen
+    }
+
+
+def _at_work(side: Evidence) -> bool:
+    """Whether a step was to move the adapter: of a loss, at a rate, with gradients that are finite.
+
+    What was not recorded is taken as such.
+    """
+    return any(
+        (not step.lr or any(step.lr))
+        and (step.loss is None or (math.isfinite(step.loss) and step.loss != 0))
+        and step.supervised != 0
+        and all(map(math.isfinite, (step.grad_norm or 0.0, *step.grad_norms.values())))
+        for step in side.steps
+    )
+
+
+def _reached(side: Evidence, names: Sequence[str]) -> str:
+    """Whether gradients reach some modules, in words; empty where none was recorded."""
+    factors = {f"{name}{end}" for name in names for end in ("", ".A", ".B")}
+    norms = [n for step in side.steps for name, n in step.grad_norms.items() if name in factors]
+    if not norms:
+        return ""
+    return ", though gradients reach them" if any(norms) else ": no gradient reaches them"
 
 
 def _tried(side: Evidence) -> bool:

@@ -17,6 +17,7 @@ from weft.diagnose.compare.align import adapted, steps
 from weft.diagnose.compare.operators import factors, path_scale
 from weft.diagnose.finding import Finding, Looked, Outcome, Swap
 from weft.diagnose.labels import Label
+from weft.diagnose.rungs.outset import held
 from weft.diagnose.sides.evidence import Evidence, Pair
 from weft.diagnose.sides.objective import minimised
 from weft.diagnose.words import counted
@@ -254,8 +255,8 @@ def _losses(gaps: tuple[trail.Gap, ...]) -> Iterator[Finding]:
 
 def _optimiser(pair: Pair, taken: trail.Steps, findings: list[Finding]) -> Iterator[Finding]:
     """Equal batches, rates and gradients, and another update: what the optimiser does with them."""
-    if any(each.nature == "factor" for each in findings):
-        return
+    if any(each.nature == "factor" for each in findings) or held(pair):
+        return  # rung 4 says that some modules do not move at all
     limit = max(100 * noise.floor(pair, "loss").value, 1e-3)
     for a, b in taken:
         given = a.batch and a.batch == b.batch and a.lr and a.lr == b.lr

@@ -14,6 +14,7 @@ from weft.diagnose.compare.places import number
 from weft.diagnose.finding import Finding, Looked, Nature, Swap
 from weft.diagnose.labels import Label
 from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.sides.objective import MEAN, candidates, tokens_of
 from weft.diagnose.words import counted
 from weft.runs.evidence import Check, Pass
 
@@ -84,9 +85,21 @@ def failed_checks(side: Evidence) -> tuple[Check, ...]:
         each
         for each in side.checks
         if each.name in MEANS
-        and each.unit == "nats"
-        and max(each.values, default=0.0) > _most(side)
+        and (each.unit == "nats" or (each.name == "split" and _exact(side)))
+        and _largest(each) > _most(side, each.unit)
     )
+
+
+def _largest(check: Check) -> float:
+    return max(check.values, default=0.0)
+
+
+def _exact(side: Evidence) -> bool:
+    """Whether a batch in other parts gives the same loss but for rounding: in a run of Weft.
+
+    Dropout of the base draws anew for each forward.
+    """
+    return side.kind == "run" and not any(each.training for each in side.passes)
 
 
 def idle_adapter(side: Evidence) -> str | None:
@@ -101,10 +114,24 @@ def idle_adapter(side: Evidence) -> str | None:
     return None
 
 
-def _most(side: Evidence) -> float:
+def _most(side: Evidence, unit: str) -> float:
     dtypes = {each.dtype for each in side.passes}
     coarse = any("16" in dtype for dtype in dtypes)
-    return noise.FAILED * noise.START["nats"]["bfloat16" if coarse else "float32"]
+    start = noise.START["nats" if unit == "nats" else "loss"]
+    return noise.FAILED * start["bfloat16" if coarse else "float32"]
+
+
+def _sees_rows(side: Evidence) -> bool:
+    """Whether losses are the means of their tokens as the forwards gave them.
+
+    Then it is no mean that makes the loss of a batch depend on how it is split: it is the tokens.
+    """
+    of = [(step.loss, tokens_of(side, step)) for step in side.steps]
+    means = [(loss, candidates(tokens).get(MEAN)) for loss, tokens in of if loss and tokens]
+    limit = _most(side, "relative")
+    return bool(means) and all(
+        mean is not None and abs(loss - mean) <= limit * abs(loss) for loss, mean in means
+    )
 
 
 def _of(side: Evidence, name: str) -> list[Check]:
@@ -223,12 +250,21 @@ def _modes(pair: Pair) -> Iterator[Finding]:
 
 def _checks(pair: Pair) -> Iterator[Finding]:
     """Self-checks that fail: each names what to look at, the rungs that follow name the cause."""
-    for letter, side in pair.sides:
-        for check in failed_checks(side):
+    worst_of = {
+        letter: {each.name: each for each in sorted(failed_checks(side), key=_largest)}
+        for letter, side in pair.sides
+    }
+    for (letter, side), (other, its) in zip(pair.sides, reversed(pair.sides), strict=True):
+        for check in worst_of[letter].values():
+            alike = check.name in worst_of[other] or not _of(its, check.name)
+            if check.unit == "relative" and alike:
+                continue  # both are made so, or that is not known
             label, words = MEANS[check.name]
+            if check.name == "split" and _sees_rows(side):
+                label, words = "mask", f"{words}: rows of one forward see each other"
             if check.name == "repeat" and not dropping(side):
                 label, words = "implementation", f"{words}, and no dropout is active"
-            worst = max(check.values)
+            worst = _largest(check)
             yield Finding(
                 RUNG,
                 "effect",
@@ -236,6 +272,6 @@ def _checks(pair: Pair) -> Iterator[Finding]:
                 f"self-check {check.name}",
                 f"in {letter}, {words}: {number(worst)} {check.unit}",
                 value=worst,
-                floor=_most(side),
+                floor=_most(side, check.unit),
                 unit=check.unit,
             )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from weft.diagnose.compare.align import first_weights, models
+from weft.diagnose.compare.folded import other_dtypes
 from weft.diagnose.compare.operators import ROUNDING, Operator, operators
 from weft.diagnose.compare.places import group, kind_of
 from weft.diagnose.finding import Finding, Looked, Swap
@@ -123,7 +124,7 @@ def _model(pair: Pair, a: Weights, b: Weights, name: str) -> Iterator[Finding]:
                 "embedding and head share their tensor on one side only, with equal values",
             )
     if differ:
-        yield _other_base(pair, a, b, differ, name)
+        yield _rounded_merge(pair, a, b, differ) or _other_base(pair, a, b, differ, name)
 
 
 def _configuration(a: Weights, b: Weights, name: str) -> Iterator[Finding]:
@@ -281,6 +282,32 @@ def _other_base(pair: Pair, a: Weights, b: Weights, differ: Sequence[str], name:
         unit="relative" if measured else "relative difference of norms",
         where=b.where,
         fix="load the same revision of the base in both, and quantise or merge it alike",
+        swap=Swap("base", () if len(differ) == len(a.tensors) else tuple(differ)),
+    )
+
+
+def _rounded_merge(pair: Pair, a: Weights, b: Weights, differ: Sequence[str]) -> Finding | None:
+    """Bases that differ by what rounding left of a merge that both sides made."""
+    merges = other_dtypes(pair)
+    if merges is None:
+        return None
+    coarse = max(ROUNDING.get(each.dtype, 0.0) for each in merges)
+    sizes = {key: _relative(pair, a, b, key)[0] for key in differ}
+    if max(sizes.values()) > 4 * coarse:
+        return None
+    one, other = (each.dtype for each in merges)
+    return Finding(
+        RUNG,
+        "factor",
+        "merge-precision",
+        _where(differ, a.tensors),
+        f"the adapter was merged into {one} weights in A and into {other} weights in B; they "
+        f"differ by no more than that rounding (in {counted(len(differ), 'tensor')}, by "
+        f"{float(np.median(list(sizes.values()))):.2g} of their norm)",
+        value=float(np.median(list(sizes.values()))),
+        unit="relative",
+        where=merges[1].where,
+        fix="merge in float32, or leave the adapter beside the base",
         swap=Swap("base", () if len(differ) == len(a.tensors) else tuple(differ)),
     )
 

@@ -16,6 +16,9 @@ from weft.runs.evidence import Pass, TrainStep
 IGNORED = -100
 """A label that is not supervised."""
 
+MEAN = "the mean over tokens"
+"""The mean that most train on, whatever the forwards."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -25,6 +28,7 @@ class Tokens:
     count: int
     row_means: tuple[float, ...]
     positions: int  # predictions, supervised or not
+    row_counts: tuple[int, ...]  # of the rows that `row_means` has
 
 
 def tokens_of(side: Evidence, step: TrainStep) -> tuple[Tokens, ...]:
@@ -46,7 +50,7 @@ def tokens_of(side: Evidence, step: TrainStep) -> tuple[Tokens, ...]:
 
 def _tokens(side: Evidence, step: TrainStep, seen: Pass) -> Tokens | None:
     if seen.nll is None:
-        return None
+        return _rows_alone(side, seen)
     nll_BT = np.asarray(side.array(seen.nll), np.float64)
     mask_BT = None if seen.mask is None else side.array(seen.mask) != 0
     if seen.labels is not None:
@@ -62,7 +66,20 @@ def _tokens(side: Evidence, step: TrainStep, seen: Pass) -> Tokens | None:
     nll_BT = np.where(kept_BT, nll_BT, 0.0)
     counts = kept_BT.sum(1)
     means = tuple(float(row.sum() / n) for row, n in zip(nll_BT, counts, strict=True) if n)
-    return Tokens(float(nll_BT.sum()), int(counts.sum()), means, kept_BT.size)
+    kept = tuple(int(n) for n in counts if n)
+    return Tokens(float(nll_BT.sum()), int(counts.sum()), means, kept_BT.size, kept)
+
+
+def _rows_alone(side: Evidence, seen: Pass) -> Tokens | None:
+    """Where nats are known by row only."""
+    if seen.row_nll is None or seen.labels is None:
+        return None
+    nll_B = np.asarray(side.array(seen.row_nll), np.float64)
+    kept_BT = side.array(seen.labels)[:, 1:] != IGNORED
+    counts = kept_BT.sum(1)
+    means = tuple(float(nats / n) for nats, n in zip(nll_B, counts, strict=True) if n)
+    kept = tuple(int(n) for n in counts if n)
+    return Tokens(float(nll_B[counts > 0].sum()), sum(kept), means, kept_BT.size, kept)
 
 
 def _placed(targets_BT: np.ndarray, mask_BT: np.ndarray | None, width: int) -> np.ndarray:
@@ -91,20 +108,35 @@ def candidates(tokens: tuple[Tokens, ...]) -> Mapping[str, float]:
     rows = [mean for each in filled for mean in each.row_means]
     total, count = sum(each.total for each in filled), sum(each.count for each in filled)
     found = {
-        "the mean over tokens": total / count,
+        MEAN: total / count,
         "the mean of the forwards' means": sum(means) / len(tokens),
         "the sum of the forwards' means": sum(means),
         "the mean of the rows' means": sum(rows) / len(rows),
         "the sum over tokens": total,
         "the mean over all positions, supervised or not": total / sum(t.positions for t in tokens),
     }
-    return found | {"the mean over tokens, divided by the forwards": total / count / len(tokens)}
+    found["the mean over tokens, divided by the forwards"] = total / count / len(tokens)
+    if len(filled) == 1:
+        found |= _of_groups(filled[0])
+    return found
+
+
+def _of_groups(tokens: Tokens) -> Mapping[str, float]:
+    """Of a forward that was made in parts: the mean of the means of so many rows after another."""
+    sums = [mean * n for mean, n in zip(tokens.row_means, tokens.row_counts, strict=True)]
+    found = {}
+    for size in range(2, len(sums)):
+        starts = range(0, len(sums), size)
+        means = [sum(sums[k : k + size]) / sum(tokens.row_counts[k : k + size]) for k in starts]
+        found[f"the mean of the means of {size} rows each"] = sum(means) / len(means)
+    return found
 
 
 def explained(value: float, tokens: tuple[Tokens, ...], tolerance: float) -> tuple[str, ...]:
-    """Names of the candidates that a minimised value is, to a relative tolerance."""
-    return tuple(
-        name
+    """Names of the candidates that a minimised value is, to a relative tolerance, nearest first."""
+    off = {
+        name: abs(value - candidate) / max(abs(candidate), 1e-12)
         for name, candidate in candidates(tokens).items()
-        if abs(value - candidate) <= tolerance * abs(candidate)
-    )
+    }
+    near = sorted(off, key=lambda name: max(off[name], tolerance / 100))  # as good as equal: as is
+    return tuple(name for name in near if off[name] <= tolerance)

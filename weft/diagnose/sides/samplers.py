@@ -15,6 +15,7 @@ import numpy as np
 
 from weft.diagnose.sides.decoded import steps_of
 from weft.diagnose.sides.evidence import Evidence
+from weft.diagnose.sides.keyed import temperature_drawn
 from weft.runs.evidence import Draw, Generation
 
 STOPS = ("max_tokens", "min_tokens", "eos", "stop")
@@ -91,6 +92,9 @@ def _sampler(side: Evidence, generation: Generation) -> Sampler:
         fitted = [each.temperature for each in draws if each.temperature is not None]
         if fitted and not close(median(fitted), values.get("temperature", 1.0)):
             values["temperature"] = round(median(fitted), 4)
+        again = temperature_drawn(side, generation.model)
+        if again is not None and not close(again, values.get("temperature", 1.0)):
+            values["temperature"] = round(again, 4)
     unknown = generation.driver == "loop" and not greedy and "temperature" not in values
     if unknown and not any(each.temperature is not None for each in draws):
         values["temperature"] = None

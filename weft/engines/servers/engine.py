@@ -36,9 +36,8 @@ from weft.model.adapter import Adapter, Layout, Site, Slot
 from weft.model.bank import Bank
 from weft.model.base import generation_stops, load_config, longest_text, skeleton
 from weft.model.decode import NotFinite, OnToken, check_prompts
-from weft.model.decoding import Completion, Decoding
+from weft.model.decoding import Completion, Decoding, request_keys
 from weft.model.objectives import TOKENS, Objective
-from weft.model.sampling import request_keys
 from weft.runs.timing import Stopwatch
 
 if TYPE_CHECKING:

@@ -122,10 +122,55 @@ def test_weights_and_adapter_are_the_ones_that_were_used(recorded, adapter):
 def test_its_own_noise_is_measured(recorded):
     evidence, _ = recorded
     nats = {each.name: each.values for each in evidence.checks if each.unit == "nats"}
-    assert set(nats) == {"repeat", "row", "cache", "ulp"}
+    bare = nats.pop("bare")
+    assert set(nats) == {"repeat", "row", "cache", "ulp", "attached"}
     assert nats["repeat"] == (0.0,)
     assert len(nats["ulp"]) == 3
     assert all(0 <= value < 1e-12 for values in nats.values() for value in values)
+
+    assert len(bare) == len(nats["attached"]) == 5 and min(bare) > 1e-6
+
+
+def test_an_adapter_that_never_adds_gives_what_the_bare_base_does(adapter, tmp_path, monkeypatch):
+    from weft.model.bank import Bank
+    from weft.training.refs import Subject
+
+    never = property(lambda self: Bank.of(dict.fromkeys(self.adapters)))
+    monkeypatch.setattr(Subject, "bank", never)
+    nats = controls(adapter, tmp_path / "r")
+    assert max(nats["bare"]) < 1e-12 < 1e-6 < min(nats["attached"])
+
+
+def test_one_that_stops_adding_after_the_prompt_is_seen_from_the_second_token_on(
+    adapter, tmp_path, monkeypatch
+):
+    """Over a cache that the prompt filled with it."""
+    from dataclasses import replace
+
+    from weft.model.steppers import LeanStepper
+
+    extend = LeanStepper.extend
+
+    def without(self, *given):
+        self.forward = replace(self.forward, updates={})
+        return extend(self, *given)
+
+    monkeypatch.setattr(LeanStepper, "extend", without)
+    nats = controls(adapter, tmp_path / "r")
+    assert nats["attached"][0] < 1e-12 < 1e-6 < nats["bare"][0]
+    assert max(nats["bare"][1:]) < 1e-12 < 1e-6 < min(nats["attached"][1:])
+
+
+def controls(adapter, root):
+    weft.generate(adapter, prompts=PROMPTS, max_tokens=6, ignore_eos=True, record=root)
+    checks = open_evidence(str(root)).checks
+    return {each.name: each.values for each in checks if each.unit == "nats"}
+
+
+def test_the_base_alone_has_no_adapter_to_look_for(small_base, tmp_path):
+    weft.generate(small_base, prompts=PROMPTS, max_tokens=4, record=tmp_path / "r")
+    names = {each.name for each in open_evidence(str(tmp_path / "r")).checks}
+    assert names and not names & {"attached", "bare"}
 
 
 def test_a_cache_that_forgets_fails_its_check(adapter, tmp_path, monkeypatch):

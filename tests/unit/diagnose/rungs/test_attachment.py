@@ -9,6 +9,7 @@ from tests.support.adapters import NAMES, Lora, adapted, adapter, base, draw, we
 from tests.support.evidence import Side, pair
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.attachment import look
+from weft.diagnose.rungs.outset import held
 from weft.runs.evidence import Happened, TrainStep
 
 Modules = dict[str, Lora]
@@ -202,3 +203,48 @@ def test_an_adapter_that_is_turned_off_after_the_first_pass_is_told_with_the_lin
 def test_ranks_of_fresh_adapters_are_compared_although_both_compute_the_base() -> None:
     a, b = ({name: draw(name, rank=rank) for name in NAMES} for rank in (4, 1))
     assert only(seen(training(a), training(b))).label == "rank"
+
+
+def trained(
+    still: tuple[str, ...] = (),
+    *,
+    lr: float = 1e-3,
+    norm: float = 0.5,
+    loss: float = 2.0,
+    scale: float | None = None,
+) -> Side:
+    """An adapter at its start and after two steps, in which some modules stay as they were."""
+    start = {name: lora.but(seen=scale) for name, lora in fresh(adapter()).items()}
+    made = side(start, trainable=10)
+    for step in (1, 2):
+        norms = {f"{name}.{letter}": norm for name in NAMES for letter in "AB"}
+        made.add(TrainStep(step=step, loss=loss, lr=(lr,), grad_norms=norms))
+        now = {
+            name: lora if name in still else lora.but(b=lora.b + np.float32(step))
+            for name, lora in start.items()
+        }
+        adapted(made, now, when="step", step=step, trainable=10)
+    return made
+
+
+def test_modules_that_no_step_moves_are_not_trained_with_or_without_a_gradient() -> None:
+    part = tuple(name for name in NAMES if ".0." in name)
+    factor = only(seen(trained(), trained(part)))
+    assert (factor.label, factor.place) == ("trainable", "model.layers.0 (3 of 9 adapted modules)")
+    assert "stay in B as they were, bit by bit, though gradients reach them" in factor.words
+    factor = only(seen(trained(NAMES, norm=0.0), trained()))
+    assert factor.place == "all 9 adapted modules"
+    assert "stay in A as they were, bit by bit: no gradient reaches them" in factor.words
+
+
+def test_modules_that_nothing_was_to_move_are_not_called_untrained() -> None:
+    assert not held(pair(trained(), trained(NAMES, lr=0.0)))
+    assert not held(pair(trained(NAMES), trained(NAMES)))
+    assert not held(pair(trained(), trained(NAMES, norm=float("nan"))))
+    assert not held(pair(trained(), trained(NAMES, loss=0.0)))
+    assert not held(pair(trained(), trained(NAMES, scale=0.0)))
+
+
+def test_adapters_that_were_reset_between_steps_say_nothing_of_what_was_trained() -> None:
+    b = trained(NAMES).add(Happened(what="reset", step=1))
+    assert not held(pair(trained(), b))

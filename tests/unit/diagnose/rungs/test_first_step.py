@@ -10,7 +10,7 @@ import pytest
 from tests.support.evidence import Side, pair
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.first_step import look
-from weft.diagnose.sides.objective import candidates, tokens_of
+from weft.diagnose.sides.objective import candidates, explained, tokens_of
 from weft.runs.evidence import AdapterModule, Seeded, Snapshot, TrainStep
 
 IDS = ([[5, 6, 7, 8, 9], [5, 7, 9, 2, 2]], [[5, 3, 3, 3, 3], [5, 6, 6, 6, 6]])
@@ -139,6 +139,39 @@ def test_labels_that_only_the_script_saw_are_read_at_the_columns_of_their_rows()
     made.add(TrainStep(step=1, passes=(0,), targets={"0": "targets"}, supervised=4))
     (tokens,) = tokens_of(made.evidence, made.evidence.steps[0])
     assert (tokens.total, tokens.count, tokens.row_means) == (15.0, 4, (1.5, 6.0))
+
+
+ROW_NATS, ROW_COUNTS = (4.0, 9.0, 2.0), (2, 3, 1)
+
+
+def by_row(loss: float) -> Side:
+    """A step of one pass of three rows, of which the nats are known by row."""
+    made = Side().forward(
+        [[1, 2, 3, 4]] * 3, phase="train", grad=True, row_nll=ROW_NATS,
+        labels=[[-100] * (4 - n) + [7] * n for n in ROW_COUNTS],
+    )  # fmt: skip
+    return made.add(TrainStep(step=1, passes=(0,), loss=loss, batch="x", labels="y", supervised=6))
+
+
+def test_a_mean_of_the_means_of_parts_of_a_batch_is_told_by_the_nats_of_its_rows() -> None:
+    mean, parts = 15 / 6, (13 / 5 + 2 / 1) / 2
+    cause = found(look(pair(by_row(mean), by_row(parts))), "normaliser")
+    assert (cause.nature, cause.place) == ("factor", "step 1")
+    assert "A takes the mean over tokens, B the mean of the means of 2 rows each" in cause.words
+
+
+def test_of_means_that_a_loss_nearly_is_the_nearest_is_told() -> None:
+    of = tokens_of((made := by_row(2.5)).evidence, made.evidence.steps[0])
+    assert explained(2.3, of, 0.02) == (
+        "the mean of the means of 2 rows each",
+        "the mean of the rows' means",
+    )
+
+
+def test_means_that_are_nearly_equal_are_told_apart() -> None:
+    """Two thousandths and less: what explains one loss must not explain the other."""
+    cause = found(look(pair(by_row(2.5), by_row(2.5 * (1 + 2e-4)))), "normaliser")
+    assert "A takes the mean over tokens, B none that is known" in cause.words
 
 
 def test_tokens_of_other_nats_are_never_blamed_on_the_mean() -> None:

@@ -12,7 +12,7 @@ from tests.support.evidence import Side
 from weft.diagnose.finding import Finding, Looked
 from weft.diagnose.rungs.validity import idle_adapter, look
 from weft.diagnose.sides.evidence import Evidence, Pair
-from weft.runs.evidence import Check
+from weft.runs.evidence import Check, TrainStep
 
 
 def one(**fields: Any) -> Side:
@@ -93,6 +93,35 @@ def test_a_repeat_that_fails_is_the_mode_where_something_is_dropped() -> None:
     dropping = one(training=True, dropouts=1).add(bad)
     assert {f.label for f in seen(one(), dropping).findings if f.nature == "effect"} == {"mode"}
     assert {f.label for f in seen(one(), one().add(bad)).findings} == {"implementation"}
+
+
+def trained(split: float, loss: float, *, base_dropout: bool = False) -> Side:
+    """A run of one step of two rows, with nats of 6 over 3 tokens: their mean is 2."""
+    made = Side(kind="run").forward(
+        [[1, 2, 3], [4, 5, 0]], phase="train", grad=True, training=base_dropout,
+        labels=[[-100, 2, 3], [-100, 5, -100]], row_nll=[5.0, 1.0],
+    )  # fmt: skip
+    made.add(TrainStep(step=1, loss=loss, passes=(0,), supervised=3))
+    for value in (split / 2, split):
+        made.add(Check(name="split", unit="relative", values=(value,)))
+    return made
+
+
+def test_a_run_whose_loss_depends_on_who_shares_a_forward_mixes_rows_or_means() -> None:
+    """Rows see each other where its loss is still the mean of its tokens; else it is the mean."""
+    rows = only(seen(trained(1e-7, 2.0), trained(0.4, 2.0)), "effect")
+    assert (rows.label, rows.value) == ("mask", 0.4)
+    assert "in B, a batch in two forwards gives another loss: rows of one forward" in rows.words
+    means = only(seen(trained(0.4, 1.75), trained(1e-7, 2.0)), "effect")
+    assert means.label == "normaliser" and "in A" in means.words
+
+
+def test_a_split_that_fails_on_both_sides_or_by_the_dropout_of_the_base_says_nothing() -> None:
+    assert not seen(trained(0.4, 2.0), trained(0.4, 2.0)).findings
+    unknown = Side(kind="run").forward([[1, 2, 3]], phase="train", grad=True)
+    assert not seen(unknown, trained(0.4, 2.0)).findings
+    noisy = trained(0.4, 2.0, base_dropout=True)
+    assert not [f for f in seen(trained(1e-7, 2.0), noisy).findings if f.nature == "effect"]
 
 
 def test_an_adapter_that_changes_nothing_is_said_why() -> None:

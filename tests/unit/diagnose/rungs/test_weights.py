@@ -181,3 +181,25 @@ def test_a_base_that_is_off_by_one_unit_anyhow_is_another_base() -> None:
         nudged[name] = rounded(nudged[name] * (1 + sign * 2.0**-8), "bfloat16")
     labels = {each.label for each in seen(a, side(nudged, dtype="bfloat16")).findings}
     assert "base" in labels and "merge-precision" not in labels
+
+
+def folding(weights: Weights, adapter: str, dtype: str) -> Side:
+    """A program that put an adapter into weights of a dtype, and reads the result only."""
+    made = Side()
+    made.add(Happened(what="load", facts={"class": "LlamaForCausalLM", "dtype": dtype}))
+    made.add(Happened(what="load", facts={"adapter": "default", "sha256": adapter}))
+    made.add(Happened(what="merge", facts={"modules": len(NAMES)}, where="make.py:3"))
+    return weighted(made, weights)
+
+
+def test_one_merge_into_two_dtypes_is_told_as_that_and_not_as_another_base() -> None:
+    whole, close, far = base(), moved(base(), NAMES, 1e-4), moved(base(), NAMES, 0.02)
+    factor = only(seen(folding(whole, "1f", "float32"), folding(close, "1f", "bfloat16")))
+    assert (factor.label, factor.where) == ("merge-precision", "make.py:3")
+    assert "float32 weights in A and into bfloat16 weights in B" in factor.words
+    for b in (
+        folding(far, "1f", "bfloat16"),  # more than rounding
+        folding(close, "2e", "bfloat16"),  # another adapter
+        folding(close, "1f", "float32"),  # the same dtype
+    ):
+        assert only(seen(folding(whole, "1f", "float32"), b)).label == "base"
