@@ -175,13 +175,14 @@ def _do(job: Job) -> None:
 
 
 def warm() -> None:
-    """Everything that scripts, Weft's runs and diagnoses import, and what a first load looks up."""
+    """Everything that scripts, Weft's runs and diagnoses import, and what a first load looks up.
+
+    Nothing is computed: threads of PyTorch that begin before a fork fail now and then after it.
+    """
     import peft  # noqa: F401
-    import torch
     import transformers
     from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
 
-    torch.set_num_threads(1)
     for name in WEFT:
         importlib.import_module(name)
     for package in map(importlib.import_module, PACKAGES):
@@ -189,7 +190,7 @@ def warm() -> None:
             if "mlx" not in module.name:
                 importlib.import_module(module.name)
     transformers.AutoTokenizer.from_pretrained(TINY)
-    transformers.AutoModelForCausalLM.from_pretrained(TINY)
+    transformers.AutoConfig.from_pretrained(TINY)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,8 @@ def _dropout(side: Evidence) -> Lints:
 def _checks(side: Evidence) -> Lints:
     failed = {each.name: each for each in failed_checks(side)}
     for name, (what, fix) in AGAIN.items():
+        if name != "repeat" and "repeat" in failed:
+            continue  # it agrees with itself in nothing
         done = [each for each in side.checks if each.name == name and _measured(each)]
         if name in failed and _measured(failed[name]):
             value = max(failed[name].values)

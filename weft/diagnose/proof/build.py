@@ -17,8 +17,9 @@ from weft.diagnose.proof.replica import BaseValue, Moment, Replica, Row, Sampler
 from weft.diagnose.proof.schooling import course_of
 from weft.diagnose.proof.states import adapters, base_of, form, snapshot_at, updates_of
 from weft.diagnose.sides.evidence import Evidence, Pair
+from weft.diagnose.sides.samplers import sampler_of
 from weft.diagnose.words import counted
-from weft.runs.evidence import Pass
+from weft.runs.evidence import Generation, Pass
 
 ROWS = 16
 """Prompts that are read, at most."""
@@ -79,7 +80,9 @@ def build(pair: Pair, engine: Engine, *, seed: int = 0) -> Built:
         said = next((each.generation for each in mine if each.generation is not None), None)
         if said is not None:
             replica = replica.with_(
-                sampler=_sampler(said.settings), stop=_stop(said.settings), seed=_seed(side)
+                sampler=_sampler(said.settings | _seen(side, said)),
+                stop=_stop(said.settings),
+                seed=_seed(side),
             )
         made.append(replica)
     a, b = made
@@ -151,6 +154,12 @@ def _lone(side: Evidence) -> Pass | None:
     """The pass before which a side without prompts is looked at: its training begins there."""
     reads = (each for each in side.passes if not each.grad and each.phase != "train")
     return next(reads, side.passes[0] if side.passes else None)
+
+
+def _seen(side: Evidence, said: Generation) -> dict[str, Any]:
+    """What counts before what was set: the temperature that a side's own tokens show."""
+    found = sampler_of(side, said).values.get("temperature")
+    return {} if found is None else {"temperature": found}
 
 
 def _sampler(settings: Mapping[str, Any]) -> Sampler | None:

@@ -42,6 +42,8 @@ NULLS = 2
 TRAINING = (2, 3, 4, 5, 10, 11)
 """Rungs whose differences can act on training."""
 
+SCALING = ("adapter.rank", "adapter.alpha", "adapter.scale", "adapter.rslora")
+
 MADE_OF = {
     2: frozenset({"prompt", "ids", "labels"}),
     3: frozenset({"base", "dtype"}),
@@ -222,7 +224,11 @@ class _Proof:
 
     def _groups(self) -> list[tuple[str, ...]]:
         """Keys that differ; those that cannot be exchanged alone together with others."""
-        groups: list[tuple[str, ...]] = [(key,) for key in differing(self.a.setup, self.b.setup)]
+        keys = differing(self.a.setup, self.b.setup)
+        scaled = tuple(key for key in keys if key in SCALING)
+        scales = {each.setup.config.adapter.effective_scale for each in (self.a, self.b)}
+        one = scaled if len(scales) == 1 else ()  # alpha that only keeps the scale of a rank
+        groups = [(key,) for key in keys if key not in one] + ([one] if one else [])
         while True:
             alone = next((each for each in groups if not self._possible(each)), None)
             if alone is None or len(groups) == 1:

@@ -47,7 +47,26 @@ def reasons(pair: Pair, rows: Sequence[Differing]) -> list[Reason]:
                 reason.rows.append(row.number)
             if detail and detail not in reason.details:
                 reason.details.append(detail)
+    _cut_apart(pair, rows, found)
     return sorted(found.values(), key=lambda reason: -len(reason.rows))
+
+
+def _cut_apart(
+    pair: Pair, rows: Sequence[Differing], found: dict[tuple[Label, str], Reason]
+) -> None:
+    """A long text's start and end share no token: where one tokenizer cut others at a length,
+    texts that are as long on both sides, and have no token in common, were cut as well.
+    """
+    cut, other = found.get(("truncation", "cut")), found.get(("tokenizer", "ids"))
+    vocabularies = [{each.vocabulary for each in side.tokenizers} for _, side in pair.sides]
+    if cut is None or other is None or vocabularies[0] != vocabularies[1]:
+        return
+    sizes = {row.number: (len(row.a.ids), len(row.b.ids)) for row in rows}
+    moved = [n for n in other.rows if sizes[n] in {sizes[each] for each in cut.rows}]
+    cut.rows = sorted({*cut.rows, *moved})
+    other.rows = [n for n in other.rows if n not in moved]
+    if not other.rows:
+        del found["tokenizer", "ids"]
 
 
 def _of_row(

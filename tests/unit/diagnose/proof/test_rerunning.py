@@ -44,6 +44,7 @@ def changed(method: str) -> dict[str, tuple[tuple[str, ...], str]]:
     found = {
         "rate": (("optimiser.lr=0.07",), "optimiser"),
         "alpha": (("adapter.alpha=16",), "scale"),
+        "rank": (("adapter.rank=2", "adapter.alpha=8"), "rank"),  # and the scale is what it was
         "seed": (("seed=5",), "seed"),
         "merges": (("boost.steps_per_iteration=2",), "schedule"),
     }

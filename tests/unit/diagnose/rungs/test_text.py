@@ -171,6 +171,18 @@ def test_the_start_and_the_end_of_a_long_text_is_a_truncation() -> None:
     assert "A keeps the first 40 tokens, B keeps the last 40 tokens" in factor.words
 
 
+def test_halves_of_a_text_that_share_no_token_are_cut_where_others_are() -> None:
+    texts = [" ".join(f"w{k}.{n}" for n in range(size)) for k, size in ((0, 50), (1, 90), (2, 95))]
+    whole = [ids_of(text) for text in texts]
+    first = side(texts, ids=[row[:40] for row in whole])
+    last = side(texts, ids=[row[-40:] for row in whole])
+    factor = only(seen(first, last))
+    assert (factor.label, factor.place) == ("truncation", "all 3 prompts")
+    other = side(texts, ids=[row[-40:] for row in whole], vocabulary="w")
+    labels = {each.label for each in seen(first, other).findings if each.nature == "factor"}
+    assert labels == {"truncation", "tokenizer"}
+
+
 def test_the_same_text_with_other_ids_is_a_tokenizer() -> None:
     rows = [(BOS, *ids_of(text)) for text in QUESTIONS]
     split = [(*row[:2], 7, 8, *row[3:]) for row in rows]

@@ -92,7 +92,14 @@ def test_a_repeat_that_fails_is_the_mode_where_something_is_dropped() -> None:
     bad = Check(name="repeat", unit="nats", values=(0.5,))
     dropping = one(training=True, dropouts=1).add(bad)
     assert {f.label for f in seen(one(), dropping).findings if f.nature == "effect"} == {"mode"}
-    assert {f.label for f in seen(one(), one().add(bad)).findings} == {"implementation"}
+    (factor,) = seen(one(), one().add(bad)).findings
+    assert factor.label == "mode" and "no module with dropout is active" in factor.words
+
+
+def test_a_side_that_does_not_repeat_itself_is_not_told_to_fail_otherwise() -> None:
+    noisy = one(dtype="bfloat16").add(Check(name="repeat", unit="nats", values=(1e-3,)))
+    noisy.add(Check(name="cache", unit="nats", values=(0.5,)))
+    assert [each.place for each in seen(one(), noisy).findings] == ["self-check repeat"]
 
 
 def trained(split: float, loss: float, *, base_dropout: bool = False) -> Side:
