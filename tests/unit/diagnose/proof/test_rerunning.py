@@ -44,7 +44,6 @@ def changed(method: str) -> dict[str, tuple[tuple[str, ...], str]]:
     found = {
         "rate": (("optimiser.lr=0.07",), "optimiser"),
         "alpha": (("adapter.alpha=16",), "scale"),
-        "rank": (("adapter.rank=2", "adapter.alpha=8"), "rank"),  # and the scale is what it was
         "seed": (("seed=5",), "seed"),
         "merges": (("boost.steps_per_iteration=2",), "schedule"),
     }
@@ -96,6 +95,13 @@ def test_one_changed_setting_is_proven_whatever_the_method(method, name, run):
     assert (cause.finding.label, cause.confidence) == (label, "proven")
     assert cause.gap_closed > 0.99 and cause.reproduces > 0.99
     assert (tree(a), tree(b)) == before  # nothing is written there
+
+
+@pytest.mark.slow
+def test_alpha_that_keeps_the_scale_of_another_rank_is_a_part_of_it(run):
+    four, two = (("boost=null", f"adapter.rank={r}", f"adapter.alpha={4 * r}") for r in (4, 2))
+    (cause,) = weft.diff(run("backprop", *four), run("backprop", *two), prove=True).causes
+    assert (cause.finding.label, cause.confidence) == ("rank", "proven")
 
 
 @pytest.mark.slow
