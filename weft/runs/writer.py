@@ -222,11 +222,13 @@ class RunWriter:
 
     def finish(self, status: Status) -> None:
         """Record how the run ended; `finished` makes it complete and is the last call."""
+        if status != "finished":  # first: whoever ends it may not wait for the rest
+            self._set(status=status)
         self._write_times()
         if self._recording is not None:
             self._recording.finish(status=status)
-        self._set(status=status)
         if status == "finished":
+            self._set(status=status)
             done = {"schema_version": SCHEMA_VERSION, "finished": utc_now()}
             write_json(self.layout.done, done)
 
