@@ -24,6 +24,7 @@ class SilentWriter(RunWriter):
         """Of the run that the first process writes there."""
         self.layout = layout
         self.manifest = manifest
+        self._recording = None
 
     def step(self, record: Record) -> None:
         """Leave it to the first process, as all of these."""
