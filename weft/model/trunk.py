@@ -52,8 +52,9 @@ class Trunk:
         layers, prefix = _layers(base)
         if layers is None or not base.packs:
             return None
-        heads = tuple(name for name, module in base.model.named_modules() if _is_head(base, module))
-        inside = [site for site in sites if site not in heads]
+        head = base.model.get_output_embeddings()
+        above = {name for name, module in base.model.named_modules() if module is head}
+        inside = [site for site in sites if site not in above]
         if not all(site.startswith(prefix) for site in inside):
             return None
         numbers = [int(site.removeprefix(prefix).partition(".")[0]) for site in inside]
@@ -160,7 +161,3 @@ def _layers(base: Base) -> tuple[torch.nn.ModuleList | None, str]:
         if isinstance(module, torch.nn.ModuleList):
             return module, f"{name}."
     return None, ""
-
-
-def _is_head(base: Base, module: torch.nn.Module) -> bool:
-    return module is base.model.get_output_embeddings()

@@ -90,13 +90,6 @@ def relative(a: np.ndarray, b: np.ndarray, axis: int | tuple[int, ...] | None = 
         return np.where(gap == 0, 0.0, gap / size)
 
 
-def centred_cosine(a_D: np.ndarray, b_D: np.ndarray) -> float:
-    """Cosine of two vectors less their means; NaN where one of them is constant."""
-    a_D, b_D = (_exact(x) - _exact(x).mean() for x in (a_D, b_D))
-    size = np.linalg.norm(a_D) * np.linalg.norm(b_D)
-    return float(a_D @ b_D / size) if size else float("nan")
-
-
 def fit(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """c of the least-squares fit B = c A, and norm(B - c A) / norm(B)."""
     a, b = _exact(a).ravel(), _exact(b).ravel()

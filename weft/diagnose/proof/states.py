@@ -84,10 +84,6 @@ def _named(side: Evidence) -> str | None:
     return None
 
 
-def _model_of(side: Evidence) -> str | None:
-    return side.weights[0].model if side.weights else None
-
-
 def snapshot_at(side: Evidence, model: str | None, before: Event | None) -> Snapshot | None:
     """The adapter of a model at the moment of an event, as near as it was seen."""
     mine = [each for each in side.snapshots if model in (None, each.model)]

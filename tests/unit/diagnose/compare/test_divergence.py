@@ -8,7 +8,6 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from weft.diagnose.compare.divergence import (
-    centred_cosine,
     divergence,
     fit,
     perplexity,
@@ -74,14 +73,12 @@ def test_a_truncated_divergence_is_a_lower_bound(seed: int, k: int) -> None:
     assert truncated_kl(*listed) <= entropy(a, b) + 1e-9
 
 
-def test_hidden_states_by_relative_distance_cosine_and_fit() -> None:
+def test_hidden_states_by_relative_distance_and_fit() -> None:
     a, b = np.array([3.0, 4.0, 0.0]), np.array([3.0, 4.0, 5.0])
     assert relative(a, b) == pytest.approx(1.0)
     assert relative(np.zeros(3), np.zeros(3)) == 0
     assert np.isinf(relative(np.zeros(3), a))
     assert fit(a, 2 * a) == (pytest.approx(2.0), pytest.approx(0.0))
-    assert centred_cosine(a, 3 * a + 1) == pytest.approx(1.0)
-    assert np.isnan(centred_cosine(np.ones(3), a))
 
 
 def test_perplexity_is_the_exponential_of_mean_nats() -> None:
