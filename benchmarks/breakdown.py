@@ -1,19 +1,18 @@
 """Where the time of a step goes, by kind of work.
 
-Every operation that PyTorch's profiler saw counts with its own time, without its callees. Time
-outside PyTorch (Python, NumPy's random numbers) is the difference to the wall clock.
+Every operation that PyTorch's profiler saw counts with its own time, without its callees: on a GPU
+the time of its kernels. What is left of the wall clock is Python, NumPy's random numbers, and a GPU
+that waits for them.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.device import CPU, STEP, Device
 from benchmarks.harness import Contender
 from weft.core.batch import Batch
 
@@ -21,7 +20,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "attention": ("scaled_dot_product", "_softmax"),
     "dropout and random numbers": ("dropout", "bernoulli", "uniform", "random"),
     "optimiser and clipping": ("_fused_adam", "_foreach", "linalg_vector_norm", "lerp", "addcmul"),
-    "matrix products": ("::mm", "::addmm", "::bmm", "::baddbmm", "::matmul", "::linear"),
+    "matrix products": ("mm", "::matmul", "linear"),
     "layer norm": ("layer_norm",),
     "elementwise": ("::mul", "::add", "::div", "::sub", "::pow", "tanh", "gelu", "::exp"),
     "copies and joins": ("copy", "::cat", "::fill", "::zero", "clone", "contiguous", "index"),
@@ -40,31 +39,27 @@ def kind_of(name: str, shapes: Sequence[object], vocabulary: int) -> str:
     return next(kinds, OTHER)
 
 
-def seconds_by_kind(contender: Contender, batch: Batch, vocabulary: int) -> dict[str, float]:
-    """Seconds of one step on `batch`, after a step that warms up."""
-    run = contender.build()
-    run([batch])
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-        start = time.perf_counter()
-        run([batch])
-        wall = time.perf_counter() - start
+def seconds_by_kind(
+    contender: Contender,
+    warm_up: Sequence[Batch],
+    batches: Sequence[Batch],
+    vocabulary: int,
+    device: Device = CPU,
+) -> dict[str, float]:
+    """Seconds of the steps on `batches`, after those on `warm_up`."""
+    run, first = contender.build(), len(warm_up)
+    activities = [ProfilerActivity.CPU, *([] if device.is_cpu else [ProfilerActivity.CUDA])]
+    with profile(activities=activities, record_shapes=True) as profiler:
+        trace = run([*warm_up, *batches])
     seconds = dict.fromkeys([LOSS, *KINDS, OTHER, OUTSIDE], 0.0)
-    for event in profiler.key_averages(group_by_input_shape=True):
-        kind = kind_of(event.key, event.input_shapes, vocabulary)
-        seconds[kind] += event.self_cpu_time_total / 1e6
-    seconds[OUTSIDE] = max(0.0, wall - sum(seconds.values()))
+    events = [e for e in profiler.events() if e.device_type == DeviceType.CPU]  # not kernels' own
+    steps = [e for e in events if e.name.startswith(STEP) and int(e.name[len(STEP) :]) >= first]
+    spans = [(e.time_range.start, e.time_range.end) for e in steps]
+    for event in events:
+        if event.name.startswith(STEP):
+            continue
+        if any(start <= event.time_range.start < end for start, end in spans):
+            own = event.self_cpu_time_total if device.is_cpu else event.self_device_time_total
+            seconds[kind_of(event.name, event.input_shapes, vocabulary)] += own / 1e6
+    seconds[OUTSIDE] = max(0.0, sum(trace.seconds[first:]) - sum(seconds.values()))
     return seconds
-
-
-def show(columns: dict[str, dict[str, float]], console: Console) -> None:
-    """One column a contender, one row a kind of work."""
-    title = "seconds of one step, by kind of work"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for kind in next(iter(columns.values())):
-        table.add_row(kind, *(f"{column[kind]:.3f}" for column in columns.values()))
-    table.add_section()
-    table.add_row("all", *(f"{sum(column.values()):.3f}" for column in columns.values()))
-    console.print(table)

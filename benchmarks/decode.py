@@ -8,9 +8,8 @@ their ids is compared.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +18,9 @@ import peft
 import torch
 import transformers
 
+from benchmarks.device import CPU, Clock, Device
 from benchmarks.harness import Contender, Measurement, Run, Trace
+from benchmarks.race import Options, Race, raced
 from weft.core.batch import IGNORE, Batch, Example
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
@@ -34,6 +35,7 @@ from weft.model.decoding import Decoding
 from weft.model.sites import choose_sites
 
 BASE = "weft/tiny"
+VOCABULARY = 4096
 PROMPT_TOKENS = 64
 NEW_TOKENS = 128
 SEED = 0
@@ -46,6 +48,7 @@ class Workload:
 
     prompts: int
     adapted: bool
+    device: Device = CPU
 
     @property
     def name(self) -> str:
@@ -72,7 +75,7 @@ def batches(workload: Workload, count: int) -> list[Batch]:
     draw = Key.of(SEED).fold("prompts", workload.prompts).numpy()
 
     def prompt(number: int) -> Example:
-        ids_T = draw.integers(2, 4096, PROMPT_TOKENS)
+        ids_T = draw.integers(2, VOCABULARY, PROMPT_TOKENS)
         return Example(str(number), ids_T, np.full(PROMPT_TOKENS, IGNORE))
 
     return [Batch(tuple(map(prompt, range(workload.prompts)))) for _ in range(count)]
@@ -92,25 +95,24 @@ def adapter_on(base: Base) -> Adapter:
     return adapter
 
 
-def timed(generate: Callable[[list[np.ndarray]], Sequence[Sequence[int]]]) -> Run:
+def timed(generate: Callable[[list[np.ndarray]], Sequence[Sequence[int]]], device: Device) -> Run:
     """A run whose steps are calls of `generate`."""
 
     def run(batches: Sequence[Batch]) -> Trace:
-        seconds, sums = [], []
+        clock, sums = Clock(device), []
         for batch in batches:
             prompts = [example.ids_T for example in batch.examples]
-            start = time.perf_counter()
-            said = generate(prompts)
-            seconds.append(time.perf_counter() - start)
+            with clock.step():
+                said = generate(prompts)
             sums.append(float(sum(sum(text) for text in said)))
-        return Trace(tuple(seconds), tuple(sums))
+        return Trace(tuple(clock.seconds), tuple(sums))
 
     return run
 
 
 def build_weft(workload: Workload) -> Run:
     """The local engine."""
-    base = load_base(BASE)
+    base = load_base(BASE, device=workload.device.name)
     bank = Bank.of({"member": adapter_on(base) if workload.adapted else None})
     decoding = Decoding(max_tokens=NEW_TOKENS, ignore_eos=True)
     engine = LocalEngine(base)
@@ -118,7 +120,7 @@ def build_weft(workload: Workload) -> Run:
     def generate(prompts: list[np.ndarray]) -> Sequence[Sequence[int]]:
         return [text.ids for text in engine.generate(bank, prompts, decoding)[0]]
 
-    return timed(generate)
+    return timed(generate, workload.device)
 
 
 def build_transformers(workload: Workload) -> Run:
@@ -133,11 +135,11 @@ def build_transformers(workload: Workload) -> Run:
             write_adapter(adapter_on(base), folder, base_ref=BASE, sites=base.sites)
             del base
             model = peft.PeftModel.from_pretrained(model, folder)
-    model.eval()
+    model.eval().to(workload.device.torch)
     tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_base(BASE))  # part of the job
 
     def generate(prompts: list[np.ndarray]) -> Sequence[Sequence[int]]:
-        ids_BT = torch.from_numpy(np.stack(prompts))
+        ids_BT = torch.from_numpy(np.stack(prompts)).to(workload.device.torch)
         out_BT = model.generate(
             input_ids=ids_BT,
             attention_mask=torch.ones_like(ids_BT),
@@ -148,7 +150,7 @@ def build_transformers(workload: Workload) -> Run:
         )
         return out_BT[:, PROMPT_TOKENS:].tolist()
 
-    return timed(generate)
+    return timed(generate, workload.device)
 
 
 def contenders(workload: Workload) -> list[Contender]:
@@ -168,3 +170,24 @@ def check_same_tokens(measurements: Sequence[Measurement]) -> None:
             f"the contenders do not say the same: sums of token ids {sums}",
             "a comparison of speed is void until these agree (or a tie within rounding is shown)",
         )
+
+
+def race(each: Workload) -> Callable[[Options], Race]:
+    """Greedy decoding of Weft and of transformers' generate."""
+
+    def made(options: Options) -> Race:
+        workload = replace(each, device=options.device)
+        return Race(
+            what=workload.what,
+            contenders=contenders(workload),
+            batches=batches(workload, options.timed),
+            vocabulary=VOCABULARY,
+            warm_up=batches(workload, 1),
+            tokens=new_tokens,
+            check=check_same_tokens,
+        )
+
+    return made
+
+
+BENCHMARKS = tuple(raced(workload.name, race(workload)) for workload in WORKLOADS)

@@ -3,29 +3,17 @@
 A contender is built, runs the same batches as every other contender and is dropped, once a round,
 in one process. What disturbs the machine for longer than a round disturbs them all, and a ratio is
 taken within a round before the median over rounds.
-
-Peak memory. The operating system keeps one peak for the life of a process, which says nothing
-about the second contender. So a thread reads the resident set size every 5 ms: once the process
-has given its free memory back (`gc`, `malloc_trim`) the size is the *baseline*; the largest size
-seen while the contender is built and runs is its *peak*; `peak - baseline` is what it needs, model
-included. The absolute peak also counts the libraries, which are loaded before the first round.
 """
 
 from __future__ import annotations
 
-import gc
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import psutil
 
+from benchmarks.device import CPU, Device, Memory
 from weft.core.batch import Batch
-from weft.core.memory import give_back
-
-SAMPLE_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -36,6 +24,8 @@ class Trace:
     """One entry a step."""
     results: tuple[float, ...]
     """Numbers that must be everyone's, the first of them compared: losses, sums of tokens."""
+    memory: Memory | None = None
+    """Of a contender that runs in a process of its own."""
 
 
 Run = Callable[[Sequence[Batch]], Trace]
@@ -122,6 +112,7 @@ def alternate(
     warm_up: Sequence[Batch] = (),
     progress: Callable[[str], None] = lambda text: None,
     tokens: Callable[[Batch], int] = lambda batch: batch.tokens,
+    device: Device = CPU,
 ) -> list[Measurement]:
     """Run the batches through every contender, `rounds` times, in turn.
 
@@ -135,7 +126,7 @@ def alternate(
         timed = batches[number * share : (number + 1) * share]
         for contender in contenders:
             progress(f"round {number + 1}/{rounds}: {contender.name}")
-            seen[contender.name].append(_one_round(contender, warm_up, timed, tokens))
+            seen[contender.name].append(_one_round(contender, warm_up, timed, tokens, device))
     return [Measurement(c.name, c.what, tuple(seen[c.name])) for c in contenders]
 
 
@@ -144,9 +135,11 @@ def _one_round(
     warm_up: Sequence[Batch],
     timed: Sequence[Batch],
     tokens: Callable[[Batch], int],
+    device: Device,
 ) -> Round:
-    with sampled_memory() as memory:
+    with device.memory() as memory:
         trace = contender.build()([*warm_up, *timed])
+    memory = trace.memory or memory
     return Round(
         seconds=trace.seconds[len(warm_up) :],
         tokens=sum(map(tokens, timed)),
@@ -154,34 +147,3 @@ def _one_round(
         baseline_bytes=memory.baseline_bytes,
         peak_bytes=memory.peak_bytes,
     )
-
-
-@dataclass
-class Memory:
-    """Resident set size before a block and its largest value within the block."""
-
-    baseline_bytes: int
-    peak_bytes: int = field(default=0)
-
-
-@contextmanager
-def sampled_memory() -> Iterator[Memory]:
-    """Give free memory back, note the baseline, then watch the peak until the block ends."""
-    gc.collect()
-    give_back()
-    process = psutil.Process()
-    memory = Memory(baseline_bytes=process.memory_info().rss)
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            memory.peak_bytes = max(memory.peak_bytes, process.memory_info().rss)
-            done.wait(SAMPLE_SECONDS)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield memory
-    finally:
-        done.set()
-        watcher.join()

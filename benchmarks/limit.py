@@ -1,16 +1,18 @@
-"""What the machine could do at most: matrix products alone, each measured by itself."""
+"""What the machine could do at most: products of matrices, and reading memory, each by itself."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.device import CPU, Device
 from benchmarks.harness import Measurement
 
 READINGS = 12
+READ_BYTES = 2**28
+"""More than caches hold."""
 
 
 @dataclass(frozen=True)
@@ -30,42 +32,75 @@ class Product:
 
 @dataclass(frozen=True)
 class Limit:
-    """What the products that a step cannot do without take, and nothing else."""
+    """What a step cannot do without, and how long that takes alone."""
 
     what: str
+    amount: int
+    unit: str
     seconds: float
-    flops: int
 
     @classmethod
-    def of(cls, what: str, products: Iterable[Product], dtype: torch.dtype) -> Limit:
-        """Measured here and now."""
+    def of(
+        cls, what: str, products: Iterable[Product], dtype: torch.dtype, device: Device = CPU
+    ) -> Limit:
+        """Of products, measured here and now."""
         products = list(products)
-        rates = {(p.rows, p.inputs, p.outputs): 0.0 for p in products}
-        for shape in rates:
-            rates[shape] = product_seconds(*shape, dtype)
+        seconds = {(p.rows, p.inputs, p.outputs): 0.0 for p in products}
+        for shape in seconds:
+            seconds[shape] = product_seconds(*shape, dtype, device)
         return cls(
-            what,
-            sum(p.times * rates[p.rows, p.inputs, p.outputs] for p in products),
+            f"products of {what}",
             sum(p.flops for p in products),
+            "FLOP",
+            sum(p.times * seconds[p.rows, p.inputs, p.outputs] for p in products),
         )
+
+    @classmethod
+    def of_reading(cls, what: str, count: int, device: Device = CPU) -> Limit:
+        """Of so many bytes, at a rate that is measured here and now."""
+        return cls(f"reading {what}", count, "B", count / bytes_a_second(device))
+
+    def share(self, measured: Measurement) -> float:
+        """Of a step."""
+        return self.seconds / measured.step_seconds.median
 
     def said_of(self, measurements: Sequence[Measurement]) -> str:
         """How near everyone comes to it."""
-        shares = [f"{m.what} {self.seconds / m.step_seconds.median:.0%}" for m in measurements]
-        rate = self.flops / self.seconds / 1e9
+        shares = "; ".join(f"{m.what} {self.share(m):.0%}" for m in measurements)
+        rate = self.amount / self.seconds / 1e9
         return (
-            f"{self.what}: {self.flops / 1e9:,.0f} GFLOP of products take {self.seconds:.2f} s "
-            f"alone ({rate:.0f} GFLOP/s), which is of a step: {'; '.join(shares)}"
+            f"{self.what}: {self.amount / 1e9:,.3g} G{self.unit} take {self.seconds:.2g} s alone "
+            f"({rate:.3g} G{self.unit}/s), which is of a step: {shares}"
         )
 
 
 @torch.inference_mode()
-def product_seconds(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> float:
-    """The best of several readings."""
-    x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
+def product_seconds(
+    rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: Device = CPU
+) -> float:
+    """By whichever of PyTorch's products is the fastest for this shape."""
+    x = torch.ones(rows, inputs, dtype=dtype, device=device.torch)
+    weight = torch.ones(outputs, inputs, dtype=dtype, device=device.torch)
+    ways: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, weight)]
+    if device.is_cpu and torch.backends.mkldnn.is_available():
+        linear = torch.ops.mkldnn._linear_pointwise
+        ways.append(lambda: linear(x, weight, None, "none", [], ""))
+    return min(fastest(way, device) for way in ways)
+
+
+@torch.inference_mode()
+def bytes_a_second(device: Device = CPU) -> float:
+    """Read over more than caches hold, by whichever of two operations reads faster."""
+    one = torch.ones(READ_BYTES // 4, dtype=torch.float32, device=device.torch)
+    half, other = one.chunk(2)
+    return one.nbytes / min(fastest(one.sum, device), fastest(lambda: half.dot(other), device))
+
+
+def fastest(call: Callable[[], object], device: Device = CPU) -> float:
+    """Seconds of the best of several readings."""
     readings = []
     for _ in range(READINGS):
-        start = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        readings.append(time.perf_counter() - start)
+        start = device.now()
+        call()
+        readings.append(device.now() - start)
     return min(readings)

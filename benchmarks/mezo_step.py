@@ -26,9 +26,8 @@ who pad to the longest.)
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Protocol
 
@@ -37,7 +36,10 @@ import peft
 import torch
 import transformers
 
+from benchmarks.alpaca_lengths import describe
+from benchmarks.device import CPU, Clock, Device
 from benchmarks.harness import Contender, Measurement, Run, Trace
+from benchmarks.race import Options, Race, raced
 from weft.core.batch import IGNORE, Batch, Choice, Example, batches_of
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
@@ -85,6 +87,7 @@ class Shape:
     ffn: int
     vocabulary: int
     embedding: int
+    device: Device = CPU
 
     @property
     def what(self) -> str:
@@ -107,7 +110,7 @@ class Shape:
             max_position_embeddings=2048,
         )
         with global_generator(Key.of(SEED).fold("base")):
-            return transformers.OPTForCausalLM(config)
+            return transformers.OPTForCausalLM(config).to(self.device.torch)
 
 
 OPT_350M = Shape(24, 1024, 16, 4096, 50272, 512)
@@ -149,16 +152,15 @@ class Stepper(Protocol):
     def step(self, batch: Batch) -> None: ...
 
 
-def timed(stepper: Stepper) -> Run:
+def timed(stepper: Stepper, device: Device) -> Run:
     """A run whose first result is the loss of its first batch before any step."""
 
     def run(batches: Sequence[Batch]) -> Trace:
-        first, seconds = stepper.loss(batches[0]), []
+        first, clock = stepper.loss(batches[0]), Clock(device)
         for batch in batches:
-            start = time.perf_counter()
-            stepper.step(batch)
-            seconds.append(time.perf_counter() - start)
-        return Trace(tuple(seconds), (first,))
+            with clock.step():
+                stepper.step(batch)
+        return Trace(tuple(clock.seconds), (first,))
 
     return run
 
@@ -184,7 +186,9 @@ def peft_model(shape: Shape) -> peft.PeftModel:
     return model
 
 
-def left_padded(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(
+    rows: Sequence[np.ndarray], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask [rows, length], filled on the left up to a multiple of 8 tokens."""
     length = math.ceil(max(map(len, rows)) / PAD_MULTIPLE) * PAD_MULTIPLE
     ids_RL = torch.full((len(rows), length), PAD)
@@ -192,14 +196,14 @@ def left_padded(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]
     for number, row in enumerate(rows):
         ids_RL[number, length - len(row) :] = torch.from_numpy(row)
         mask_RL[number, length - len(row) :] = 1
-    return ids_RL, mask_RL
+    return ids_RL.to(device), mask_RL.to(device)
 
 
 class PublishedMezo:
     """MeZO's step: walks over the parameters in place, two forwards one after the other."""
 
     def __init__(self, shape: Shape) -> None:
-        self.model = peft_model(shape)
+        self.model, self.device = peft_model(shape), shape.device.torch
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.steps = 0
 
@@ -208,15 +212,16 @@ class PublishedMezo:
         """Cross-entropy over the options' mean log-probabilities; rows run option by option."""
         choices = [example.choice for example in batch.examples]
         options = [(c.prompt_T, option) for c in choices for option in c.candidates]
-        ids_RL, mask_RL = left_padded([np.append(prompt_T, option) for prompt_T, option in options])
+        rows = [np.append(prompt_T, option) for prompt_T, option in options]
+        ids_RL, mask_RL = left_padded(rows, self.device)
         out = self.model(input_ids=ids_RL, attention_mask=mask_RL, use_cache=False)
         logp_RLV = out.logits[:, :-1].contiguous().log_softmax(-1)
         logp_RL = logp_RLV.gather(2, ids_RL[:, 1:, None]).squeeze(2)
         length = logp_RL.shape[1]
-        spans_R1 = torch.tensor([[len(option)] for _, option in options])
-        own_RL = torch.arange(length) >= length - spans_R1
+        spans_R1 = torch.tensor([[len(option)] for _, option in options], device=self.device)
+        own_RL = torch.arange(length, device=self.device) >= length - spans_R1
         mean_R = (logp_RL * own_RL).sum(1) / own_RL.sum(1)
-        right_E = torch.tensor([choice.right for choice in choices])
+        right_E = torch.tensor([choice.right for choice in choices], device=self.device)
         return torch.nn.functional.cross_entropy(mean_R.view(len(choices), -1), right_E)
 
     def loss(self, batch: Batch) -> float:
@@ -237,28 +242,30 @@ class PublishedMezo:
 
     def walk(self, key: Key, factor: float) -> None:
         """Add factor * z to every trainable tensor, with z drawn anew from the same seed."""
-        noise = generator(key)
-        for parameter in self.trainable:
-            z = torch.normal(0.0, 1.0, parameter.shape, generator=noise, dtype=parameter.dtype)
-            parameter.data = parameter.data + factor * z
+        with global_generator(key):  # of the device where the parameters are
+            for parameter in self.trainable:
+                z = torch.normal(
+                    0.0, 1.0, parameter.shape, dtype=parameter.dtype, device=self.device
+                )
+                parameter.data = parameter.data + factor * z
 
 
 class Inference:
     """What it takes to answer the batch: one forward, logits at the last position only."""
 
     def __init__(self, shape: Shape) -> None:
-        self.model = peft_model(shape)
+        self.model, self.device = peft_model(shape), shape.device.torch
 
     @torch.inference_mode()
     def loss(self, batch: Batch) -> float:
         """Cross-entropy between the options at the end of the prompts."""
         choices = [example.choice for example in batch.examples]
-        ids_EL, mask_EL = left_padded([choice.prompt_T for choice in choices])
+        ids_EL, mask_EL = left_padded([choice.prompt_T for choice in choices], self.device)
         out = self.model(
             input_ids=ids_EL, attention_mask=mask_EL, use_cache=False, logits_to_keep=1
         )
         logits_E2 = out.logits[:, -1, [token for (token,) in OPTIONS]]
-        right_E = torch.tensor([choice.right for choice in choices])
+        right_E = torch.tensor([choice.right for choice in choices], device=self.device)
         return torch.nn.functional.cross_entropy(logits_E2, right_E).item()
 
     step = loss
@@ -279,7 +286,7 @@ class WeftMezo:
         self.optimiser = OptimiserConfig(
             name="sgd", lr=LEARNING_RATE, schedule="constant", clip=None
         )
-        self.theta_LP = adapter.flat[None]
+        self.theta_LP = adapter.flat[None].to(shape.device.torch)
         self.moments = Moments.fresh(self.theta_LP)
         self.steps = 0
 
@@ -291,7 +298,7 @@ class WeftMezo:
         """The estimate, and the update."""
         point = Point(self.theta_LP, None, [batch], [Key.of(SEED).fold("step", self.steps)])
         estimate = METHODS["mezo"].estimate(self.method, point, self.scorer)
-        lr_L1 = torch.full((1, 1), LEARNING_RATE)
+        lr_L1 = self.theta_LP.new_full((1, 1), LEARNING_RATE)
         self.theta_LP, self.moments = update(
             self.theta_LP, estimate.direction_LP, lr_L1, self.moments, self.optimiser
         )
@@ -303,11 +310,15 @@ class WeftMezo:
 
 def contenders(shape: Shape) -> list[Contender]:
     """Everyone who takes part, in running order."""
+
+    def contender(name: str, what: str, make: Callable[[], Stepper]) -> Contender:
+        return Contender(name, what, lambda: timed(make(), shape.device))
+
     return [
-        Contender("mezo", "MeZO, PEFT", lambda: timed(PublishedMezo(shape))),
-        Contender("inference", "inference, PEFT", lambda: timed(Inference(shape))),
-        Contender("weft_both", "Weft, both options", lambda: timed(WeftMezo(shape, MeanChoice()))),
-        Contender("weft", "Weft", lambda: timed(WeftMezo(shape, OneTokenChoice()))),
+        contender("mezo", "MeZO, PEFT", lambda: PublishedMezo(shape)),
+        contender("inference", "inference, PEFT", lambda: Inference(shape)),
+        contender("weft_both", "Weft, both options", lambda: WeftMezo(shape, MeanChoice())),
+        contender("weft", "Weft", lambda: WeftMezo(shape, OneTokenChoice())),
     ]
 
 
@@ -316,8 +327,8 @@ def directions_contenders(shape: Shape) -> list[Contender]:
 
     def contender(directions: int) -> Contender:
         name = "weft" if directions == 1 else f"weft_{directions}"
-        build = lambda: timed(WeftMezo(shape, OneTokenChoice(), directions))  # noqa: E731
-        return Contender(name, f"q = {directions}", build)
+        stepper = lambda: WeftMezo(shape, OneTokenChoice(), directions)  # noqa: E731
+        return Contender(name, f"q = {directions}", lambda: timed(stepper(), shape.device))
 
     return [contender(directions) for directions in DIRECTIONS]
 
@@ -331,3 +342,28 @@ def check_first_losses(measurements: Sequence[Measurement]) -> None:
             f"the contenders do not score the same thing: first losses {losses}",
             "a comparison of speed is void until these agree",
         )
+
+
+def race(who: Callable[[Shape], list[Contender]]) -> Callable[[Options], Race]:
+    """One MeZO step of all of them, on the same rows."""
+
+    def made(options: Options) -> Race:
+        shape = replace(SMALL if options.quick else OPT_350M, device=options.device)
+        batches = random_batches(options.timed, shape)
+        lengths = [example.tokens for batch in batches for example in batch.examples]
+        return Race(
+            what=f"{shape.what}; {WHAT}; tokens per row: {describe(lengths)}",
+            contenders=who(shape),
+            batches=batches,
+            vocabulary=shape.vocabulary,
+            warm_up=batches[:1],
+            check=check_first_losses,
+        )
+
+    return made
+
+
+BENCHMARKS = (
+    raced("mezo_step", race(contenders)),
+    raced("mezo_directions", race(directions_contenders)),
+)

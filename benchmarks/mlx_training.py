@@ -13,6 +13,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,13 @@ from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from transformers import AutoModelForCausalLM
 
+from benchmarks.alpaca_lengths import describe, random_batches
+from benchmarks.device import CPU
 from benchmarks.harness import Contender, Run, Trace
-from benchmarks.sft_step import weft_steps
+from benchmarks.race import Options, Race, raced
+from benchmarks.sft_step import SEED, check_first_losses, weft_steps
 from weft.core.batch import IGNORE, Batch
+from weft.core.keys import Key
 from weft.data.tokenizer import load_tokenizer, resolve_base
 from weft.engines.scorer import LocalScorer
 from weft.methods.config import OptimiserConfig
@@ -53,7 +58,7 @@ def build_weft() -> Run:
     """Weft's engine, gradient estimator and optimiser."""
     base = load_base(BASE)
     engine = LocalScorer(base, choose_sites(base.sites, ADAPTER))
-    return weft_steps(engine, OPTIMISER, adapters=1, rows=ROWS)
+    return weft_steps(engine, OPTIMISER, adapters=1, rows=ROWS, device=CPU)
 
 
 class _Clock(TrainingCallback):  # type: ignore[misc]
@@ -132,3 +137,20 @@ def contenders() -> list[Contender]:
         Contender("mlx_lm", "mlx-lm", build_mlx),
         Contender("weft", "Weft", build_weft),
     ]
+
+
+def race(options: Options) -> Race:
+    """Training steps of Weft and of mlx-lm's trainer."""
+    batches = random_batches(options.timed, ROWS, VOCABULARY, Key.of(SEED))
+    lengths = [example.tokens for batch in batches for example in batch.examples]
+    return Race(
+        what=f"{WHAT}; tokens per row: {describe(lengths)}",
+        contenders=contenders(),
+        batches=batches,
+        vocabulary=VOCABULARY,
+        warm_up=batches,
+        check=lambda measurements: check_first_losses(measurements, "float32"),
+    )
+
+
+BENCHMARKS = (replace(raced("mlx_training", race), only_cpu="mlx-lm is measured on the processor"),)

@@ -12,9 +12,8 @@ cost. On a smaller population of the same model all must say the same tokens (`c
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,8 +21,10 @@ import peft
 import torch
 import transformers
 
+from benchmarks.device import CPU, Clock, Device
 from benchmarks.harness import Contender, Run, Trace
 from benchmarks.limit import Limit, Product
+from benchmarks.race import Options, Race, raced
 from weft.core.batch import IGNORE, Batch, Example
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
@@ -61,6 +62,7 @@ class Workload:
     ffn: int = 1408
     vocabulary: int = 8192
     dtype: DType = "float32"
+    device: Device = CPU
 
     @property
     def name(self) -> str:
@@ -97,7 +99,8 @@ class Workload:
             tie_word_embeddings=True,
         )
         with global_generator(Key.of(SEED).fold("base")):
-            return transformers.LlamaForCausalLM(config).to(DTYPES[self.dtype])
+            model = transformers.LlamaForCausalLM(config)
+        return model.to(self.device.torch, DTYPES[self.dtype])
 
     def adapters(self) -> dict[str, Adapter]:
         """The members: a fresh A each, and a B that acts."""
@@ -213,7 +216,7 @@ def continued(
     model: peft.PeftModel, prompts: list[np.ndarray], new_tokens: int, **extra: list[str]
 ) -> list[list[int]]:
     """What transformers' `generate` adds to each prompt."""
-    ids_BT = torch.from_numpy(np.stack(prompts))
+    ids_BT = torch.from_numpy(np.stack(prompts)).to(model.device)
     out_BT = model.generate(
         input_ids=ids_BT,
         attention_mask=torch.ones_like(ids_BT),
@@ -250,14 +253,13 @@ def timed(generate: Generate, workload: Workload) -> Run:
     """A run whose steps are whole populations, after a short one to warm up."""
 
     def run(batches: Sequence[Batch]) -> Trace:
-        seconds, sums = [], []
+        clock, sums = Clock(workload.device), []
         generate(prompts_of(batches[0])[:1], 2)
         for batch in batches:
-            start = time.perf_counter()
-            said = generate(prompts_of(batch), workload.new_tokens)
-            seconds.append(time.perf_counter() - start)
+            with clock.step():
+                said = generate(prompts_of(batch), workload.new_tokens)
             sums.append(float(np.sum(said)))
-        return Trace(tuple(seconds), tuple(sums))
+        return Trace(tuple(clock.seconds), tuple(sums))
 
     return run
 
@@ -303,4 +305,26 @@ def limit(workload: Workload) -> Limit:
         *(Product(workload.rows, *shape, workload.layers * steps) for shape in layer),
         head,
     ]
-    return Limit.of("the base alone", products, DTYPES[workload.dtype])
+    return Limit.of("the base alone", products, DTYPES[workload.dtype], workload.device)
+
+
+def race(full: Workload) -> Callable[[Options], Race]:
+    """Greedy decoding of many adapters, by Weft and by PEFT."""
+
+    def made(options: Options) -> Race:
+        workload = replace(full.small() if options.quick else full, device=options.device)
+        if workload.dtype == "float32":  # elsewhere rounding tells them apart
+            check_same_tokens(workload)
+        return Race(
+            what=workload.what,
+            contenders=contenders(workload),
+            batches=workload.batches(options.timed),
+            vocabulary=workload.vocabulary,
+            limits=[limit(workload)],
+            tokens=workload.new_of,
+        )
+
+    return made
+
+
+BENCHMARKS = tuple(raced(workload.name, race(workload)) for workload in WORKLOADS)

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Spread
-from benchmarks.report import MIB, Report
+from benchmarks.race import Benchmark, Options, tell
+from benchmarks.report import MIB, Report, Rows, load, origin
 from weft.core.errors import CheckFailed
 from weft.diagnose.words import counted
 from weft.runs.recording import Recording
@@ -129,14 +130,16 @@ class Costs(Report):
     costs: tuple[Cost, ...]
 
     @property
-    def page(self) -> Path:
-        """What it says stands where recording is explained."""
-        return PAGE
+    def tables(self) -> list[Rows]:
+        """One row a program."""
+        return [[list(HEADING), *(cost.row for cost in self.costs)]]
 
-    @property
-    def rows(self) -> list[list[str]]:
-        """A heading, then one row a program."""
-        return [list(HEADING), *(cost.row for cost in self.costs)]
+
+def run(options: Options) -> Costs:
+    """Programs alone and under `weft record`."""
+    before = load()
+    costs = measure(programs(options.quick), options.rounds, tell)
+    return Costs(**origin(NAME, workload(options.rounds), before, options.device), costs=costs)
 
 
 def _round(program: Program, recorded_first: bool) -> Round:
@@ -184,3 +187,6 @@ def _run(command: Sequence[str], program: Program) -> Run:
 
 def _median(readings: Sequence[float], form: str) -> str:
     return format(Spread.of(readings).median, form)
+
+
+BENCHMARKS = (Benchmark(NAME, run, page=PAGE, only_cpu="its programs compute on the processor"),)

@@ -8,17 +8,21 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import psutil
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.device import Device
 from benchmarks.harness import Measurement, Spread
+from benchmarks.limit import Limit
+from weft.core.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -28,11 +32,16 @@ QUIET = 0.7
 """Load average above which something else is running."""
 
 
+Rows = list[list[str]]
+"""A table: a heading, then the rest."""
+
+
 @dataclass(frozen=True)
 class Report:
     """One benchmark's result, with what is needed to judge and repeat it."""
 
     benchmark: str
+    device: str
     command: str
     date: str
     workload: str
@@ -41,14 +50,19 @@ class Report:
     load_at_start: float
 
     @property
-    def page(self) -> Path:
-        """Where it is published."""
-        return PAGE
+    def label(self) -> str:
+        """What it is called among results: a GPU's stand beside those of the CPU."""
+        return self.benchmark if self.device == "cpu" else f"{self.benchmark}-{self.device}"
 
     @property
-    def rows(self) -> list[list[str]]:
-        """The table: a heading, then the rest."""
+    def tables(self) -> list[Rows]:
+        """What was found."""
         raise NotImplementedError
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines that say more about what was found."""
+        return []
 
     @property
     def facts(self) -> list[str]:
@@ -56,6 +70,7 @@ class Report:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return [
             self.workload,
+            *self.notes,
             f"{self.hardware}; {versions}; load average at the start {self.load_at_start:.1f}",
             f"`{self.command}`, {self.date}",
         ]
@@ -67,26 +82,43 @@ class Speeds(Report):
 
     subject: str
     measurements: tuple[Measurement, ...]
+    limits: tuple[Limit, ...] = ()
+    profile: Mapping[str, Mapping[str, float]] | None = None
+    """Seconds of one step by kind of work, of every contender."""
 
     @property
-    def rows(self) -> list[list[str]]:
-        """A heading, then one row a contender."""
+    def tables(self) -> list[Rows]:
+        """One row a contender; one row a kind of work."""
         (subject,) = (m for m in self.measurements if m.contender == self.subject)
         times, share = (f"{subject.what}: {word}" for word in ("speed", "memory"))
         heading = ["", "tokens/s", "s/step", "peak MiB", "process", times, share]
-        return [heading, *(_row(m, subject) for m in self.measurements)]
+        speeds = [heading, *(_row(m, subject) for m in self.measurements)]
+        return [speeds, _profile_rows(self.profile)] if self.profile else [speeds]
+
+    @property
+    def notes(self) -> list[str]:
+        """How near everyone comes to what is possible."""
+        return [limit.said_of(self.measurements) for limit in self.limits]
 
 
-def hardware() -> str:
-    """Processor, cores, threads, memory."""
-    memory = psutil.virtual_memory().total / 2**30
-    cores = psutil.cpu_count(logical=False)
-    return f"{_processor()}, {cores} cores, {torch.get_num_threads()} threads, {memory:.0f} GiB"
+def origin(name: str, workload: str, load: float, device: Device) -> dict[str, Any]:
+    """What every report begins with: what was run, where, when, on what."""
+    return {
+        "benchmark": name,
+        "device": device.name,
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "workload": workload,
+        "hardware": device.what,
+        "versions": versions(),
+        "load_at_start": load,
+    }
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that take part."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Of Python and of the packages that take part, where they are installed."""
+    there = [name for name in PACKAGES if find_spec(name.replace("-", "_"))]
+    found = {name: importlib.metadata.version(name) for name in there}
     return {"Python": platform.python_version(), **found}
 
 
@@ -96,14 +128,17 @@ def load() -> float:
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the table and what it rests on."""
-    head, *body = report.rows
-    table = Table(title=report.benchmark, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left", no_wrap=not number)
-    for row in body:
-        table.add_row(*row)
-    console.print(table)
+    """Print the tables and what they rest on."""
+    for number, (head, *body) in enumerate(report.tables):
+        title = None if number else report.label
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for column, name in enumerate(head):
+            table.add_column(
+                name, justify="right" if column else "left", no_wrap=not column and not number
+            )
+        for row in body:
+            table.add_row(*row)
+        console.print(table)
     for line in report.facts:
         console.print(line, highlight=False, markup=False)
     if report.load_at_start > QUIET:
@@ -115,29 +150,67 @@ def show(report: Report, console: Console) -> None:
 
 def save(report: Report) -> Path:
     """Write the whole report, every reading included, under its date."""
-    path = RESULTS / f"{report.date[:10]}-{report.benchmark}.json"
+    path = RESULTS / f"{report.date[:10]}-{report.label}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
     return path
 
 
-def publish(report: Report) -> None:
-    """Replace this benchmark's part of the documentation page, between its markers."""
-    start, end = (f"<!-- {report.benchmark}: {word} -->" for word in ("start", "end"))
-    text = report.page.read_text()
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    assert rest and after, f"{report.page} lost the markers of {report.benchmark}"
-    head, *body = ("| " + " | ".join(row) + " |" for row in report.rows)
-    rule = "|---" + "|---:" * (len(report.rows[0]) - 1) + "|"
+def publish(report: Report, page: Path) -> None:
+    """Replace this report's part of a page; a GPU's, when it is new, comes after the CPU's."""
+    if report.label != report.benchmark and not has_place(report.label, page):
+        _, end = markers(report.benchmark)
+        both = "\n".join(markers(report.label))
+        check_place(report.benchmark, page)
+        text = page.read_text().replace(end, f"{end}\n\nOn a GPU:\n\n{both}")
+        page.write_text(text)
     facts = "\n".join(f"* {line}" for line in report.facts)
-    part = "\n".join([start, head, rule, *body, "", facts, end])
-    report.page.write_text(before + part + after)
+    write_part(report.label, "\n\n".join([*map(markdown, report.tables), facts]), page)
 
 
-def now() -> str:
-    """The time of a report, to the minute."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+def markers(name: str) -> tuple[str, str]:
+    """The lines between which a part of a page is written by this program."""
+    return f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+
+
+def has_place(name: str, page: Path) -> bool:
+    """Whether a page has the markers."""
+    start, end = markers(name)
+    return end in page.read_text().partition(start)[2]
+
+
+def check_place(name: str, page: Path) -> None:
+    """Before anything is measured that is to be written there."""
+    if not has_place(name, page):
+        raise InputError(
+            f"{page.name} has no place for {name}",
+            "write a line {} and, below it, a line {} where its tables belong".format(
+                *markers(name)
+            ),
+        )
+
+
+def write_part(name: str, text: str, page: Path) -> None:
+    """Put `text` between the markers."""
+    check_place(name, page)
+    start, end = markers(name)
+    before, _, rest = page.read_text().partition(start)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{start}\n{text}\n{end}{after}")
+
+
+def markdown(rows: Rows) -> str:
+    """A table: words on the left, numbers on the right."""
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    rule = "|---" + "|---:" * (len(rows[0]) - 1) + "|"
+    return "\n".join([head, rule, *body])
+
+
+def _profile_rows(profile: Mapping[str, Mapping[str, float]]) -> Rows:
+    kinds = next(iter(profile.values()))
+    rows = [[kind, *(f"{its[kind]:.3f}" for its in profile.values())] for kind in kinds]
+    total = ["all", *(f"{sum(its.values()):.3f}" for its in profile.values())]
+    return [["seconds of one step", *profile], *rows, total]
 
 
 def _row(measured: Measurement, subject: Measurement) -> list[str]:
@@ -162,10 +235,3 @@ def _row(measured: Measurement, subject: Measurement) -> list[str]:
 def _spread(spread: Spread, form: str) -> str:
     middle, low, high = (form.format(v) for v in (spread.median, spread.low, spread.high))
     return f"{middle} ({low}-{high})"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines: Sequence[str] = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

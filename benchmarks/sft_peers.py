@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 import transformers
 import trl
 
+from benchmarks.device import Clock, Device
 from benchmarks.harness import Run, Trace
 from weft.core.batch import IGNORE, Batch, Example
 
@@ -29,19 +29,18 @@ MakeTrainer = Callable[[Rows, dict[str, Any]], transformers.Trainer]
 
 
 class StepClock(transformers.TrainerCallback):
-    """Seconds from the start to the end of each step: no data loading, no logging."""
+    """Times each step from its start to its end: no data loading, no logging."""
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._start = 0.0
+    def __init__(self, device: Device) -> None:
+        self.clock = Clock(device)
 
     def on_step_begin(self, *args: object, **kwargs: object) -> None:
         """Start of forward and backward."""
-        self._start = time.perf_counter()
+        self.clock.start()
 
     def on_step_end(self, *args: object, **kwargs: object) -> None:
         """After the optimiser's step."""
-        self.seconds.append(time.perf_counter() - self._start)
+        self.clock.stop()
 
 
 class KeptLosses:
@@ -84,7 +83,9 @@ class Padding:
         }
 
 
-def with_trainer(model: peft.PeftModel, pad_to: int | None, pad: int, **recipe: Any) -> Run:
+def with_trainer(
+    model: peft.PeftModel, device: Device, pad_to: int | None, pad: int, **recipe: Any
+) -> Run:
     """PEFT on the Trainer, both with their defaults for this recipe."""
 
     def trainer(rows: Rows, arguments: dict[str, Any]) -> transformers.Trainer:
@@ -95,7 +96,7 @@ def with_trainer(model: peft.PeftModel, pad_to: int | None, pad: int, **recipe: 
             data_collator=Padding(pad_to, pad),
         )
 
-    return _run(trainer)
+    return _run(trainer, device)
 
 
 TRL: Mapping[str, Mapping[str, Any]] = {
@@ -111,7 +112,7 @@ TRL: Mapping[str, Mapping[str, Any]] = {
 as well, and puts other rows into a step than everyone else has."""
 
 
-def with_trl(model: peft.PeftModel, setting: str, **recipe: Any) -> Run:
+def with_trl(model: peft.PeftModel, device: Device, setting: str, **recipe: Any) -> Run:
     """TRL's SFTTrainer; without the activation checkpoints that it makes by default."""
 
     def trainer(rows: Rows, arguments: dict[str, Any]) -> transformers.Trainer:
@@ -128,12 +129,12 @@ def with_trl(model: peft.PeftModel, setting: str, **recipe: Any) -> Run:
             processing_class=_tokenizer(model.config.vocab_size),
         )
 
-    return _run(trainer)
+    return _run(trainer, device)
 
 
-def _run(make: MakeTrainer) -> Run:
+def _run(make: MakeTrainer, device: Device) -> Run:
     def run(batches: Sequence[Batch]) -> Trace:
-        clock = StepClock()
+        steps = StepClock(device)
         with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logging.getLogger("trl").setLevel(logging.ERROR)
@@ -144,7 +145,7 @@ def _run(make: MakeTrainer) -> Run:
                     "per_device_train_batch_size": len(batches[0].examples),
                     "max_steps": len(batches),
                     "train_sampling_strategy": "sequential",
-                    "use_cpu": not torch.cuda.is_available(),
+                    "use_cpu": device.is_cpu,
                     "bf16": False,
                     "save_strategy": "no",
                     "logging_strategy": "no",
@@ -152,10 +153,11 @@ def _run(make: MakeTrainer) -> Run:
                     "disable_tqdm": True,
                 },
             )
-            trainer.add_callback(clock)
+            trainer.add_callback(steps)
             trainer.remove_callback(transformers.PrinterCallback)
             trainer.train()
-        return Trace(tuple(clock.seconds), tuple(float(loss) for loss in trainer.losses))
+        seconds = tuple(steps.clock.seconds)
+        return Trace(seconds, tuple(float(loss) for loss in trainer.losses))
 
     return run
 

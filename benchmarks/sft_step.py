@@ -15,17 +15,18 @@ losses then differ by their noise. In bf16 the base is bf16 and the adapter fp32
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import peft
-import torch
 import transformers
 
+from benchmarks.alpaca_lengths import describe, random_batches
+from benchmarks.device import CPU, Clock, Device
 from benchmarks.harness import Contender, Measurement, Run, Trace
 from benchmarks.limit import Limit, Product
+from benchmarks.race import Options, Race, raced
 from benchmarks.sft_peers import TRL, with_trainer, with_trl
 from weft.core.batch import Batch, batches_of
 from weft.core.errors import CheckFailed
@@ -67,6 +68,7 @@ class Recipe:
     layers: int = 12
     hidden: int = 768
     vocabulary: int = 50257
+    device: Device = CPU
 
     def small(self) -> Recipe:
         """For `--quick`."""
@@ -110,7 +112,8 @@ class Recipe:
             attn_pdrop=noise,
         )
         with global_generator(Key.of(SEED).fold("base")):
-            return transformers.GPT2LMHeadModel(config).to(DTYPES[self.dtype])
+            model = transformers.GPT2LMHeadModel(config)
+        return model.to(self.device.torch, DTYPES[self.dtype])
 
     def peft_model(self) -> peft.PeftModel:
         """PEFT's LoRA on it."""
@@ -146,30 +149,31 @@ def build_weft(recipe: Recipe) -> Run:
     trunk = Trunk.of(base, [slot.site.name for slot in layout.slots], TRUNK_BYTES)
     dropped = recipe.base_dropout > 0
     engine = LocalScorer(base, layout, dropout=ADAPTER.dropout, base_dropout=dropped, trunk=trunk)
-    return weft_steps(engine, OPTIMISER, recipe.adapters, BATCH_ROWS)
+    return weft_steps(engine, OPTIMISER, recipe.adapters, BATCH_ROWS, recipe.device)
 
 
-def weft_steps(engine: LocalScorer, optimiser: OptimiserConfig, adapters: int, rows: int) -> Run:
+def weft_steps(
+    engine: LocalScorer, optimiser: OptimiserConfig, adapters: int, rows: int, device: Device
+) -> Run:
     """Training steps of so many adapters, each on its own `rows` rows of every batch."""
     key = Key.of(SEED)
 
     def run(batches: Sequence[Batch]) -> Trace:
-        theta_LP = initial_adapter(engine.layout, key).flat.repeat(adapters, 1)
+        theta_LP = initial_adapter(engine.layout, key).flat.repeat(adapters, 1).to(device.torch)
         moments = Moments.fresh(theta_LP)
-        seconds, losses = [], []
+        clock, losses = Clock(device), []
         for step, batch in enumerate(batches):
-            start = time.perf_counter()
-            point = Point(
-                theta_LP, None, list(batch.micro(rows)), [key.fold("step", step)] * adapters
-            )
-            estimate = METHODS["backprop"].estimate(BackpropConfig(), point, engine)
-            direction_LP, _ = clip(estimate.direction_LP, optimiser.clip)
-            lr = optimiser.lrs[0] * rate(optimiser, step, len(batches))
-            lr_L1 = torch.full((adapters, 1), lr)
-            theta_LP, moments = update(theta_LP, direction_LP, lr_L1, moments, optimiser)
-            seconds.append(time.perf_counter() - start)
+            with clock.step():
+                point = Point(
+                    theta_LP, None, list(batch.micro(rows)), [key.fold("step", step)] * adapters
+                )
+                estimate = METHODS["backprop"].estimate(BackpropConfig(), point, engine)
+                direction_LP, _ = clip(estimate.direction_LP, optimiser.clip)
+                lr = optimiser.lrs[0] * rate(optimiser, step, len(batches))
+                lr_L1 = theta_LP.new_full((adapters, 1), lr)
+                theta_LP, moments = update(theta_LP, direction_LP, lr_L1, moments, optimiser)
             losses.append(estimate.loss_L[0])
-        return Trace(tuple(seconds), tuple(losses))
+        return Trace(tuple(clock.seconds), tuple(losses))
 
     return run
 
@@ -218,10 +222,10 @@ def contenders(recipe: Recipe) -> list[Contender]:
     common = {"learning_rate": OPTIMISER.lrs[0], "max_grad_norm": OPTIMISER.clip}
 
     def trainer(pad_to: int | None) -> Run:
-        return with_trainer(recipe.peft_model(), pad_to, recipe.pad, **common)
+        return with_trainer(recipe.peft_model(), recipe.device, pad_to, recipe.pad, **common)
 
     def tuner(setting: str) -> Callable[[], Run]:
-        return lambda: with_trl(recipe.peft_model(), setting, **common)
+        return lambda: with_trl(recipe.peft_model(), recipe.device, setting, **common)
 
     peers: dict[str, tuple[str, Callable[[], Run]]] = {
         PADDED: (f"PEFT, padded to {PADDED_LENGTH}", lambda: trainer(PADDED_LENGTH)),
@@ -256,7 +260,7 @@ def limit(recipe: Recipe, batches: Sequence[Batch]) -> Limit:
         Product(targets, wide, recipe.vocabulary, epochs),
         Product(targets, recipe.vocabulary, wide, epochs),
     ]
-    return Limit.of("the base alone", products, DTYPES[recipe.dtype])
+    return Limit.of("the base alone", products, DTYPES[recipe.dtype], recipe.device)
 
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 5e-3}
@@ -272,3 +276,33 @@ def check_first_losses(measurements: Sequence[Measurement], dtype: DType) -> Non
             f"the contenders do not train the same thing: first losses {losses}",
             "a comparison of speed is void until these agree",
         )
+
+
+def race(full: Recipe) -> Callable[[Options], Race]:
+    """Training steps of Weft, of PEFT with the Trainer and of TRL, on the same rows."""
+
+    def made(options: Options) -> Race:
+        recipe = replace(full.small() if options.quick else full, device=options.device)
+        rows = BATCH_ROWS * recipe.adapters
+        warm_up, *batches = random_batches(options.timed + 1, rows, recipe.vocabulary, Key.of(SEED))
+
+        def check(measurements: Sequence[Measurement]) -> None:
+            if not recipe.base_dropout:  # which draws other noise for each contender
+                check_first_losses(measurements, recipe.dtype)
+
+        lengths = [example.tokens for batch in batches for example in batch.examples]
+        return Race(
+            what=f"{recipe.what}; tokens per row: {describe(lengths)}",
+            contenders=contenders(recipe),
+            batches=batches,
+            vocabulary=recipe.vocabulary,
+            warm_up=[warm_up],
+            limits=[limit(recipe, batches)],
+            tokens=recipe.tokens,
+            check=check,
+        )
+
+    return made
+
+
+BENCHMARKS = tuple(raced(recipe.name, race(recipe)) for recipe in RECIPES)
