@@ -45,12 +45,12 @@ def packed_attention(
         raise NotPackable(f"{type(module).__name__} asks for {asked or 'non-causal attention'}")
     cache, layer = weft_rows.cache, getattr(module, "layer_idx", 0)
     if cache is not None and cache.filled:
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [B, H or G, D]
+        q, k, v = map(_tokens, (query, key, value))  # [B, H or G, D]
         return cache.attend(layer, q, k, v, scaling, sliding_window)[None], None
     sizes = [piece.tokens for piece in weft_rows.pieces]
     parts, row = [], 0
     for piece, q, k, v in zip(
-        weft_rows.pieces, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True
+        weft_rows.pieces, *(_tokens(x).split(sizes) for x in (query, key, value)), strict=True
     ):
         mask = window_mask(piece.length, sliding_window, query.device)
         keys, values = _rows(k, piece), _rows(v, piece)
@@ -71,10 +71,15 @@ def packed_attention(
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 
-def _rows(x_HtD: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """[H, k*l*N, D] to [k*N, H, l, D]."""
-    x = x_HtD.unflatten(1, (piece.count, piece.length, piece.members))
-    return x.permute(1, 3, 0, 2, 4).flatten(0, 1)
+def _tokens(x_1HTD: torch.Tensor) -> torch.Tensor:
+    """[1, H, T, D] to [T, H, D], as it lies in memory: splits and joins of tokens are cheap."""
+    return x_1HTD.squeeze(0).transpose(0, 1)
+
+
+def _rows(x_tHD: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """[k*l*N, H, D] to [k*N, H, l, D]."""
+    x = x_tHD.unflatten(0, (piece.count, piece.length, piece.members))
+    return x.permute(0, 2, 3, 1, 4).flatten(0, 1)
 
 
 def _stream(x_RHlD: torch.Tensor, piece: Piece) -> torch.Tensor:

@@ -66,3 +66,16 @@ def test_what_needs_no_gradient_gets_none():
     assert x.grad is None
     assert a.grad is None
     assert b.grad is not None
+
+
+def test_the_gradient_of_a_reshaped_output_is_passed_on_as_it_is():
+    inputs, scale, _ = tensors()
+    plan = Plan(views, [b[:2] for b in BLOCKS], scale)
+    y, x, a, b = (t.requires_grad_() for t in inputs)
+    reshaped = (y * 1).view(1, *y.shape)
+    found = AddLowRank.apply(reshaped, x, a, b, plan)
+    assert found.grad_fn.next_functions[0][0] is reshaped.grad_fn  # and not CopySlices
+    weight = torch.linspace(-1, 1, found.numel()).view(found.shape)
+    found.mul_(2)  # as a model may with what its layer gave it
+    (found * weight).sum().backward()
+    torch.testing.assert_close(y.grad, 2 * weight[0])
