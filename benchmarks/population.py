@@ -6,13 +6,15 @@ number of new tokens, without stop tokens. A step is one whole population, prefi
 
 The peers are transformers' `generate` on PEFT's model, one adapter after another with all prompts
 in a batch; the same on PEFT's mixed batch, every prompt under every adapter in one call
-(`adapter_names`); and Weft itself with as many rows on the bare base, which is what the adapters
-cost. On a smaller population of the same model all must say the same tokens (`check_same_tokens`).
+(`adapter_names`); vLLM, all rows in one call (`vllm_peer`), where it is installed; and Weft itself
+with as many rows on the bare base, which is what the adapters cost. On fewer prompts all must say
+the same tokens (`check_same_tokens`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -21,10 +23,11 @@ import peft
 import torch
 import transformers
 
+from benchmarks import vllm_peer
 from benchmarks.device import CPU, Clock, Device
 from benchmarks.harness import Contender, Run, Trace
 from benchmarks.limit import Limit, Product
-from benchmarks.race import Options, Race, raced
+from benchmarks.race import Options, Race, raced, tell
 from weft.core.batch import IGNORE, Batch, Example
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
@@ -130,7 +133,7 @@ class Workload:
 
     def small(self) -> Workload:
         """For `--quick`."""
-        return Workload(3, 2, 6, 4, 2, 64, 4, 2, 96, 128, self.dtype)
+        return Workload(3, 2, 6, 4, 2, 64, 2, 1, 96, 128, self.dtype)
 
 
 WORKLOADS = (Workload(), Workload(dtype="bfloat16"))
@@ -229,24 +232,75 @@ def continued(
     return out_BT[:, ids_BT.shape[1] :].tolist()
 
 
+# vLLM, which is there for as long as it is used
+
+
+def build_vllm(workload: Workload) -> Generate:
+    """All adapters in one call."""
+
+    def generate(prompts: list[np.ndarray], new_tokens: int) -> Said:
+        with vllm_of(workload) as vllm:
+            return vllm.generate(prompts, new_tokens)[1]
+
+    return generate
+
+
+def timed_vllm(workload: Workload) -> Run:
+    """As `timed`, by the clock and the memory of its own process."""
+
+    def run(batches: Sequence[Batch]) -> Trace:
+        with vllm_of(workload) as vllm:
+            vllm.generate(prompts_of(batches[0])[:1], 2)
+            made = [vllm.generate(prompts_of(batch), workload.new_tokens) for batch in batches]
+        seconds, sums = zip(*((spent, float(np.sum(said))) for spent, said in made), strict=True)
+        return Trace(seconds, sums, vllm.memory)
+
+    return run
+
+
+def vllm_of(workload: Workload) -> AbstractContextManager[vllm_peer.Vllm]:
+    """A process of vLLM with the whole population."""
+    return vllm_peer.running(
+        workload.model(),
+        workload.adapters(),
+        prompts=workload.prompts,
+        tokens=workload.prompt_tokens + workload.new_tokens,
+    )
+
+
 # the contenders, and that they compute the same thing
 
 BUILDS = {
     "peft_each": ("PEFT, one adapter after another", build_each),
     "peft_mixed": ("PEFT, mixed batch", build_mixed),
+    "vllm": ("vLLM", build_vllm),
     "bare": ("Weft, bare base", build_bare),
     "weft": ("Weft", build_weft),
 }
 
 
+def without_vllm(workload: Workload) -> str | None:
+    """Why it takes no part, if so."""
+    if not workload.device.is_cpu:
+        return "vLLM is left out: what `make vllm` installs is its build for processors"
+    return vllm_peer.missing()
+
+
+def taking_part(workload: Workload) -> list[str]:
+    """Names, in running order."""
+    return [name for name in BUILDS if name != "vllm" or not without_vllm(workload)]
+
+
 def contenders(workload: Workload) -> list[Contender]:
-    """Everyone who takes part, in running order."""
+    """Everyone who takes part."""
 
     def contender(name: str) -> Contender:
         what, build = BUILDS[name]
+        if name == "vllm":
+            return Contender(name, what, lambda: timed_vllm(workload))
         return Contender(name, what, lambda: timed(build(workload), workload))
 
-    return [contender(name) for name in BUILDS]
+    return list(map(contender, taking_part(workload)))
 
 
 def timed(generate: Generate, workload: Workload) -> Run:
@@ -274,8 +328,8 @@ def check_same_tokens(workload: Workload) -> None:
     prompts = prompts_of(workload.batches(1)[0])[:2]
     new_tokens = min(16, workload.new_tokens)
     said = {
-        name: build(workload)(prompts, new_tokens)
-        for name, (_, build) in BUILDS.items()
+        name: BUILDS[name][1](workload)(prompts, new_tokens)
+        for name in taking_part(workload)
         if name != "bare"
     }
     for name, texts in said.items():
@@ -309,14 +363,16 @@ def limit(workload: Workload) -> Limit:
 
 
 def race(full: Workload) -> Callable[[Options], Race]:
-    """Greedy decoding of many adapters, by Weft and by PEFT."""
+    """Greedy decoding of many adapters, by Weft and by its peers."""
 
     def made(options: Options) -> Race:
         workload = replace(full.small() if options.quick else full, device=options.device)
+        if left_out := without_vllm(workload):
+            tell(left_out)
         if workload.dtype == "float32":  # elsewhere rounding tells them apart
             check_same_tokens(workload)
         return Race(
-            what=workload.what,
+            what=f"{workload.what}; {left_out or vllm_peer.what()}",
             contenders=contenders(workload),
             batches=workload.batches(options.timed),
             vocabulary=workload.vocabulary,
