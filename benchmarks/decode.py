@@ -20,7 +20,9 @@ import transformers
 
 from benchmarks.device import CPU, Clock, Device
 from benchmarks.harness import Contender, Measurement, Run, Trace
+from benchmarks.limit import Limit
 from benchmarks.race import Options, Race, raced
+from benchmarks.shapes import Stack, llama_token_bytes
 from weft.core.batch import IGNORE, Batch, Example
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
@@ -29,7 +31,7 @@ from weft.engines.local import LocalEngine
 from weft.formats.peft import write_adapter
 from weft.model.adapter import Adapter, initial_adapter
 from weft.model.bank import Bank
-from weft.model.base import Base, load_base
+from weft.model.base import Base, load_base, load_config
 from weft.model.config import AdapterConfig
 from weft.model.decoding import Decoding
 from weft.model.sites import choose_sites
@@ -37,7 +39,8 @@ from weft.model.sites import choose_sites
 BASE = "weft/tiny"
 VOCABULARY = 4096
 PROMPT_TOKENS = 64
-NEW_TOKENS = 128
+SHORT = 12
+"""New tokens for `--quick` and for the profile."""
 SEED = 0
 ADAPTER = AdapterConfig(rank=8, scale=2.0)
 
@@ -48,6 +51,7 @@ class Workload:
 
     prompts: int
     adapted: bool
+    new_tokens: int = 128
     device: Device = CPU
 
     @property
@@ -63,8 +67,12 @@ class Workload:
         rows = "1 prompt" if self.prompts == 1 else f"{self.prompts} prompts"
         return (
             f"{BASE} in fp32, {adapter}; greedy, {rows} of {PROMPT_TOKENS} tokens, "
-            f"{NEW_TOKENS} new tokens each"
+            f"{self.new_tokens} new tokens each"
         )
+
+    def new_of(self, batch: Batch) -> int:
+        """What is counted: the tokens that were made, not those that were read."""
+        return self.new_tokens * len(batch.examples)
 
 
 WORKLOADS = tuple(Workload(prompts, adapted) for adapted in (False, True) for prompts in (1, 32))
@@ -79,11 +87,6 @@ def batches(workload: Workload, count: int) -> list[Batch]:
         return Example(str(number), ids_T, np.full(PROMPT_TOKENS, IGNORE))
 
     return [Batch(tuple(map(prompt, range(workload.prompts)))) for _ in range(count)]
-
-
-def new_tokens(batch: Batch) -> int:
-    """What is counted: the tokens that were made, not those that were read."""
-    return NEW_TOKENS * len(batch.examples)
 
 
 def adapter_on(base: Base) -> Adapter:
@@ -114,7 +117,7 @@ def build_weft(workload: Workload) -> Run:
     """The local engine."""
     base = load_base(BASE, device=workload.device.name)
     bank = Bank.of({"member": adapter_on(base) if workload.adapted else None})
-    decoding = Decoding(max_tokens=NEW_TOKENS, ignore_eos=True)
+    decoding = Decoding(max_tokens=workload.new_tokens, ignore_eos=True)
     engine = LocalEngine(base)
 
     def generate(prompts: list[np.ndarray]) -> Sequence[Sequence[int]]:
@@ -144,7 +147,7 @@ def build_transformers(workload: Workload) -> Run:
             input_ids=ids_BT,
             attention_mask=torch.ones_like(ids_BT),
             do_sample=False,
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=workload.new_tokens,
             eos_token_id=None,
             pad_token_id=tokenizer.pad_token_id,
         )
@@ -172,22 +175,40 @@ def check_same_tokens(measurements: Sequence[Measurement]) -> None:
         )
 
 
-def race(each: Workload) -> Callable[[Options], Race]:
+def limits(workload: Workload) -> list[Limit]:
+    """The base's products of a whole call, and its weights, keys and values to read."""
+    config, dtype = load_config(BASE), torch.float32
+    stack, made = Stack.of_llama(config), (workload.prompts, PROMPT_TOKENS, workload.new_tokens)
+    read = stack.decoding_bytes(*made, llama_token_bytes(config, dtype), dtype)
+    return [
+        Limit.of("the base alone", stack.decoding(*made), dtype, workload.device),
+        Limit.of_reading("its weights, keys and values", read, workload.device),
+    ]
+
+
+def race(full: Workload) -> Callable[[Options], Race]:
     """Greedy decoding of Weft and of transformers' generate."""
 
     def made(options: Options) -> Race:
-        workload = replace(each, device=options.device)
-        return Race(
-            what=workload.what,
-            contenders=contenders(workload),
-            batches=batches(workload, options.timed),
-            vocabulary=VOCABULARY,
-            warm_up=batches(workload, 1),
-            tokens=new_tokens,
-            check=check_same_tokens,
-        )
+        workload = replace(full, device=options.device)
+        short = replace(workload, new_tokens=SHORT)
+        return _race(short if options.quick else workload, options, _race(short, options))
 
     return made
+
+
+def _race(workload: Workload, options: Options, profiled: Race | None = None) -> Race:
+    return Race(
+        what=workload.what,
+        contenders=contenders(workload),
+        batches=batches(workload, options.timed),
+        vocabulary=VOCABULARY,
+        warm_up=batches(workload, 1),
+        limits=limits(workload) if profiled else [],
+        tokens=workload.new_of,
+        check=check_same_tokens,
+        profiled=profiled,
+    )
 
 
 BENCHMARKS = tuple(raced(workload.name, race(workload)) for workload in WORKLOADS)

@@ -26,7 +26,7 @@ who pad to the longest.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Protocol
@@ -39,7 +39,9 @@ import transformers
 from benchmarks.alpaca_lengths import describe
 from benchmarks.device import CPU, Clock, Device
 from benchmarks.harness import Contender, Measurement, Run, Trace
+from benchmarks.limit import Limit
 from benchmarks.race import Options, Race, raced
+from benchmarks.shapes import Stack
 from weft.core.batch import IGNORE, Batch, Choice, Example, batches_of
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
@@ -96,6 +98,13 @@ class Shape:
             f"OPT with {self.layers} layers, hidden {self.hidden}, {self.heads} heads, ffn "
             f"{self.ffn}, vocabulary {self.vocabulary}, embeddings {self.embedding}"
         )
+
+    @property
+    def stack(self) -> Stack:
+        """Its matrices; the head is left out, since few of its rows are asked for."""
+        wide = self.hidden
+        others = ((wide, wide), (wide, self.ffn), (self.ffn, wide))
+        return Stack(self.layers, (wide, 3 * wide), others, (wide, 0))
 
     def model(self) -> transformers.OPTForCausalLM:
         """Random fp32 weights, the same at every call; the norm after each block, as opt-350m."""
@@ -322,13 +331,19 @@ def contenders(shape: Shape) -> list[Contender]:
     ]
 
 
+def named(directions: int) -> str:
+    """Weft with so many directions, as a contender."""
+    return "weft" if directions == 1 else f"weft_{directions}"
+
+
 def directions_contenders(shape: Shape) -> list[Contender]:
     """Weft with more and more directions a step."""
 
     def contender(directions: int) -> Contender:
-        name = "weft" if directions == 1 else f"weft_{directions}"
         stepper = lambda: WeftMezo(shape, OneTokenChoice(), directions)  # noqa: E731
-        return Contender(name, f"q = {directions}", lambda: timed(stepper(), shape.device))
+        return Contender(
+            named(directions), f"q = {directions}", lambda: timed(stepper(), shape.device)
+        )
 
     return [contender(directions) for directions in DIRECTIONS]
 
@@ -344,8 +359,21 @@ def check_first_losses(measurements: Sequence[Measurement]) -> None:
         )
 
 
-def race(who: Callable[[Shape], list[Contender]]) -> Callable[[Options], Race]:
-    """One MeZO step of all of them, on the same rows."""
+def limits(shape: Shape, batches: Sequence[Batch], directions: int, name: str) -> list[Limit]:
+    """The base's products of Weft's step: prompts of the mean length, once for each member."""
+    prompts = [e.choice.prompt_T for batch in batches for e in batch.examples if e.choice]
+    tokens = 2 * directions * round(sum(map(len, prompts)) / len(batches))
+    what = "the base alone" if directions == 1 else f"the base alone at q = {directions}"
+    products = Limit.of(what, shape.stack.body(tokens), torch.float32, shape.device)
+    read = shape.stack.weights * torch.float32.itemsize
+    found = [products, Limit.of_reading("its weights", read, shape.device)]
+    return [replace(limit, contender=name) for limit in found]
+
+
+def race(
+    who: Callable[[Shape], list[Contender]], limited: Mapping[str, int]
+) -> Callable[[Options], Race]:
+    """One MeZO step of all of them, on the same rows; a limit for contenders with directions."""
 
     def made(options: Options) -> Race:
         shape = replace(SMALL if options.quick else OPT_350M, device=options.device)
@@ -357,6 +385,11 @@ def race(who: Callable[[Shape], list[Contender]]) -> Callable[[Options], Race]:
             batches=batches,
             vocabulary=shape.vocabulary,
             warm_up=batches[:1],
+            limits=[
+                limit
+                for name, directions in limited.items()
+                for limit in limits(shape, batches, directions, name)
+            ],
             check=check_first_losses,
         )
 
@@ -364,6 +397,6 @@ def race(who: Callable[[Shape], list[Contender]]) -> Callable[[Options], Race]:
 
 
 BENCHMARKS = (
-    raced("mezo_step", race(contenders)),
-    raced("mezo_directions", race(directions_contenders)),
+    raced("mezo_step", race(contenders, {"weft": 1})),
+    raced("mezo_directions", race(directions_contenders, {named(q): q for q in DIRECTIONS})),
 )

@@ -31,14 +31,16 @@ from transformers import AutoModelForCausalLM
 from benchmarks.alpaca_lengths import describe, random_batches
 from benchmarks.device import CPU
 from benchmarks.harness import Contender, Run, Trace
+from benchmarks.limit import Limit
 from benchmarks.race import Options, Race, raced
 from benchmarks.sft_step import SEED, check_first_losses, weft_steps
+from benchmarks.shapes import Stack
 from weft.core.batch import IGNORE, Batch
 from weft.core.keys import Key
 from weft.data.tokenizer import load_tokenizer, resolve_base
 from weft.engines.scorer import LocalScorer
 from weft.methods.config import OptimiserConfig
-from weft.model.base import load_base
+from weft.model.base import load_base, load_config
 from weft.model.config import AdapterConfig
 from weft.model.sites import choose_sites
 
@@ -139,6 +141,17 @@ def contenders() -> list[Contender]:
     ]
 
 
+def limits(batches: Sequence[Batch]) -> list[Limit]:
+    """The base's products of a step on rows of the mean length, and its weights, read twice."""
+    tokens = round(sum(batch.tokens for batch in batches) / len(batches))
+    targets = round(sum(batch.supervised for batch in batches) / len(batches))
+    stack = Stack.of_llama(load_config(BASE))
+    return [
+        Limit.of("the base alone", stack.training(tokens, targets), torch.float32),
+        Limit.of_reading("its weights", 2 * stack.weights * torch.float32.itemsize),
+    ]
+
+
 def race(options: Options) -> Race:
     """Training steps of Weft and of mlx-lm's trainer."""
     batches = random_batches(options.timed, ROWS, VOCABULARY, Key.of(SEED))
@@ -149,6 +162,7 @@ def race(options: Options) -> Race:
         batches=batches,
         vocabulary=VOCABULARY,
         warm_up=batches,
+        limits=limits(batches),
         check=lambda measurements: check_first_losses(measurements, "float32"),
     )
 

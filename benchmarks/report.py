@@ -133,9 +133,7 @@ def show(report: Report, console: Console) -> None:
         title = None if number else report.label
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for column, name in enumerate(head):
-            table.add_column(
-                name, justify="right" if column else "left", no_wrap=not column and not number
-            )
+            table.add_column(name, justify="right" if column else "left", no_wrap=not column)
         for row in body:
             table.add_row(*row)
         console.print(table)

@@ -25,9 +25,10 @@ import transformers
 from benchmarks.alpaca_lengths import describe, random_batches
 from benchmarks.device import CPU, Clock, Device
 from benchmarks.harness import Contender, Measurement, Run, Trace
-from benchmarks.limit import Limit, Product
+from benchmarks.limit import Limit
 from benchmarks.race import Options, Race, raced
 from benchmarks.sft_peers import TRL, with_trainer, with_trl
+from benchmarks.shapes import Stack
 from weft.core.batch import Batch, batches_of
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
@@ -242,25 +243,24 @@ def contenders(recipe: Recipe) -> list[Contender]:
     return [*map(peer, recipe.peers), weft]
 
 
-def limit(recipe: Recipe, batches: Sequence[Batch]) -> Limit:
-    """The base's products of a step on rows of the mean length, in all its epochs.
+def limits(recipe: Recipe, batches: Sequence[Batch]) -> list[Limit]:
+    """The base's products of a step on rows of the mean length, in all its epochs, and its weights.
 
-    Forward, and back to a layer's input. Frozen weights have no gradient, nothing below the first
-    adapted layer has one, and it is read once. Logits are counted where there is a label.
+    They are read forward and back.
     """
     tokens = round(sum(batch.tokens for batch in batches) / len(batches))
     targets = round(sum(batch.supervised for batch in batches) / len(batches))
-    wide, upper, epochs = recipe.hidden, recipe.last or recipe.layers, recipe.epochs
-    first, *others = [(wide, 3 * wide), (wide, wide), (wide, 4 * wide), (4 * wide, wide)]
-    products = [
-        *(Product(tokens, *each, recipe.layers - upper) for each in (first, *others)),
-        *(Product(tokens, *each, upper * epochs) for each in (first, *others)),
-        Product(tokens, *first[::-1], (upper - 1) * epochs),
-        *(Product(tokens, *each[::-1], upper * epochs) for each in others),
-        Product(targets, wide, recipe.vocabulary, epochs),
-        Product(targets, recipe.vocabulary, wide, epochs),
+    wide, dtype = recipe.hidden, DTYPES[recipe.dtype]
+    others = ((wide, wide), (wide, 4 * wide), (4 * wide, wide))
+    stack = Stack(recipe.layers, (wide, 3 * wide), others, (wide, recipe.vocabulary))
+    products = stack.training(tokens, targets, recipe.last, recipe.epochs)
+    upper = replace(stack, layers=recipe.last or recipe.layers)
+    below = stack.weights - upper.weights
+    read = (below + 2 * recipe.epochs * upper.weights) * dtype.itemsize
+    return [
+        Limit.of("the base alone", products, dtype, recipe.device),
+        Limit.of_reading("its weights", read, recipe.device),
     ]
-    return Limit.of("the base alone", products, DTYPES[recipe.dtype], recipe.device)
 
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 5e-3}
@@ -297,7 +297,7 @@ def race(full: Recipe) -> Callable[[Options], Race]:
             batches=batches,
             vocabulary=recipe.vocabulary,
             warm_up=[warm_up],
-            limits=[limit(recipe, batches)],
+            limits=limits(recipe, batches),
             tokens=recipe.tokens,
             check=check,
         )
