@@ -12,6 +12,7 @@ import torch
 
 from weft.model.base import Base
 from weft.model.losses import HeadNLL, head_scores, logit_scores
+from weft.model.products import product
 from weft.model.rows import Block, PackedRows, pack, pad
 from weft.model.weaving import Rows, Weft, woven
 
@@ -45,7 +46,7 @@ def target_logits(base: Base, weft: Weft, rows: Rows) -> torch.Tensor:
     """The logits [S, V] in fp32 from which the targets are predicted."""
     if isinstance(rows, PackedRows):
         hidden_SD = _target_hidden(base, weft, rows)
-        return torch.nn.functional.linear(hidden_SD, *base.head).float()
+        return product(hidden_SD, *base.head).float()
     with woven(base.model, weft, rows):
         out = base.model(input_ids=rows.ids_RL, attention_mask=rows.mask_RL, use_cache=False)
     return out.logits.flatten(0, 1)[rows.targets.index_S].float()
@@ -62,7 +63,7 @@ def token_logits(base: Base, weft: Weft, rows: Rows, token_U: torch.Tensor) -> t
     hidden_SD = _target_hidden(base, weft, rows).float()
     weight_VD, bias_V = base.head
     bias_U = None if bias_V is None else bias_V[token_U].float()
-    return torch.nn.functional.linear(hidden_SD, weight_VD[token_U].float(), bias_U)
+    return product(hidden_SD, weight_VD[token_U].float(), bias_U)
 
 
 def _target_hidden(base: Base, weft: Weft, rows: PackedRows) -> torch.Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import embedding, linear, rms_norm
+from torch.nn.functional import embedding, rms_norm
 from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -28,6 +28,7 @@ from transformers import (
 from weft.core.memory import give_back
 from weft.model.bank import Bank
 from weft.model.lowrank import add_product
+from weft.model.products import product
 from weft.model.weaving import Weft
 
 FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
@@ -187,7 +188,7 @@ class LeanForward:
         return x_TD
 
     def _product(self, joined: Joined, x_TI: torch.Tensor) -> torch.Tensor:
-        y_TO = linear(x_TI, joined.weight_OI, joined.bias_O)
+        y_TO = product(x_TI, joined.weight_OI, joined.bias_O)
         update = self.updates.get(joined)
         if update is not None:
             a_NrI, b_NrO = update

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from weft.model.products import product
+
 CHUNK_NUMBERS = 24_000_000
 """Logits held at a time (96 MB in fp32): with fewer, the head's matmul is slower."""
 
@@ -35,13 +37,13 @@ class HeadNLL(torch.autograd.Function):
         grad_SD = torch.empty_like(hidden_SD) if needs else None
         for at in chunks(len(token_S), weight_VD.shape[0]):
             token_c = token_S[at, None]
-            logits_cV = torch.nn.functional.linear(hidden_SD[at], weight_VD, bias_V).float()
+            logits_cV = product(hidden_SD[at], weight_VD, bias_V).float()
             norm_c1 = logits_cV.logsumexp(-1, keepdim=True)
             nll_S[at] = (norm_c1 - logits_cV.gather(1, token_c)).squeeze(1)
             if grad_SD is not None:
                 p_cV = logits_cV.sub_(norm_c1).exp_()
                 p_cV.scatter_add_(1, token_c, p_cV.new_full(token_c.shape, -1.0))
-                torch.mm(p_cV.to(weight_VD.dtype), weight_VD, out=grad_SD[at])
+                grad_SD[at] = product(p_cV.to(weight_VD.dtype), weight_VD.T)
         ctx.save_for_backward(grad_SD)
         return nll_S
 
@@ -68,7 +70,7 @@ def head_scores(
     """(nll_S in fp32, correct_S): the loss, and whether the token is the most likely one."""
     nll, correct = [], []
     for at in chunks(len(token_S), weight_VD.shape[0]):
-        logits_cV = torch.nn.functional.linear(hidden_SD[at], weight_VD, bias_V)
+        logits_cV = product(hidden_SD[at], weight_VD, bias_V)
         nll_c, correct_c = logit_scores(logits_cV, token_S[at])
         nll.append(nll_c)
         correct.append(correct_c)

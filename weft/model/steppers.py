@@ -21,6 +21,7 @@ from weft.model.decode import Stepper
 from weft.model.forward import make_rows, packed_hidden, target_logits
 from weft.model.lean import Layer, LeanForward, LeanModel
 from weft.model.positions import Sighting, note
+from weft.model.products import product
 from weft.model.rows import Block, Piece, pack
 from weft.model.weaving import Weft
 
@@ -102,7 +103,7 @@ class PackedStepper:
         return [at_n for place in self.place_R for at_n in read[place]] if read else []
 
     def _logits(self, hidden_BD: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(hidden_BD, *self.base.head).float()
+        return product(hidden_BD, *self.base.head).float()
 
 
 def capacity(base: Base, lengths: Sequence[int], max_tokens: int) -> int:
@@ -226,7 +227,7 @@ class LeanStepper:
 
     def _logits(self, inside_BD: torch.Tensor) -> torch.Tensor:
         hidden_BD = self.lean.norm(inside_BD[self.inside_B])
-        return torch.nn.functional.linear(hidden_BD, *self.base.head).float()
+        return product(hidden_BD, *self.base.head).float()
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from weft.model.bank import Bank
 from weft.model.lowrank import AddLowRank, Plan
 from weft.model.noise import dropout_rate, fill_keep_mask
 from weft.model.positions import noting
+from weft.model.products import fast_products
 from weft.model.rows import PackedRows, PaddedRows
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def woven(model: torch.nn.Module, weft: Weft, rows: Rows) -> Iterator[None]:
             else:
                 cleanup.enter_context(_parameter_site(module, add))
         cleanup.enter_context(noting(model, rows))
+        cleanup.enter_context(fast_products(model))
         yield
     if missed := sorted(set(names) - reached):
         raise InputError(f"the forward never reached the adapted module {missed[0]!r}")

@@ -21,6 +21,7 @@ from weft.model.base import Base
 from weft.model.divergence import divergence
 from weft.model.forward import make_rows, packed_hidden, target_logits
 from weft.model.losses import chunks
+from weft.model.products import product
 from weft.model.rows import Block, PackedRows
 from weft.model.weaving import Rows, Weft
 from weft.training.evaluate import Watch
@@ -98,7 +99,7 @@ def _logit_chunks(base: Base, weft: Weft, made: Rows) -> Iterator[tuple[slice, t
     weight_VD, bias_V = base.head
     for pairs in chunks(len(hidden_SD) // 2, 2 * weight_VD.shape[0]):
         at = slice(2 * pairs.start, 2 * pairs.stop)
-        yield at, torch.nn.functional.linear(hidden_SD[at], weight_VD, bias_V).float()
+        yield at, product(hidden_SD[at], weight_VD, bias_V).float()
 
 
 def _refuse_not_finite(

@@ -1,0 +1,94 @@
+"""The one place where a frozen weight of the base is multiplied.
+
+PyTorch hands fp32 products on a CPU to BLAS. oneDNN, which it uses in bf16, is faster there too;
+the operator is the one that `torch.compile` calls. Which of the two a product takes follows from
+device and dtype alone: never from its size, and never from a timing.
+
+Shapes: T positions, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+
+def product(
+    x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x @ W^T + bias [..., O], differentiable with respect to x; W may lie inputs first."""
+    if arithmetic(weight_OI) != "oneDNN" or x_TI.dtype != weight_OI.dtype:
+        return linear(x_TI, weight_OI, bias_O)
+    if x_TI.requires_grad and torch.is_grad_enabled():
+        y_TO: torch.Tensor = _Product.apply(x_TI, weight_OI, bias_O)
+        return y_TO
+    return _onednn(x_TI, weight_OI, bias_O)
+
+
+def arithmetic(weight: torch.Tensor) -> str:
+    """The library that multiplies by this weight, as far as it is known."""
+    fast = _HAS_OPERATOR and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return "oneDNN" if fast else "PyTorch's choice"
+
+
+@contextmanager
+def fast_products(model: torch.nn.Module) -> Iterator[None]:
+    """Within this context the linear layers of a frozen model multiply by `product`."""
+    layers = [module for module in model.modules() if _is_slow(module)]
+    for layer in layers:
+        vars(layer)["forward"] = partial(_FORWARD[type(layer)], layer)  # shadows the method
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["forward"]
+
+
+def _is_slow(module: Any) -> bool:
+    if type(module) not in _FORWARD or "forward" in vars(module):  # somebody's own, or ours
+        return False
+    return arithmetic(module.weight) == "oneDNN" and not any(
+        parameter.requires_grad for parameter in module.parameters(recurse=False)
+    )
+
+
+_FORWARD: dict[type[torch.nn.Module], Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    torch.nn.Linear: lambda layer, x: product(x, layer.weight, layer.bias),
+    Conv1D: lambda layer, x: product(x, layer.weight.T, layer.bias),
+}
+
+
+class _Product(torch.autograd.Function):
+    """What autograd does not know of the operator: the gradient of its input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+    ) -> torch.Tensor:
+        """x @ W^T + bias."""
+        ctx.save_for_backward(weight_OI)
+        return _onednn(x_TI, weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """dy @ W."""
+        (weight_OI,) = ctx.saved_tensors
+        return product(grads[0], weight_OI.T), None, None
+
+
+_HAS_OPERATOR = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
+)
+
+
+def _onednn(
+    x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+) -> torch.Tensor:
+    y_TO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
+    return y_TO
