@@ -16,6 +16,7 @@ from types import FrameType
 import numpy as np
 
 from weft.core.errors import EngineError, NumericError
+from weft.core.memory import freed_memory_kept
 from weft.engines.ranks import ALONE, Ranks
 from weft.methods.estimate import Estimate, Point
 from weft.training import trail
@@ -78,6 +79,7 @@ class StopRequest:
             signal.signal(signal.SIGINT, before)
 
 
+@freed_memory_kept()
 def fit(
     parts: Sequence[Part], stop: StopRequest, watch: Watch | None = None
 ) -> tuple[list[State], dict[int, NumericError]]:
