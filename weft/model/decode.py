@@ -160,19 +160,22 @@ def decode(
     while True:
         token_B = choose(logits_BV, [t.prompt for t in rows], [t.history for t in rows])
         sound_B = logits_BV.amax(-1).isfinite()
+        ended = False
         for text, token, sound in zip(rows, token_B.tolist(), sound_B.tolist(), strict=True):
             if not text.live:
                 continue
             if not sound:
                 raise NotFinite(members[text.member], text.prompt, len(text.ids) + 1)
             take(text, token)
+            ended |= not text.live
         if not any(text.live for text in rows):
             break
-        kept, still = _smaller_grid(rows, len(present))
-        if len(kept) <= WORTH_IT * len(rows):
-            stepper.keep(kept, still)
-            rows, token_B = [rows[i] for i in kept], token_B[kept]
-            present = [present[i] for i in still]
+        if ended:
+            kept, still = _smaller_grid(rows, len(present))
+            if len(kept) <= WORTH_IT * len(rows):
+                stepper.keep(kept, still)
+                rows, token_B = [rows[i] for i in kept], token_B[kept]
+                present = [present[i] for i in still]
         logits_BV = stepper.extend(token_B, [text.live for text in rows])
     by_row = iter(texts)
     columns = [[next(by_row).completion() for _ in members] for _ in prompts]

@@ -148,8 +148,12 @@ class LeanStepper:
         self.cache = KVCache(lengths * members, capacity(base, lengths, max_tokens), base.device)
         self.rotations = lean.rotations(self.cache.capacity)
         inside_NR = torch.arange(members * len(prompts)).view(members, -1)
-        self.inside_B = inside_NR.T[np.argsort(order_R)].flatten()
-        """Where each row of the grid lies inside."""
+        self._lay(inside_NR.T[np.argsort(order_R)].flatten())
+
+    def _lay(self, inside_B: torch.Tensor) -> None:
+        """Where each row of the grid lies inside, and which row of the grid each one inside is."""
+        self.inside_B, self.outside_B = inside_B, inside_B.argsort()
+        self.outside = self.outside_B.tolist()
 
     def start(self) -> torch.Tensor:
         """The prefill, in parts that bound the memory of its activations."""
@@ -180,20 +184,19 @@ class LeanStepper:
 
     def extend(self, token_B: torch.Tensor, live_B: Sequence[bool]) -> torch.Tensor:
         """One token for each text."""
-        outside_B = self.inside_B.argsort()
         x_BD = self.forward(
-            self.lean.embed(token_B[outside_B]),
+            self.lean.embed(token_B[self.outside_B]),
             self._rotation(self.cache.lengths_B),
             self._attend_to_cache,
             range(len(self.lean.layers)),
         )
-        self.cache.advance([live_B[i] for i in outside_B.tolist()])
+        self.cache.advance([live_B[i] for i in self.outside])
         return self._logits(x_BD)
 
     def keep(self, rows: Sequence[int], members: Sequence[int]) -> None:
         """The cache of these rows, and the adapters of these members."""
         self.cache.keep(self.inside_B[rows].view(-1, len(members)).T.flatten().tolist())
-        self.inside_B = torch.arange(len(rows)).view(len(members), -1).T.flatten()
+        self._lay(torch.arange(len(rows)).view(len(members), -1).T.flatten())
         if list(members) != list(range(self.forward.members)):
             self.forward = self.forward.only(members)
 
