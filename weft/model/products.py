@@ -1,8 +1,8 @@
 """The one place where a frozen weight of the base is multiplied.
 
-PyTorch hands fp32 products on a CPU to BLAS. oneDNN, which it uses in bf16, is faster there too;
-the operator is the one that `torch.compile` calls. Which of the two a product takes follows from
-device and dtype alone: never from its size, and never from a timing.
+PyTorch hands fp32 products on a CPU to BLAS. oneDNN, which it uses in bf16, is faster there too
+from two rows on; the operator is the one that `torch.compile` calls. Which of the two a product
+takes follows from device, dtype and whether there is more than one row, never from a timing.
 
 Shapes: T positions, I inputs, O outputs.
 """
@@ -23,7 +23,8 @@ def product(
     x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x @ W^T + bias [..., O], differentiable with respect to x; W may lie inputs first."""
-    if arithmetic(weight_OI) != "oneDNN" or x_TI.dtype != weight_OI.dtype:
+    several = x_TI.numel() > x_TI.shape[-1]
+    if not several or arithmetic(weight_OI) != "oneDNN" or x_TI.dtype != weight_OI.dtype:
         return linear(x_TI, weight_OI, bias_O)
     if x_TI.requires_grad and torch.is_grad_enabled():
         y_TO: torch.Tensor = _Product.apply(x_TI, weight_OI, bias_O)
@@ -90,5 +91,17 @@ _HAS_OPERATOR = torch.backends.mkldnn.is_available() and hasattr(
 def _onednn(
     x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
 ) -> torch.Tensor:
-    y_TO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
+    whole_OI = _whole(weight_OI)
+    y_TO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, whole_OI, bias_O, "none", [], "")
     return y_TO
+
+
+def _whole(weight_OI: torch.Tensor) -> torch.Tensor:
+    """The weight without gaps between its lines.
+
+    With gaps, as a layer has them whose weight is a view of joined ones, oneDNN would be a thousand
+    times slower. Either order of the dimensions gives the same bits.
+    """
+    if weight_OI.stride(1) == 1:
+        return weight_OI.contiguous()
+    return weight_OI.T.contiguous().T
