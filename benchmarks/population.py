@@ -28,6 +28,7 @@ from benchmarks.device import CPU, Clock, Device
 from benchmarks.harness import Contender, Run, Trace
 from benchmarks.limit import Limit, Product
 from benchmarks.race import Options, Race, raced, tell
+from benchmarks.shapes import Stack, llama_token_bytes
 from weft.core.batch import IGNORE, Batch, Example
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
@@ -42,6 +43,8 @@ from weft.model.sites import choose_sites, find_sites
 
 ADAPTER = AdapterConfig(rank=8, scale=2.0)
 SEED = 0
+PROFILED = 4
+"""New tokens of the population whose time is told apart by kind of work."""
 
 Said = list[list[list[int]]]
 """New tokens by member and prompt."""
@@ -343,23 +346,21 @@ def check_same_tokens(workload: Workload) -> None:
 # what is possible
 
 
-def limit(workload: Workload) -> Limit:
-    """The base's products, on the rows that Weft gives them."""
-    head_size = workload.hidden // workload.heads
-    layer = [
-        (workload.hidden, (workload.heads + 2 * workload.kv_heads) * head_size),
-        (workload.hidden, workload.hidden),
-        (workload.hidden, 2 * workload.ffn),
-        (workload.ffn, workload.hidden),
-    ]
-    read, steps = workload.members * workload.prompt_tokens, workload.new_tokens - 1
-    head = Product(workload.rows, workload.hidden, workload.vocabulary, workload.new_tokens)
+def limits(workload: Workload) -> list[Limit]:
+    """The base's products, on the rows that Weft gives them; and what a decoder must read."""
+    config, dtype = workload.model().config, DTYPES[workload.dtype]
+    stack, new = Stack.of_llama(config), workload.new_tokens
     products = [
-        *(Product(read, *shape, workload.layers * workload.prompts) for shape in layer),
-        *(Product(workload.rows, *shape, workload.layers * steps) for shape in layer),
-        head,
+        *stack.body(workload.members * workload.prompt_tokens, workload.prompts),
+        *stack.body(workload.rows, new - 1),
+        Product(workload.rows, *stack.head, new),
     ]
-    return Limit.of("the base alone", products, DTYPES[workload.dtype], workload.device)
+    token_bytes = llama_token_bytes(config, dtype)
+    read = stack.decoding_bytes(workload.rows, workload.prompt_tokens, new, token_bytes, dtype)
+    return [
+        Limit.of("the base alone", products, dtype, workload.device),
+        Limit.of_reading("its weights, keys and values", read, workload.device),
+    ]
 
 
 def race(full: Workload) -> Callable[[Options], Race]:
@@ -376,11 +377,23 @@ def race(full: Workload) -> Callable[[Options], Race]:
             contenders=contenders(workload),
             batches=workload.batches(options.timed),
             vocabulary=workload.vocabulary,
-            limits=[limit(workload)],
+            limits=limits(workload),
             tokens=workload.new_of,
+            profiled=profiled(replace(workload, new_tokens=min(PROFILED, workload.new_tokens))),
         )
 
     return made
+
+
+def profiled(workload: Workload) -> Race:
+    """With few new tokens, and without vLLM: a profiler sees its own process."""
+    return Race(
+        what=workload.what,
+        contenders=[each for each in contenders(workload) if each.name != "vllm"],
+        batches=workload.batches(1),
+        vocabulary=workload.vocabulary,
+        tokens=workload.new_of,
+    )
 
 
 BENCHMARKS = tuple(raced(workload.name, race(workload)) for workload in WORKLOADS)

@@ -5,11 +5,17 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import mezo_step, population
+from benchmarks import mezo_step, population, vllm_peer
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.harness import alternate
 from weft.core.errors import CheckFailed
 from weft.model.objectives import OptionNLL
+
+
+@pytest.fixture(autouse=True)
+def no_vllm(monkeypatch, tmp_path):
+    """It takes half a minute to start; test_benchmarks_vllm.py starts it."""
+    monkeypatch.setattr(vllm_peer, "ENVIRONMENT", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -54,8 +54,11 @@ def test_the_cache_holds_all_rows_and_little_more(tmp_path):
     assert given["dtype"] == "float32"
 
 
+REAL = pytest.mark.skipif(bool(vllm_peer.missing()), reason="`make vllm` makes it")
+
+
 @pytest.mark.engines
-@pytest.mark.skipif(bool(vllm_peer.missing()), reason="`make vllm` makes it")
+@REAL
 def test_a_real_vllm_says_the_same_under_each_adapter_by_its_own_clock_and_memory():
     prompts = population.prompts_of(SMALL.batches(1)[0])
     with population.vllm_of(SMALL) as vllm:
@@ -64,3 +67,15 @@ def test_a_real_vllm_says_the_same_under_each_adapter_by_its_own_clock_and_memor
     assert len({str(texts) for texts in said}) == SMALL.members
     assert seconds > 0
     assert vllm.memory.peak_bytes > vllm.memory.baseline_bytes > 10 * 2**20
+
+
+@pytest.mark.engines
+@REAL
+@pytest.mark.parametrize("name", ["population", "population_bfloat16"])
+def test_a_real_vllm_has_a_row_in_the_table(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", name, "--quick"])
+    assert main() == 0
+    said, told = capsys.readouterr()
+    assert "\n vLLM " in said
+    assert "in a process of its own" in " ".join(said.split())
+    assert "round 1/1: vllm" in told
