@@ -16,6 +16,7 @@ from weft.core.errors import InputError
 from weft.engines.config import LocalConfig
 from weft.engines.local import LocalEngine
 from weft.engines.reward import Reward
+from weft.model.products import arithmetic
 from weft.model.sites import layers_notice
 from weft.runs.manifest import Manifest
 from weft.runs.provenance import code_state, hardware, versions
@@ -88,6 +89,7 @@ def _torch_facts(job: Job) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "torch_threads": torch.get_num_threads(),  # of each process
         "processes": job.ranks.size,
+        "base_products": arithmetic(job.base.head[0]),
     }
     if job.base.device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(job.base.device)
