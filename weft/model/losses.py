@@ -38,10 +38,12 @@ class HeadNLL(torch.autograd.Function):
         for at in chunks(len(token_S), weight_VD.shape[0]):
             token_c = token_S[at, None]
             logits_cV = product(hidden_SD[at], weight_VD, bias_V).float()
-            norm_c1 = logits_cV.logsumexp(-1, keepdim=True)
-            nll_S[at] = (norm_c1 - logits_cV.gather(1, token_c)).squeeze(1)
+            chosen_c1, most_c1 = logits_cV.gather(1, token_c), logits_cV.amax(-1, keepdim=True)
+            p_cV = logits_cV.sub_(most_c1).exp_()  # each logit is an exponential once
+            sum_c1 = p_cV.sum(-1, keepdim=True)
+            nll_S[at] = (sum_c1.log() + (most_c1 - chosen_c1)).squeeze(1)
             if grad_SD is not None:
-                p_cV = logits_cV.sub_(norm_c1).exp_()
+                p_cV.div_(sum_c1)
                 p_cV.scatter_add_(1, token_c, p_cV.new_full(token_c.shape, -1.0))
                 grad_SD[at] = product(p_cV.to(weight_VD.dtype), weight_VD.T)
         ctx.save_for_backward(grad_SD)
