@@ -10,12 +10,22 @@ import torch
 import transformers
 from rich.console import Console
 
-from benchmarks import decode, mezo_step, mlx_training, population, recorder, report, sft_step
+from benchmarks import (
+    decode,
+    mezo_step,
+    mlx_training,
+    population,
+    recorder,
+    report,
+    sft_step,
+    start_up,
+    targets,
+)
 from benchmarks.device import NAMES, Device
 from benchmarks.race import Benchmark, Options
 from weft.core.errors import InputError, WeftError
 
-MODULES = (sft_step, mlx_training, decode, population, mezo_step, recorder)
+MODULES = (sft_step, mlx_training, decode, population, mezo_step, start_up, recorder)
 BENCHMARKS: dict[str, Benchmark] = {
     each.name: each for module in MODULES for each in module.BENCHMARKS
 }
@@ -34,8 +44,11 @@ def main() -> int:
     parser.add_argument(
         "--write", action="store_true", help="also: results/*.json and the pages of docs/"
     )
+    parser.add_argument(
+        "--targets", action="store_true", help="measure nothing: what was asked for, and reached"
+    )
     asked = parser.parse_args()
-    if unknown := [name for name in asked.names if name not in BENCHMARKS]:
+    if unknown := [name for name in asked.names if not _begun(name)]:
         parser.error(f"no benchmark {unknown[0]!r}; there is: {', '.join(BENCHMARKS)}")
     if asked.quick and asked.write:
         parser.error("--quick measures nothing worth writing down")
@@ -45,6 +58,9 @@ def main() -> int:
     warnings.simplefilter("ignore")  # the peers' deprecations are not ours to mend
     console = Console(width=None if sys.stdout.isatty() else 100)
     try:
+        if asked.targets:
+            publish_targets(console)
+            return 0
         options = Options(
             1 if asked.quick else asked.rounds,
             1 if asked.quick else asked.steps,
@@ -60,16 +76,29 @@ def main() -> int:
             if asked.write:
                 console.print(f"written: {report.save(result)}, {benchmark.page}", highlight=False)
                 report.publish(result, benchmark.page)
+        if asked.write:
+            publish_targets(console)
     except WeftError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
+def publish_targets(console: Console) -> None:
+    """Show the newest results beside what was asked for, and put them at the head of the page."""
+    rows = targets.rows(report.RESULTS)
+    report.show_table(rows, targets.NAME, console)
+    report.write_part(targets.NAME, report.markdown(rows), report.PAGE)
+
+
 def chosen(names: list[str], device: Device, console: Console) -> list[Benchmark]:
-    """The named ones, or all that have something to do on this device; the rest is told."""
+    """The named ones, or all that have something to do on this device; the rest is told.
+
+    What begins several names stands for all of them.
+    """
     found = []
-    for benchmark in map(BENCHMARKS.__getitem__, names or BENCHMARKS):
+    wanted = [each for name in names for each in _begun(name)]
+    for benchmark in wanted or BENCHMARKS.values():
         if device.is_cpu or not benchmark.only_cpu:
             found.append(benchmark)
         elif names:
@@ -77,6 +106,11 @@ def chosen(names: list[str], device: Device, console: Console) -> list[Benchmark
         else:
             console.print(f"{benchmark.name} is left out: {benchmark.only_cpu}", highlight=False)
     return found
+
+
+def _begun(name: str) -> list[Benchmark]:
+    exact = [BENCHMARKS[name]] if name in BENCHMARKS else []
+    return exact or [each for each in BENCHMARKS.values() if each.name.startswith(f"{name}_")]
 
 
 if __name__ == "__main__":

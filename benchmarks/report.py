@@ -129,14 +129,8 @@ def load() -> float:
 
 def show(report: Report, console: Console) -> None:
     """Print the tables and what they rest on."""
-    for number, (head, *body) in enumerate(report.tables):
-        title = None if number else report.label
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for column, name in enumerate(head):
-            table.add_column(name, justify="right" if column else "left", no_wrap=not column)
-        for row in body:
-            table.add_row(*row)
-        console.print(table)
+    for number, rows in enumerate(report.tables):
+        show_table(rows, None if number else report.label, console)
     for line in report.facts:
         console.print(line, highlight=False, markup=False)
     if report.load_at_start > QUIET:
@@ -144,6 +138,17 @@ def show(report: Report, console: Console) -> None:
             f"the machine was busy (load average {report.load_at_start:.1f}): do not quote this",
             style="bold",
         )
+
+
+def show_table(rows: Rows, title: str | None, console: Console) -> None:
+    """Words on the left, numbers on the right."""
+    head, *body = rows
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column, name in enumerate(head):
+        table.add_column(name, justify="right" if column else "left", no_wrap=not column)
+    for row in body:
+        table.add_row(*row)
+    console.print(table)
 
 
 def save(report: Report) -> Path:
