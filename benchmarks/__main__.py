@@ -56,7 +56,7 @@ def main() -> int:
         torch.set_num_threads(asked.threads)
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")  # the peers' deprecations are not ours to mend
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     try:
         if asked.targets:
             publish_targets(console)

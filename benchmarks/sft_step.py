@@ -32,6 +32,7 @@ from benchmarks.shapes import Stack
 from weft.core.batch import Batch, batches_of
 from weft.core.errors import CheckFailed
 from weft.core.keys import Key
+from weft.core.memory import freed_memory_kept
 from weft.engines.scorer import LocalScorer
 from weft.methods.config import BackpropConfig, OptimiserConfig
 from weft.methods.estimate import Point
@@ -159,6 +160,7 @@ def weft_steps(
     """Training steps of so many adapters, each on its own `rows` rows of every batch."""
     key = Key.of(SEED)
 
+    @freed_memory_kept()  # as its training loop does
     def run(batches: Sequence[Batch]) -> Trace:
         theta_LP = initial_adapter(engine.layout, key).flat.repeat(adapters, 1).to(device.torch)
         moments = Moments.fresh(theta_LP)

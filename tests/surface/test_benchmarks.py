@@ -29,7 +29,7 @@ def test_quick_runs(name, monkeypatch, capsys):
 def test_another_loss_voids_the_comparison():
     shape = mezo_step.SMALL
     contenders = mezo_step.contenders(shape)[-1:]
-    other = lambda: mezo_step.timed(mezo_step.WeftMezo(shape, OptionNLL()))  # noqa: E731
+    other = lambda: mezo_step.weft_run(mezo_step.WeftMezo(shape, OptionNLL()))  # noqa: E731
     contenders.append(replace(contenders[0], name="other", build=other))
     measurements = alternate(contenders, mezo_step.random_batches(1, shape), rounds=1)
     with pytest.raises(CheckFailed, match="first losses"):

@@ -1,0 +1,70 @@
+"""The clock waits for the device, and memory is that of the device."""
+
+import time
+
+import pytest
+import torch
+
+from benchmarks.device import CPU, Clock, Device
+from weft.core.errors import InputError
+
+
+class LateGpu(Device):
+    """Takes orders at once, and is done with them after a while."""
+
+    done_at = 0.0
+
+    def order(self, seconds):
+        LateGpu.done_at = max(LateGpu.done_at, time.perf_counter()) + seconds
+
+    def wait(self):
+        while time.perf_counter() < LateGpu.done_at:
+            time.sleep(0.001)
+
+
+def test_a_step_lasts_until_the_device_is_done_and_begins_when_it_is_free():
+    gpu = LateGpu()
+    clock = Clock(gpu)
+    gpu.order(0.05)  # before the step: not the step's
+    with clock.step():
+        gpu.order(0.1)
+    with clock.step():
+        pass
+    assert clock.seconds[0] >= 0.1
+    assert clock.seconds[1] < 0.1
+
+
+def test_a_cuda_device_is_waited_for_and_its_memory_counted(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.cuda, "synchronize", done.append)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: done.append("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 350)
+    device = Device("cuda")
+    device.now()
+    assert done == [torch.device("cuda")]
+    with device.memory() as memory:
+        assert done[1:] == ["emptied", "reset"]
+    assert (memory.baseline_bytes, memory.peak_bytes) == (100, 350)
+
+
+def test_memory_of_the_processor_is_the_peak_within_the_block():
+    with CPU.memory() as memory:
+        held = torch.ones(2**24)
+        time.sleep(0.05)
+        del held
+    assert memory.peak_bytes - memory.baseline_bytes > 0.9 * 2**26
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Device.of() == CPU
+    with pytest.raises(InputError, match="no CUDA device"):
+        Device.of("cuda")
+
+
+def test_a_gpu_that_is_there_is_taken_unless_the_processor_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Device.of().name == "cuda"
+    assert Device.of("cpu") == CPU
