@@ -291,7 +291,7 @@ def _split(
             full_length=None if short is whole else len(whole.ids_T),
         )
         for row, whole, short in cut
-        if short.has_response or not making.responses
+        if short is whole or short.has_response or not making.responses
         if whole.prompt_length + making.room <= max_length
         for used in (short.padded(max_length) if making.pad_target else short,)
     )

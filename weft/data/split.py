@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,9 @@ import numpy as np
 
 from weft.core.batch import Example
 from weft.data.task import Task
+
+TOGETHER = 200
+"""Rows that are hashed together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,22 +94,30 @@ class Split:
     def largest_id(self) -> int:
         """The largest token id, labels included: a model's vocabulary must be larger."""
         chosen = max((i for each in self.candidates for i in each.ids), default=0)
-        return max(chosen, *(int(max(e.ids_T.max(), e.labels_T.max())) for e in self.examples))
+        arrays = ([x for e in part for x in (e.ids_T, e.labels_T)] for part in self._parts())
+        return max(chosen, *(int(np.concatenate(each).max()) for each in arrays))
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all ids and labels: equal when the same numbers are trained on."""
         digest = hashlib.sha256()
-        for example in self.examples:
-            digest.update(example.tokens.to_bytes(8, "little"))
-            digest.update(example.ids_T.astype("<i8").tobytes())
-            digest.update(example.labels_T.astype("<i8").tobytes())
+        for part in self._parts():
+            sizes = np.array([example.tokens for example in part])
+            rows = zip(sizes[:, None], part, strict=True)
+            numbers = [x for size, e in rows for x in (size, e.ids_T, e.labels_T)]
+            digest.update(np.concatenate(numbers).astype("<i8").tobytes())
         return digest.hexdigest()
 
     @cached_property
     def rows_fingerprint(self) -> str:
         """SHA-256 of the rows as they were read: equal when the same data was given."""
         digest = hashlib.sha256()
+        as_json = json.JSONEncoder(sort_keys=True, default=str).encode
         for row in self.rows:
-            digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+            digest.update(as_json(row).encode() + b"\n")
         return digest.hexdigest()
+
+    def _parts(self) -> Iterator[tuple[Example, ...]]:
+        """Examples by the hundred: NumPy takes as long for an array of one row as for many."""
+        for start in range(0, len(self.examples), TOGETHER):
+            yield self.examples[start : start + TOGETHER]

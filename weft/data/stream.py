@@ -7,16 +7,24 @@ change what any other step sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from weft.core.batch import Batch, Example
 from weft.core.keys import Key
 
+ORDERS = 64
+"""Orders that are remembered, of as many adapters that train at once: one of 10^6 rows takes 20 ms
+to draw, at every step."""
 
+
+@lru_cache(ORDERS)
 def order(key: Key, epoch: int, n: int) -> np.ndarray:
-    """The order of `n` rows in an epoch: a permutation of 0 .. n-1."""
-    return key.fold("order", epoch).numpy().permutation(n)
+    """The order of `n` rows in an epoch: a permutation of 0 .. n-1, read-only."""
+    found = key.fold("order", epoch).numpy().permutation(n)
+    found.flags.writeable = False
+    return found
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

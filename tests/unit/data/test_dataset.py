@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -523,6 +524,22 @@ def test_the_largest_id_is_of_tokens_and_labels(write_rows: Write, gpt2: Tokeniz
     assert train(write_rows(*rows), gpt2).largest_id == 9
     labelled = {"input_ids": [2, 3], "labels": [-100, 11]}
     assert train(write_rows(*rows, labelled), gpt2).largest_id == 11
+
+
+def test_the_fingerprint_is_that_of_the_rows_one_by_one(
+    write_rows: Write, gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Length, ids and labels of each, in its order, however many are hashed together."""
+    split = train(write_rows(*pairs(5)), gpt2)
+    digest = hashlib.sha256()
+    for example in split.examples:
+        for numbers in ([example.tokens], example.ids_T, example.labels_T):
+            digest.update(np.array(numbers).astype("<i8").tobytes())
+    assert split.fingerprint == digest.hexdigest()
+    largest = max(int(max(e.ids_T.max(), e.labels_T.max())) for e in split.examples)
+    monkeypatch.setattr("weft.data.split.TOGETHER", 2)
+    in_pairs = dataclasses.replace(split)
+    assert (in_pairs.fingerprint, in_pairs.largest_id) == (digest.hexdigest(), largest)
 
 
 def test_the_rows_fingerprint_is_of_the_rows_only(write_rows: Write, gpt2: Tokenizer) -> None:

@@ -78,3 +78,10 @@ def test_a_cycle_of_1600_rows_by_128_is_two_passes_in_25_steps() -> None:
 @pytest.mark.parametrize("size", [None, 10, 11, 1000])
 def test_a_cycle_without_size_or_with_a_large_one_is_all_rows(size: int | None) -> None:
     assert cycled(0, size) == cycled(7, size) == list(range(1, 11))
+
+
+def test_an_order_is_remembered_and_cannot_be_changed() -> None:
+    again = order(KEY, 1, 10)
+    assert again is order(KEY, 1, 10)
+    with pytest.raises(ValueError, match="read-only"):
+        again[0] = 3

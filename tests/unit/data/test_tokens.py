@@ -15,7 +15,7 @@ from weft.core.errors import InputError
 from weft.data.config import DataConfig
 from weft.data.rows import RowProblem
 from weft.data.templates import Chat, Rendered, Tokens
-from weft.data.tokens import Encoded, Encoder, encode_completions
+from weft.data.tokens import Encoded, Encoder, encode_completions, encode_texts
 
 BOS, EOS = 0, 1
 PAIR = Rendered("The movie", " was great.")
@@ -240,3 +240,29 @@ def test_tokens_outside_the_vocabulary_are_bad(gpt2: PreTrainedTokenizerFast) ->
         f"`input_ids` has {size}: the tokenizer's ids are 0 to {size - 1}"
     )
     assert refusal(gpt2, tokens([5, 5], [5, -1])).startswith("`labels` has -1: ")
+
+
+TEXTS = ("The movie was great.", "", "</s>", "a <s>b", "It was\n\nterrible")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bos", "eos", "both"])
+def test_ids_of_many_texts_are_those_of_a_call(
+    tokenizer_of: Callable[..., PreTrainedTokenizerFast], kind: str
+) -> None:
+    """Whatever the tokenizer was set to before: truncation, padding, special tokens."""
+    set_up = tokenizer_of(kind, pad_token="<pad>")
+    set_up(list(TEXTS), max_length=3, truncation=True, padding="max_length")
+    set_up("a <s>b", split_special_tokens=True)
+    assert encode_texts(set_up, TEXTS) == [bare(tokenizer_of(kind), text) for text in TEXTS]
+    set_up.split_special_tokens = True
+    spelled = tokenizer_of(kind, split_special_tokens=True)
+    assert encode_texts(set_up, TEXTS) == [bare(spelled, text) for text in TEXTS]
+
+
+def test_a_tokenizer_with_a_way_of_its_own_is_called(gpt2: PreTrainedTokenizerFast) -> None:
+    class Shouting(PreTrainedTokenizerFast):
+        def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> Any:
+            return super()._encode_plus([each.upper() for each in text], *args, **kwargs)
+
+    shouting = Shouting(tokenizer_object=gpt2.backend_tokenizer)
+    assert encode_texts(shouting, ["it was"]) == [bare(gpt2, "IT WAS")]
