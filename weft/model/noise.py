@@ -10,6 +10,9 @@ import torch
 
 from weft.core.keys import Key
 
+MASK_PART = 2**17
+"""Cells of a dropout mask that are drawn at a time: a multiple of 4, the cells of one raw draw."""
+
 
 def generator(key: Key) -> torch.Generator:
     """A fresh CPU generator for this key."""
@@ -45,11 +48,15 @@ def dropout_rate(rate: float) -> float:
 def fill_keep_mask(mask: np.ndarray, drop: float, key: Key) -> None:
     """Draw into a boolean `mask` what dropout keeps: False with probability `dropout_rate(drop)`.
 
-    Compares raw 16-bit draws with a threshold, which is five times faster than drawing floats.
+    Compares raw 16-bit draws with a threshold, which is five times faster than drawing floats; a
+    part at a time, so that what is drawn stays in the processor's cache.
     """
-    count = mask.size
-    raw = key.numpy().bit_generator.random_raw((count + 3) // 4).view(np.uint16)[:count]
-    np.greater_equal(raw.reshape(mask.shape), np.uint16(round(drop * 2**16)), out=mask)
+    assert mask.flags.c_contiguous
+    cells, draw = mask.reshape(-1), key.numpy().bit_generator.random_raw
+    for start in range(0, cells.size, MASK_PART):
+        part = cells[start : start + MASK_PART]
+        raw = draw((part.size + 3) // 4).view(np.uint16)[: part.size]
+        np.greater_equal(raw, np.uint16(round(drop * 2**16)), out=part)
 
 
 @contextmanager

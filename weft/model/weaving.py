@@ -9,6 +9,7 @@ Shapes: M positions (of one member) of a block, I and O the inputs and outputs o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class Dropout:
 
     def keep(self, rows: Rows, inputs: Mapping[str, int]) -> dict[str, list[torch.Tensor]]:
         """By site, what is kept of each block's input, [M, I]; `inputs` gives I by site."""
-        blocks = []
+        blocks, parts = [], []
         for key, block in zip(self.keys, rows.blocks, strict=True):
             spans = rows.spans(block)
             shape = (sum(positions for _, positions in spans), sum(inputs.values()))
@@ -53,12 +54,15 @@ class Dropout:
             start = 0
             for example, positions in spans:
                 here = mask[start : start + example.read]
-                fill_keep_mask(here, self.rate, key.fold("dropout", example.id))
+                parts.append((here, self.rate, key.fold("dropout", example.id)))
                 start += positions
-            blocks.append(torch.from_numpy(mask).to(rows.ids.device))
+            blocks.append(mask)
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # NumPy draws without the GIL
+            list(threads.map(lambda part: fill_keep_mask(*part), reversed(parts)))
+        masks = [torch.from_numpy(mask).to(rows.ids.device) for mask in blocks]
         widths = list(inputs.values())
-        by_site = zip(*(block.split(widths, dim=1) for block in blocks), strict=True)
-        return {site: list(masks) for site, masks in zip(inputs, by_site, strict=True)}
+        by_site = zip(*(mask.split(widths, dim=1) for mask in masks), strict=True)
+        return {site: list(keep) for site, keep in zip(inputs, by_site, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)

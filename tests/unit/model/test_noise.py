@@ -7,6 +7,7 @@ import torch
 from weft.core.keys import Key
 from weft.model.adapter import Layout, Site, Slot, initial_adapter
 from weft.model.noise import (
+    MASK_PART,
     dropout_rate,
     fill_keep_mask,
     global_generator,
@@ -36,6 +37,14 @@ def test_dropout_keeps_at_its_rate(rate):
 def test_masks_are_their_key_s():
     assert torch.equal(keep_mask((7, 9), 0.5, Key.of(1)), keep_mask((7, 9), 0.5, Key.of(1)))
     assert not torch.equal(keep_mask((70, 9), 0.5, Key.of(1)), keep_mask((70, 9), 0.5, Key.of(2)))
+
+
+def test_a_mask_drawn_in_parts_is_that_of_one_draw():
+    shape = (3, 2 * MASK_PART // 3 + 1)  # a bit over two parts
+    count = shape[0] * shape[1]
+    raw = Key.of(1).numpy().bit_generator.random_raw(-(-count // 4)).view(np.uint16)
+    expected = raw[:count].reshape(shape) >= round(0.1 * 2**16)
+    assert torch.equal(keep_mask(shape, 0.1, Key.of(1)), torch.from_numpy(expected))
 
 
 COUNT = 400_000
