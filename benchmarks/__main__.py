@@ -12,6 +12,7 @@ from rich.console import Console
 
 from benchmarks import (
     decode,
+    growth,
     mezo_step,
     mlx_training,
     population,
@@ -25,7 +26,7 @@ from benchmarks.device import NAMES, Device
 from benchmarks.race import Benchmark, Options
 from weft.core.errors import InputError, WeftError
 
-MODULES = (sft_step, mlx_training, decode, population, mezo_step, start_up, recorder)
+MODULES = (sft_step, mlx_training, decode, population, mezo_step, growth, start_up, recorder)
 BENCHMARKS: dict[str, Benchmark] = {
     each.name: each for module in MODULES for each in module.BENCHMARKS
 }

@@ -4,8 +4,9 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
-from benchmarks import mezo_step, population, vllm_peer
+from benchmarks import breakdown, mezo_step, population, vllm_peer
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.harness import alternate
 from weft.core.errors import CheckFailed
@@ -20,10 +21,26 @@ def no_vllm(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_quick_runs(name, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["benchmarks", name, "--quick"])
+    quick(monkeypatch, name, "--device", "cpu")
+    assert name in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", [each.name for each in BENCHMARKS.values() if not each.only_cpu])
+def test_quick_runs_on_a_gpu(name, monkeypatch, capsys):
+    quick(monkeypatch, name, "--device", "cuda")
+    assert f"{name}-cuda" in capsys.readouterr().out
+
+
+def test_a_profile_names_everyone_and_every_kind_of_work(monkeypatch, capsys):
+    quick(monkeypatch, "mezo_step", "--profile", "--device", "cpu")
+    profile = capsys.readouterr().out.partition("seconds of one step")[2]
+    assert all(kind in profile for kind in (*breakdown.KINDS, breakdown.OUTSIDE))
+
+
+def quick(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", *arguments])
     assert main() == 0
-    table = capsys.readouterr().out
-    assert name in table
 
 
 def test_another_loss_voids_the_comparison():
