@@ -14,12 +14,14 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks import mezo_step
+from benchmarks import mezo_task
 from benchmarks.device import CPU, Clock, Device
 from benchmarks.harness import Trace
+from benchmarks.mezo_step import WeftMezo, weft_run
 from benchmarks.sft_step import OPTIMISER, weft_steps
 from weft.core.batch import IGNORE, Batch, Example
 from weft.core.keys import Key
+from weft.core.memory import freed_memory_kept
 from weft.data.config import DataConfig
 from weft.data.dataset import load_splits
 from weft.data.rewards.countdown import Countdown
@@ -47,7 +49,7 @@ MODEL = (
 )
 TOKENS = 2048
 """Of a step whose rows grow longer and fewer."""
-MEZO = mezo_step.Shape(4, 256, 4, 1024, 8192, 256)
+MEZO = mezo_task.Shape(4, 256, 4, 1024, 8192, 256)
 SEED = 0
 TINY = "weft/tiny"
 
@@ -104,7 +106,8 @@ def of_members(value: int, setting: Setting) -> Steps:
     layout = adapted(base)
     scorer, batch = LocalScorer(base, layout), rows(4, 32)
     members_1MP = acting(layout, value, setting)[None]
-    return _clocked(setting, lambda step: scorer.losses(members_1MP, [batch]))
+    steps = _clocked(setting, lambda step: scorer.losses(members_1MP, [batch]))
+    return freed_memory_kept()(steps)
 
 
 def of_speakers(value: int, setting: Setting) -> Steps:
@@ -126,10 +129,9 @@ def of_spoken_vocabulary(value: int, setting: Setting) -> Steps:
 
 def of_directions(value: int, setting: Setting) -> Steps:
     """A MeZO step along so many directions."""
-    shape = replace(mezo_step.SMALL if setting.quick else MEZO, device=setting.device)
-    stepper = mezo_step.WeftMezo(shape, OneTokenChoice(), value)
-    (batch,) = mezo_step.random_batches(1, shape)
-    return _clocked(setting, lambda step: stepper.step(batch))
+    shape = replace(mezo_task.SMALL if setting.quick else MEZO, device=setting.device)
+    run = weft_run(WeftMezo(shape, OneTokenChoice(), value))
+    return lambda count: run(mezo_task.random_batches(1, shape) * count)
 
 
 def of_population(value: int, setting: Setting) -> Steps:
@@ -149,7 +151,7 @@ def of_population(value: int, setting: Setting) -> Steps:
         population = Population(centre_P, noise_P, key, value, True)
         crew.rewards(Generation(population, None, batch, key), Stopwatch())
 
-    return _clocked(setting, generation)
+    return freed_memory_kept()(_clocked(setting, generation))
 
 
 def small_base(setting: Setting, vocabulary: int = VOCABULARY) -> Base:
