@@ -74,6 +74,8 @@ def main() -> int:
                 report.check_place(benchmark.name, benchmark.page)
             result = benchmark.run(options)
             report.show(result, console)
+            if asked.profile and not isinstance(result, report.Speeds):
+                console.print(f"{benchmark.name} has no contenders to profile", highlight=False)
             if asked.write:
                 console.print(f"written: {report.save(result)}, {benchmark.page}", highlight=False)
                 report.publish(result, benchmark.page)

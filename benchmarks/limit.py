@@ -87,7 +87,8 @@ def product_seconds(
     x = torch.ones(rows, inputs, dtype=dtype, device=device.torch)
     weight = torch.ones(outputs, inputs, dtype=dtype, device=device.torch)
     ways: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, weight)]
-    if device.is_cpu and torch.backends.mkldnn.is_available():
+    onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if device.is_cpu and onednn:
         linear = torch.ops.mkldnn._linear_pointwise
         ways.append(lambda: linear(x, weight, None, "none", [], ""))
     return min(fastest(way, device) for way in ways)
