@@ -1,4 +1,4 @@
-"""The one place where a frozen weight of the base is multiplied.
+"""Products with the frozen weights of the base.
 
 PyTorch hands fp32 products on a CPU to BLAS. oneDNN, which it uses in bf16, is faster there too
 from two rows on; the operator is the one that `torch.compile` calls. Which of the two a product
