@@ -12,8 +12,8 @@ from benchmarks.harness import Contender, Trace
 VOCABULARY = 1009
 
 
-def contender(outside_pytorch):
-    """A product before each step, a sum and a wait within; the head when the batch says so."""
+def contender(traces):
+    """A product before each step; a sum, and one more product with the head where it is said."""
 
     def build():
         big, head = torch.ones(700, 700), torch.ones(400, VOCABULARY)
@@ -23,11 +23,12 @@ def contender(outside_pytorch):
             for batch in batches:
                 big @ big
                 with clock.step():
-                    time.sleep(outside_pytorch)
+                    time.sleep(0.01)
                     big.add(1)
                     if batch == "head":
                         head.T @ head
-            return Trace(tuple(clock.seconds), (0.0,))
+            traces.append(Trace(tuple(clock.seconds), (0.0,)))
+            return traces[-1]
 
         return run
 
@@ -35,22 +36,22 @@ def contender(outside_pytorch):
 
 
 def test_what_happens_between_steps_and_in_warm_up_steps_is_left_out():
-    found = breakdown.seconds_by_kind(contender(0.05), ["head"], ["body"], VOCABULARY)
+    found = breakdown.seconds_by_kind(contender([]), ["head"], ["body"], VOCABULARY)
     assert found["elementwise"] > 0
     assert found["matrix products"] == found[breakdown.LOSS] == 0
-    assert found[breakdown.OUTSIDE] == pytest.approx(0.05, rel=0.5)
+    assert found[breakdown.OUTSIDE] > 0.01
 
 
 def test_what_touches_the_vocabulary_is_head_and_loss():
-    found = breakdown.seconds_by_kind(contender(0.0), ["body"], ["head"], VOCABULARY)
+    found = breakdown.seconds_by_kind(contender([]), ["body"], ["head"], VOCABULARY)
     assert found[breakdown.LOSS] > 0
     assert found["matrix products"] == 0
 
 
 def test_seconds_of_all_kinds_are_those_of_the_steps():
-    one = contender(0.02)
-    found = breakdown.seconds_by_kind(one, ["body"], ["head", "body"], VOCABULARY)
-    assert sum(found.values()) == pytest.approx(2 * 0.02, rel=1.5)
+    traces = []
+    found = breakdown.seconds_by_kind(contender(traces), ["body"], ["head", "body"], VOCABULARY)
+    assert sum(found.values()) == pytest.approx(sum(traces[0].seconds[1:]))
 
 
 @pytest.mark.parametrize(
