@@ -21,6 +21,10 @@ from weft.model.decoding import ORDERS, Decoding, request_keys
 
 REMOVED = -math.inf
 
+LIKELIEST, LARGE = 4096, 16_384
+"""Top-p mostly keeps fewer tokens than that of a vocabulary larger than this, and to sort all of it
+takes longer than to compute it."""
+
 
 def distribution(logits_BV: torch.Tensor, decoding: Decoding) -> torch.Tensor:
     """The logits [B, V], in fp32, of the distribution to draw from; removed tokens have -inf."""
@@ -46,6 +50,20 @@ def keep_top_p(logits_BV: torch.Tensor, p: float) -> torch.Tensor:
     """The most likely tokens that together have probability p, at least one (Holtzman 2019)."""
     if p >= 1:
         return logits_BV
+    if logits_BV.shape[1] <= LARGE:
+        return _sorted_top_p(logits_BV, p)
+    likely_Bk, token_Bk = logits_BV.softmax(-1).topk(LIKELIEST)
+    above_Bk = likely_Bk.cumsum(-1) - likely_Bk
+    out_Bk = above_Bk >= p
+    kept_BV = torch.full_like(logits_BV, REMOVED)
+    kept_BV.scatter_(1, token_Bk, logits_BV.gather(1, token_Bk).masked_fill_(out_Bk, REMOVED))
+    wide_B = ~out_Bk[:, -1]  # more tokens than these may belong to it
+    if wide_B.any():
+        kept_BV[wide_B] = _sorted_top_p(logits_BV[wide_B], p)
+    return kept_BV
+
+
+def _sorted_top_p(logits_BV: torch.Tensor, p: float) -> torch.Tensor:
     rising_BV, token_BV = logits_BV.sort(dim=-1)
     out_BV = rising_BV.softmax(-1).cumsum(-1) <= 1 - p
     out_BV[:, -1] = False

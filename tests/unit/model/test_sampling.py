@@ -10,7 +10,15 @@ from scipy.stats import chisquare
 
 from weft.core.keys import Key, log_exponential
 from weft.model.decoding import Decoding
-from weft.model.sampling import Chooser, distribution, penalise, seen_tokens
+from weft.model.sampling import (
+    LARGE,
+    LIKELIEST,
+    Chooser,
+    distribution,
+    keep_top_p,
+    penalise,
+    seen_tokens,
+)
 
 DRAWS = 20_000
 VOCABULARY = 60
@@ -176,3 +184,25 @@ def test_a_huge_temperature_is_an_even_draw_from_what_the_filters_leave(order):
     decoding = Decoding(temperature=1e30, order=order, top_k=7)
     found = distribution(torch.tensor(logits())[None].float(), decoding).softmax(-1)
     assert found.unique().tolist() == [0.0, pytest.approx(1 / 7)]
+
+
+@pytest.mark.parametrize("top_p", [0.2, 0.9, 0.99])
+def test_top_p_of_a_large_vocabulary_keeps_what_sorting_it_keeps(top_p):
+    """Rows that are peaked and rows so flat that more tokens belong than are looked at first."""
+    noise_BV = np.random.default_rng(0).normal(0, 1, (3, LARGE + 5)).astype(np.float32)
+    logits_BV = torch.from_numpy(noise_BV * np.array([[4.0], [0.1], [1.0]], np.float32))
+    kept_BV = keep_top_p(logits_BV, top_p)
+    for logits_V, kept_V in zip(logits_BV.double(), kept_BV, strict=True):
+        falling_V, token_V = logits_V.sort(descending=True)
+        share_V = falling_V.softmax(-1)
+        above_V = share_V.cumsum(-1) - share_V
+        kept = set(kept_V.isfinite().nonzero()[:, 0].tolist())
+        assert kept >= set(token_V[above_V < top_p - 1e-5].tolist())
+        assert kept <= set(token_V[above_V < top_p + 1e-5].tolist())
+        at = sorted(kept)
+        assert torch.equal(kept_V[at].double(), logits_V[at])
+    counts = kept_BV.isfinite().sum(-1).tolist()
+    assert counts[0] < LIKELIEST
+    assert top_p < 0.9 or counts[1] > LIKELIEST
+    alone = [keep_top_p(logits_1V[None], top_p) for logits_1V in logits_BV]
+    assert torch.equal(torch.cat(alone), kept_BV)
