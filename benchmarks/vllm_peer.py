@@ -10,7 +10,7 @@ Settings, each the fastest of those that were tried on two cores or what vLLM le
 * Prefixes are not kept: nobody is asked the same twice. With adapters this build compiles nothing.
 
 Seconds are the worker's own and begin when it has read the prompts. Memory is the resident set of
-its process, above what it was when vLLM had been imported; vLLM imports more of itself later.
+its process, above what it was when vLLM had been imported.
 """
 
 from __future__ import annotations

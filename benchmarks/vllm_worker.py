@@ -17,7 +17,8 @@ def main() -> None:
     """Until there are no more lines."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    import vllm
+    import vllm.v1.worker.cpu_worker  # which it would import later: its memory is told from here
+    from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
     def answer(**fields: object) -> None:
@@ -25,13 +26,13 @@ def main() -> None:
 
     answer(version=vllm.__version__)
     asked = json.loads(sys.stdin.readline())
-    llm = vllm.LLM(**asked["settings"])
+    llm = LLM(**asked["settings"])
     adapters = [LoRARequest(path, n, path) for n, path in enumerate(asked["adapters"], start=1)]
     answer(built=True)
     for line in sys.stdin:
         asked = json.loads(line)
         prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
-        sampling = vllm.SamplingParams(
+        sampling = SamplingParams(
             temperature=0.0, max_tokens=asked["new_tokens"], ignore_eos=True, detokenize=False
         )
         start = time.perf_counter()

