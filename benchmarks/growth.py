@@ -265,7 +265,7 @@ AXES = (
         "vocabulary_decode",
         "vocabulary",
         _powers(1024, 262_144, 4),
-        f"8 prompts of 16 tokens, 8 new tokens each, temperature 1, top-p 0.9; "
+        f"8 prompts of 16 tokens, 8 new tokens each, temperature 0.05, top-p 0.9; "
         f"{growth_points.MODEL}",
         growth_points.of_spoken_vocabulary,
         "token",

@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.device import CPU, Clock, Memory
-from benchmarks.growth_points import SEED, TINY, Setting, Steps
 from benchmarks.harness import Trace
 from weft.core.files import Record
 from weft.core.keys import Key
@@ -25,7 +25,11 @@ from weft.data.dataset import load_splits
 from weft.data.stream import batch_at
 from weft.data.tokenizer import load_tokenizer
 
+if TYPE_CHECKING:  # the process that starts on data needs none of it
+    from benchmarks.growth_points import Setting, Steps
+
 ROOT = Path(__file__).parent.parent
+TINY, SEED = "weft/tiny", 0
 SYLLABLES = ("ba", "do", "ki", "lu", "me", "no", "pa", "re", "si", "tu")
 WORDS = tuple(a + b for a in SYLLABLES for b in SYLLABLES)
 WORDS_OF_A_TEXT = 12

@@ -1,5 +1,7 @@
 """`python -m benchmarks.growth_figure`: every curve of growth, as it was last written down.
 
+The picture lies beside the page, which shows it from then on.
+
 One row of panels for time and one for memory, on logarithmic axes; the dashed line is what growth
 in proportion would be, through the last point.
 """
@@ -15,14 +17,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.growth import AXES, MIB, PAGE
-from benchmarks.report import RESULTS
+from benchmarks.report import RESULTS, write_part
 from weft.report.canvas import COLOURS, DPI, FONT, GRID, INK, QUIET, save
 
 PATH = PAGE.parent / "growth.png"
-PANELS_ACROSS = 4
-PANEL = (3.1, 2.0)  # inches
+PANELS_ACROSS = 5
+PANEL = (2.8, 1.7)  # inches
 
 Result = Mapping[str, Any]
 """A file of results."""
@@ -72,7 +75,12 @@ def _panel(axes: Axes, across: Sequence[float], up: Sequence[float], colour: str
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(QUIET)
-    axes.tick_params(which="both", labelsize=FONT - 1, labelcolor=INK, color=QUIET)
+    axes.set_xticks(across[:: -(-len(across) // 5)])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for each in (axes.xaxis, axes.yaxis):
+        each.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        each.set_minor_locator(NullLocator())
+    axes.tick_params(labelsize=FONT - 1, labelcolor=INK, color=QUIET)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.plot(across, up, color=colour, linewidth=1.8, marker="o", markersize=3.5)
@@ -82,6 +90,15 @@ def _panel(axes: Axes, across: Sequence[float], up: Sequence[float], colour: str
     axes.set_ylim(min(low, up[0] / 2), max(high, up[0] * 3))
 
 
+def _short(value: float) -> str:
+    """`64`, `8k` (of 1,000 or of 1,024), `1M`."""
+    for letter, size in (("M", 10**6), ("k", 1024), ("k", 1000)):
+        if value >= size and value % size == 0:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
 if __name__ == "__main__":
     drawn(newest(), PATH)
+    write_part("growth_figure", f"![Time and memory of every curve]({PATH.name})", PAGE)
     print(PATH)

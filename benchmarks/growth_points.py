@@ -121,9 +121,9 @@ def of_speakers(value: int, setting: Setting) -> Steps:
 
 
 def of_spoken_vocabulary(value: int, setting: Setting) -> Steps:
-    """Texts of tokens drawn from so many."""
+    """Texts of tokens drawn from so many, at a temperature that makes flat logits peaked."""
     base = small_base(setting, value)
-    decoding = Decoding(max_tokens=8, ignore_eos=True, temperature=1.0, top_p=0.9)
+    decoding = Decoding(max_tokens=8, ignore_eos=True, temperature=0.05, top_p=0.9)
     return _speaking(setting, base, Bank(("base",), {}), rows(8, 16), decoding)
 
 
