@@ -1,10 +1,11 @@
 """vLLM as a contender. Its CPU build has packages of its own, so it runs in a process of its own.
 
-Settings, each the fastest of those that were tried on two cores or what vLLM leaves no choice of:
+Settings, chosen on two cores:
 
-* The engine runs in the process that calls it. By default vLLM starts two more, and keeps one core
-  free for them.
-* All adapters and all rows at once, with a key/value cache that holds them and no more.
+* The engine runs in the process that calls it, with all threads. By default vLLM starts two more,
+  and keeps one core free for them; that was not timed.
+* All adapters and all rows at once, with a key/value cache that holds them and no more. With fewer
+  rows at once it was no faster.
 * Prompts are read in parts of `PART` tokens. vLLM copies both factors of an adapter for each token
   that it reads; in larger parts the copies no longer fit into caches.
 * Prefixes are not kept: nobody is asked the same twice. With adapters this build compiles nothing.
