@@ -1,8 +1,8 @@
 """Products with the frozen weights of the base.
 
-PyTorch hands fp32 products on a CPU to BLAS. oneDNN, which it uses in bf16, is faster there too
-from two rows on; the operator is the one that `torch.compile` calls. Which of the two a product
-takes follows from device, dtype and whether there is more than one row, never from a timing.
+PyTorch hands fp32 products on a CPU to BLAS. oneDNN, which it uses in bf16, is faster there too;
+the operator is the one that `torch.compile` calls. Which of the two a row takes follows from
+device, dtype and the number of rows, never from a timing.
 
 Shapes: T positions, I inputs, O outputs.
 """
@@ -18,13 +18,18 @@ import torch
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+ROWS = (8, 64)
+"""oneDNN multiplies multiples of so many rows, the larger number where there are that many. For
+each number of rows and each shape of a weight it keeps up to 0.7 MB of code, and batches come in
+all lengths."""
+
 
 def product(
     x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x @ W^T + bias [..., O], differentiable with respect to x; W may lie inputs first."""
-    several = x_TI.numel() > x_TI.shape[-1]
-    if not several or arithmetic(weight_OI) != "oneDNN" or x_TI.dtype != weight_OI.dtype:
+    few = x_TI.numel() < ROWS[0] * x_TI.shape[-1]
+    if few or arithmetic(weight_OI) != "oneDNN" or x_TI.dtype != weight_OI.dtype:
         return linear(x_TI, weight_OI, bias_O)
     if x_TI.requires_grad and torch.is_grad_enabled():
         y_TO: torch.Tensor = _Product.apply(x_TI, weight_OI, bias_O)
@@ -91,8 +96,23 @@ _HAS_OPERATOR = torch.backends.mkldnn.is_available() and hasattr(
 def _onednn(
     x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
 ) -> torch.Tensor:
-    whole_OI = _whole(weight_OI)
-    y_TO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, whole_OI, bias_O, "none", [], "")
+    flat_TI, whole_OI = x_TI.reshape(-1, x_TI.shape[-1]), _whole(weight_OI)
+    rows = len(flat_TI)
+    unit = max(each for each in ROWS if each <= rows)
+    many = rows // unit * unit
+    y_TO = _multiply(flat_TI[:many], whole_OI, bias_O)
+    if rest := rows - many:  # multiplied with the last of those before it
+        unit = min(each for each in ROWS if each >= rest)
+        y_TO = torch.cat([y_TO, _multiply(flat_TI[-unit:], whole_OI, bias_O)[-rest:]])
+    # not `view`: autograd copies around what is changed in place where that is a view
+    whole: torch.Tensor = torch.ops.aten._unsafe_view(y_TO, [*x_TI.shape[:-1], len(whole_OI)])
+    return whole
+
+
+def _multiply(
+    x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+) -> torch.Tensor:
+    y_TO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
     return y_TO
 
 

@@ -40,7 +40,7 @@ def made():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("rows", [0, 1, 2, 40])
+@pytest.mark.parametrize("rows", [0, 1, 8, 40, 64, 150])
 def test_values_and_gradients_are_those_of_float64(rows, dtype, layout, made):
     x, weight_OI, bias_O, dy = made(rows, dtype)
     for bias in (bias_O, None):
@@ -64,8 +64,9 @@ def test_an_input_with_gaps_is_read_as_it_is(made):
     torch.testing.assert_close(product(across, weight_OI), product(x, weight_OI)[0])
 
 
-def test_how_a_weight_lies_changes_no_bit(made):
-    x, weight_OI, bias_O, dy = made(40)
+@pytest.mark.parametrize("rows", [8, 9, 65, 150])
+def test_how_a_weight_lies_changes_no_bit(rows, made):
+    x, weight_OI, bias_O, dy = made(rows)
     found = []
     for layout in LAYOUTS:
         x.requires_grad_().grad = None
@@ -91,6 +92,15 @@ def test_pytorch_has_the_operator_on_a_cpu(made):
     assert arithmetic(weight_OI.bfloat16()) == arithmetic(weight_OI.to("meta")) != "oneDNN"
 
 
+@pytest.mark.parametrize("rows", [40, 150])
+def test_what_comes_out_may_be_changed_in_place(rows, made):
+    x, weight_OI, bias_O, _ = made(rows)
+    product(x.requires_grad_(), weight_OI, bias_O).relu_().sum().backward()
+    found, x.grad = x.grad, None
+    torch.nn.functional.linear(x, weight_OI, bias_O).relu().sum().backward()
+    torch.testing.assert_close(found, x.grad, rtol=1e-4, atol=1e-5)
+
+
 def test_without_the_operator_products_are_pytorch_s_own(made, monkeypatch):
     monkeypatch.setattr(products, "_HAS_OPERATOR", False)
     x, weight_OI, bias_O, _ = made(40)
@@ -106,7 +116,7 @@ def test_layers_of_a_model_are_fast_inside_and_their_own_outside(monkeypatch):
     )
     model = torch.nn.Sequential(torch.nn.Linear(8, 6), Conv1D(4, 6), torch.nn.LayerNorm(4))
     model.requires_grad_(False)
-    x = torch.randn(3, 8)
+    x = torch.randn(9, 8)
     own = model(x)
     with torch.inference_mode(), fast_products(model), fast_products(model):
         torch.testing.assert_close(model(x), own)
