@@ -15,10 +15,12 @@ from weft.core.errors import InputError
 from weft.core.keys import Key
 from weft.engines.local import LocalEngine
 from weft.engines.scorer import LocalScorer
+from weft.model import forward, losses, products
 from weft.model.adapter import Adapter
 from weft.model.bank import Bank
 from weft.model.config import AdapterConfig
 from weft.model.objectives import MEANS, ONE_TOKEN, OPTION, TOKENS, choosing
+from weft.model.products import product
 from weft.model.rows import Block
 from weft.model.sites import choose_sites
 from weft.model.weaving import Weft
@@ -230,13 +232,13 @@ def test_the_gradient_is_that_of_a_peft_model(
 def test_a_choice_reads_no_more_of_the_head_than_its_candidates(make_base, monkeypatch):
     base = make_base("llama")
     sizes = []
-    linear = torch.nn.functional.linear
 
     def watched(x, weight, bias=None):
         sizes.append(weight.shape[0])
-        return linear(x, weight, bias)
+        return product(x, weight, bias)
 
-    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    for module in (forward, losses, products):
+        monkeypatch.setattr(module, "product", watched)
     LocalEngine(base).score(Bank.of({"a": None}), batch_of(), ONE_TOKEN)
     assert 2 in sizes and 97 not in sizes
 
