@@ -27,7 +27,7 @@ COMMANDS = {
     "weft check": ("check", RECIPE),
     "weft diff": ("diff", *RUNS),
 }
-MAKE = ("train", RECIPE, "steps=2", "batch_size=2", "eval.every=0")
+MAKE = ("train", RECIPE, "steps=2", "batch_size=2", "eval.every=0", "keep=last")
 
 
 @dataclass(frozen=True)
