@@ -96,24 +96,17 @@ _HAS_OPERATOR = torch.backends.mkldnn.is_available() and hasattr(
 def _onednn(
     x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
 ) -> torch.Tensor:
-    flat_TI, whole_OI = x_TI.reshape(-1, x_TI.shape[-1]), _whole(weight_OI)
+    """In whole units of rows; the last of them is filled up with zeros."""
+    flat_TI = x_TI.reshape(-1, x_TI.shape[-1])
     rows = len(flat_TI)
     unit = max(each for each in ROWS if each <= rows)
-    many = rows // unit * unit
-    y_TO = _multiply(flat_TI[:many], whole_OI, bias_O)
-    if rest := rows - many:  # multiplied with the last of those before it
-        unit = min(each for each in ROWS if each >= rest)
-        y_TO = torch.cat([y_TO, _multiply(flat_TI[-unit:], whole_OI, bias_O)[-rest:]])
+    if missing := -rows % unit:
+        flat_TI = torch.nn.functional.pad(flat_TI, (0, 0, 0, missing))
+    y_TO = torch.ops.mkldnn._linear_pointwise(flat_TI, _whole(weight_OI), bias_O, "none", [], "")
     # not `view`: autograd copies around what is changed in place where that is a view
-    whole: torch.Tensor = torch.ops.aten._unsafe_view(y_TO, [*x_TI.shape[:-1], len(whole_OI)])
+    shape = [*x_TI.shape[:-1], len(weight_OI)]
+    whole: torch.Tensor = torch.ops.aten._unsafe_view(y_TO[:rows], shape)
     return whole
-
-
-def _multiply(
-    x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
-) -> torch.Tensor:
-    y_TO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
-    return y_TO
 
 
 def _whole(weight_OI: torch.Tensor) -> torch.Tensor:

@@ -79,7 +79,8 @@ class Watch:
             self._hooks.append(layer.register_forward_hook(partial(_after, self)))
 
     def _hook(self, module: nn.Module, look: Callable[[Any, Any], None]) -> None:
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        # a thread that comes between the two halves of this hook's registration gives no kwargs
+        def before(module: nn.Module, args: Any, kwargs: Any = None) -> None:
             if self.concerned:
                 with self.recorder.aside():
                     look(args, kwargs)
