@@ -74,8 +74,8 @@ class Limit:
         shares = "; ".join(f"{m.what} {self.share(m):.0%}" for m in its)
         rate = self.amount / self.seconds / 1e9
         return (
-            f"{self.what}: {self.amount / 1e9:,.3g} G{self.unit} take {self.seconds:.2g} s alone "
-            f"({rate:.3g} G{self.unit}/s), which is of a step: {shares}"
+            f"{self.what}: {_plain(self.amount / 1e9)} G{self.unit} take {self.seconds:.2g} s "
+            f"alone ({rate:.3g} G{self.unit}/s), which is of a step: {shares}"
         )
 
 
@@ -111,3 +111,8 @@ def fastest(call: Callable[[], object], device: Device = CPU) -> float:
         call()
         readings.append(device.now() - start)
     return min(readings)
+
+
+def _plain(number: float) -> str:
+    """Three digits, without powers of ten."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
