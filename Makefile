@@ -47,7 +47,7 @@ check: setup  ## lint, format, types, layers, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/unit/test_layers.py $(wildcard tests/surface/test_docs.py)
+	$(BIN)/pytest -q -m "not slow" tests/unit/test_layers.py tests/surface/test_docs.py
 
 format: setup  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -61,8 +61,10 @@ faults: setup  ## make faults and find them; writes docs/diagnosis.md
 
 PROOFS ?= slow
 
+# As for `test`; what a file's tests share is made once.
 proofs: setup  ## slow tests: what the documentation claims
-	$(BIN)/pytest -q -m "$(PROOFS)"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder -m "$(PROOFS)"
 
 clean:  ## remove what these targets made; runs stay
 	rm -rf .venv .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache

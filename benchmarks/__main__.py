@@ -11,6 +11,7 @@ import transformers
 from rich.console import Console
 
 from benchmarks import (
+    compiled,
     decode,
     growth,
     mezo_step,
@@ -26,7 +27,17 @@ from benchmarks.device import NAMES, Device
 from benchmarks.race import Benchmark, Options
 from weft.core.errors import InputError, WeftError
 
-MODULES = (sft_step, mlx_training, decode, population, mezo_step, growth, start_up, recorder)
+MODULES = (
+    sft_step,
+    compiled,
+    mlx_training,
+    decode,
+    population,
+    mezo_step,
+    growth,
+    start_up,
+    recorder,
+)
 BENCHMARKS: dict[str, Benchmark] = {
     each.name: each for module in MODULES for each in module.BENCHMARKS
 }
@@ -56,6 +67,7 @@ def main() -> int:
     if asked.threads:
         torch.set_num_threads(asked.threads)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")  # the peers' deprecations are not ours to mend
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:

@@ -1,8 +1,9 @@
 """Where the time of a step goes, by kind of work.
 
 Every operation that PyTorch's profiler saw counts with its own time, without its callees: on a GPU
-the time of its kernels. What is left of the wall clock is Python, NumPy's random numbers, and a GPU
-that waits for them.
+the time of its kernels. What touches the vocabulary is head and loss, and so is all that it calls,
+or that a loss calls: some contenders cut the vocabulary into parts. What is left of the wall clock
+is Python, NumPy's random numbers, and a GPU that waits for them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.device import CPU, STEP, Device
@@ -27,16 +29,25 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 OUTSIDE = "outside PyTorch"
 LOSS = "output head and loss"
+LOSSES = ("HeadNLL", "LogProb", "nll_loss", "log_softmax")
+"""Weft's, TRL's, PyTorch's; their backward has the same word in its name."""
 OTHER = "other operations"
 
 
-def kind_of(name: str, shapes: Sequence[object], vocabulary: int) -> str:
-    """The kind of work of one operation; whatever touches the vocabulary is head and loss."""
-    sizes = [size for shape in shapes if isinstance(shape, list) for size in shape]
-    if vocabulary in sizes or "HeadNLL" in name or "nll_loss" in name or "log_softmax" in name:
-        return LOSS
-    kinds = (kind for kind, parts in KINDS.items() if any(part in name for part in parts))
+def kind_of(event: FunctionEvent, vocabulary: int) -> str:
+    """The kind of work of one operation, on its own and as a part of what called it."""
+    caller: FunctionEvent | None = event
+    while caller is not None:
+        if _is_loss(caller.name, caller.input_shapes or (), vocabulary):
+            return LOSS
+        caller = caller.cpu_parent
+    kinds = (kind for kind, parts in KINDS.items() if any(part in event.name for part in parts))
     return next(kinds, OTHER)
+
+
+def _is_loss(name: str, shapes: Sequence[object], vocabulary: int) -> bool:
+    sizes = [size for shape in shapes if isinstance(shape, list) for size in shape]
+    return vocabulary in sizes or any(word in name for word in LOSSES)
 
 
 def seconds_by_kind(
@@ -60,6 +71,6 @@ def seconds_by_kind(
             continue
         if any(start <= event.time_range.start < end for start, end in spans):
             own = event.self_cpu_time_total if device.is_cpu else event.self_device_time_total
-            seconds[kind_of(event.name, event.input_shapes, vocabulary)] += own / 1e6
+            seconds[kind_of(event, vocabulary)] += own / 1e6
     seconds[OUTSIDE] = max(0.0, sum(trace.seconds[first:]) - sum(seconds.values()))
     return seconds

@@ -1,9 +1,9 @@
-"""Greedy decoding with the bundled base: Weft, and transformers' own `generate`.
+"""Greedy decoding with the bundled base: Weft, transformers' own `generate`, and mlx-lm's.
 
 The same fp32 weights, the same prompts of equal length (so that nobody pads), the same number of
-new tokens, no stop tokens. A step is one whole call, prefill included. With an adapter: PEFT's
-model, not merged, against Weft's bank of one member. Everyone must say the same tokens; the sum of
-their ids is compared.
+new tokens, no stop tokens. A step is one whole call, prefill included, after a short one on the
+same prompts. With an adapter: PEFT's model and mlx-lm's LoRA layers, not merged, against Weft's
+bank of one member. Everyone must say the same tokens; the sum of their ids is compared.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import peft
 import torch
 import transformers
 
+from benchmarks import mlx_peer
 from benchmarks.device import CPU, Clock, Device
 from benchmarks.harness import Contender, Measurement, Run, Trace
 from benchmarks.limit import Limit
-from benchmarks.race import Options, Race, raced
+from benchmarks.race import Options, Race, raced, tell
 from benchmarks.shapes import Stack, llama_token_bytes
 from weft.core.batch import IGNORE, Batch, Example
 from weft.core.errors import CheckFailed
@@ -43,6 +44,10 @@ SHORT = 12
 """New tokens for `--quick` and for the profile."""
 SEED = 0
 ADAPTER = AdapterConfig(rank=8, scale=2.0)
+NO_MLX = "mlx-lm is left out: it is measured on the processor"
+
+Generate = Callable[[list[np.ndarray], int], Sequence[Sequence[int]]]
+"""From prompts, and how many tokens to add to each."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,18 @@ def adapter_on(base: Base) -> Adapter:
     return adapter
 
 
-def timed(generate: Callable[[list[np.ndarray]], Sequence[Sequence[int]]], device: Device) -> Run:
-    """A run whose steps are calls of `generate`."""
+def timed(generate: Generate, workload: Workload) -> Run:
+    """A run whose steps are calls of `generate`, after a short one to warm up."""
 
     def run(batches: Sequence[Batch]) -> Trace:
-        clock, sums = Clock(device), []
+        clock, sums = Clock(workload.device), []
+        generate(
+            [example.ids_T for example in batches[0].examples], min(SHORT, workload.new_tokens)
+        )
         for batch in batches:
             prompts = [example.ids_T for example in batch.examples]
             with clock.step():
-                said = generate(prompts)
+                said = generate(prompts, workload.new_tokens)
             sums.append(float(sum(sum(text) for text in said)))
         return Trace(tuple(clock.seconds), tuple(sums))
 
@@ -117,13 +125,13 @@ def build_weft(workload: Workload) -> Run:
     """The local engine."""
     base = load_base(BASE, device=workload.device.name)
     bank = Bank.of({"member": adapter_on(base) if workload.adapted else None})
-    decoding = Decoding(max_tokens=workload.new_tokens, ignore_eos=True)
     engine = LocalEngine(base)
 
-    def generate(prompts: list[np.ndarray]) -> Sequence[Sequence[int]]:
+    def generate(prompts: list[np.ndarray], new_tokens: int) -> Sequence[Sequence[int]]:
+        decoding = Decoding(max_tokens=new_tokens, ignore_eos=True)
         return [text.ids for text in engine.generate(bank, prompts, decoding)[0]]
 
-    return timed(generate, workload.device)
+    return timed(generate, workload)
 
 
 def build_transformers(workload: Workload) -> Run:
@@ -141,28 +149,38 @@ def build_transformers(workload: Workload) -> Run:
     model.eval().to(workload.device.torch)
     tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_base(BASE))  # part of the job
 
-    def generate(prompts: list[np.ndarray]) -> Sequence[Sequence[int]]:
+    def generate(prompts: list[np.ndarray], new_tokens: int) -> Sequence[Sequence[int]]:
         ids_BT = torch.from_numpy(np.stack(prompts)).to(workload.device.torch)
         out_BT = model.generate(
             input_ids=ids_BT,
             attention_mask=torch.ones_like(ids_BT),
             do_sample=False,
-            max_new_tokens=workload.new_tokens,
+            max_new_tokens=new_tokens,
             eos_token_id=None,
             pad_token_id=tokenizer.pad_token_id,
         )
         return out_BT[:, PROMPT_TOKENS:].tolist()
 
-    return timed(generate, workload.device)
+    return timed(generate, workload)
+
+
+def build_mlx(workload: Workload) -> Run:
+    """mlx-lm, with LoRA layers of its own where there is an adapter."""
+    base = load_base(BASE) if workload.adapted else None
+    adapter = None if base is None else adapter_on(base)
+    return timed(mlx_peer.generator(*mlx_peer.loaded(BASE, base, adapter)), workload)
 
 
 def contenders(workload: Workload) -> list[Contender]:
     """Everyone who takes part, in running order."""
     peer = "transformers + PEFT" if workload.adapted else "transformers"
-    return [
+    mlx = "generate_step" if workload.prompts == 1 else "batch_generate"
+    found = [
         Contender("transformers", f"{peer} generate", lambda: build_transformers(workload)),
+        Contender("mlx_lm", f"mlx-lm {mlx}", lambda: build_mlx(workload), most=1),
         Contender("weft", "Weft", lambda: build_weft(workload)),
     ]
+    return [each for each in found if workload.device.is_cpu or each.name != "mlx_lm"]
 
 
 def check_same_tokens(measurements: Sequence[Measurement]) -> None:
@@ -187,28 +205,37 @@ def limits(workload: Workload) -> list[Limit]:
 
 
 def race(full: Workload) -> Callable[[Options], Race]:
-    """Greedy decoding of Weft and of transformers' generate."""
+    """Greedy decoding of Weft, of transformers' generate and of mlx-lm."""
 
     def made(options: Options) -> Race:
         workload = replace(full, device=options.device)
         short = replace(workload, new_tokens=SHORT)
-        return _race(short if options.quick else workload, options, _race(short, options))
+        if options.quick:
+            workload = replace(short, prompts=min(2, workload.prompts))
+        if not workload.device.is_cpu:
+            tell(NO_MLX)
+        return replace(
+            _race(workload, options.timed), limits=limits(workload), profiled=profiled(short)
+        )
 
     return made
 
 
-def _race(workload: Workload, options: Options, profiled: Race | None = None) -> Race:
+def _race(workload: Workload, steps: int) -> Race:
     return Race(
-        what=workload.what,
+        what=f"{workload.what}; mlx-lm only the first step of a round",
         contenders=contenders(workload),
-        batches=batches(workload, options.timed),
+        batches=batches(workload, steps),
         vocabulary=VOCABULARY,
-        warm_up=batches(workload, 1),
-        limits=limits(workload) if profiled else [],
         tokens=workload.new_of,
         check=check_same_tokens,
-        profiled=profiled,
     )
+
+
+def profiled(workload: Workload) -> Race:
+    """Without mlx-lm: the profiler is PyTorch's."""
+    race = _race(workload, 1)
+    return replace(race, contenders=[each for each in race.contenders if each.name != "mlx_lm"])
 
 
 BENCHMARKS = tuple(raced(workload.name, race(workload)) for workload in WORKLOADS)

@@ -45,6 +45,8 @@ class Axis:
     """How many of them a point has."""
     once: bool = False
     """A point takes so long that one reading a round is all."""
+    rare: int | None = None
+    """From this value on even one round is all."""
 
     @property
     def label(self) -> str:
@@ -110,6 +112,8 @@ def measured(axis: Axis, options: Options) -> Growth:
     peaks: dict[int, list[int]] = {value: [] for value in values}
     for number in range(options.rounds):
         for value in values if number % 2 == 0 else reversed(values):
+            if number and axis.rare is not None and value >= axis.rare:
+                continue
             tell(f"round {number + 1}/{options.rounds}: {axis.varies} {value:,}")
             times, memory = _visited(axis, value, setting, steps, options.device)
             seconds[value] += times
@@ -198,6 +202,16 @@ AXES = (
         "member",
     ),
     Axis(
+        "at_once",
+        f"members of a forward, of {growth_points.ALL}",
+        _powers(1, growth_points.ALL),
+        f"losses of {growth_points.ALL} members on the same 4 rows of 65 tokens, 256 of which are "
+        f"read, in as many forwards as it takes; {growth_points.MODEL}",
+        growth_points.of_members_at_once,
+        "member",
+        lambda value: growth_points.ALL,
+    ),
+    Axis(
         "members_decode",
         "members that speak",
         _powers(1, 64),
@@ -209,7 +223,7 @@ AXES = (
         "directions",
         "directions of a MeZO step",
         _powers(1, 64),
-        f"two-sided, all in one forward; {growth_points.MEZO.what}; 16 rows of about 25 tokens",
+        f"two-sided; {growth_points.MEZO.what}; 16 rows of about 25 tokens",
         growth_points.of_directions,
         "direction",
     ),
@@ -251,6 +265,7 @@ AXES = (
         growth_data.of_rows,
         "row",
         once=True,
+        rare=1_000_000,
     ),
     Axis(
         "vocabulary",

@@ -51,7 +51,7 @@ def drawn(results: Sequence[Result], path: Path) -> None:
             axes = figure.add_subplot(2 * down, across, place)
             _panel(axes, [point["value"] for point in result["points"]], values, colour)
             if not half:
-                title = result["benchmark"].removeprefix("growth_").replace("_", ", ")
+                title = result["benchmark"].removeprefix("growth_").replace("_", " ")
                 axes.set_title(title, loc="left", color=INK, fontsize=FONT)
             else:
                 axes.set_xlabel(result["varies"], color=QUIET, fontsize=FONT)

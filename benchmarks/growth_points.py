@@ -49,6 +49,8 @@ MODEL = (
 )
 TOKENS = 2048
 """Of a step whose rows grow longer and fewer."""
+ALL = 64
+"""Members that are scored, however many at once."""
 MEZO = mezo_task.Shape(4, 256, 4, 1024, 8192, 256)
 SEED = 0
 TINY = "weft/tiny"
@@ -102,12 +104,12 @@ def of_merged(value: int, setting: Setting) -> Steps:
 
 def of_members(value: int, setting: Setting) -> Steps:
     """Losses of so many members."""
-    base = small_base(setting)
-    layout = adapted(base)
-    scorer, batch = LocalScorer(base, layout), rows(4, 32)
-    members_1MP = acting(layout, value, setting)[None]
-    steps = _clocked(setting, lambda step: scorer.losses(members_1MP, [batch]))
-    return freed_memory_kept()(steps)
+    return _scoring(setting, value, value, rows(4, 32))
+
+
+def of_members_at_once(value: int, setting: Setting) -> Steps:
+    """Losses of `ALL` members, so many at once."""
+    return _scoring(setting, ALL, value, rows(4, 65))
 
 
 def of_speakers(value: int, setting: Setting) -> Steps:
@@ -214,6 +216,15 @@ def _stepping(setting: Setting, ground: Ground, layout: Layout, batch: Batch) ->
     scorer = LocalScorer(ground.base, layout, stacks=ground.stacks)
     run = weft_steps(scorer, OPTIMISER, 1, len(batch.examples), setting.device)
     return lambda steps: run([batch] * steps)
+
+
+def _scoring(setting: Setting, members: int, at_once: int, batch: Batch) -> Steps:
+    base = small_base(setting)
+    layout = adapted(base)
+    scorer = LocalScorer(base, layout, members_per_forward=at_once)
+    members_1MP = acting(layout, members, setting)[None]
+    steps = _clocked(setting, lambda step: scorer.losses(members_1MP, [batch]))
+    return freed_memory_kept()(steps)
 
 
 def _speaking(setting: Setting, base: Base, bank: Bank, batch: Batch, decoding: Decoding) -> Steps:

@@ -38,6 +38,8 @@ class Contender:
     name: str
     what: str
     build: Callable[[], Run]
+    most: int | None = None
+    """Timed steps a round, of one that takes very long."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def _one_round(
     tokens: Callable[[Batch], int],
     device: Device,
 ) -> Round:
+    timed = timed[: contender.most]
     with device.memory() as memory:
         trace = contender.build()([*warm_up, *timed])
     memory = trace.memory or memory

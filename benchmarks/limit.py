@@ -107,9 +107,7 @@ def fastest(call: Callable[[], object], device: Device = CPU) -> float:
     least, most = READINGS
     readings: list[float] = []
     while len(readings) < least or (len(readings) < most and sum(readings) < ENOUGH_SECONDS):
-        start = device.now()
-        call()
-        readings.append(device.now() - start)
+        readings.append(device.seconds(call))
     return min(readings)
 
 

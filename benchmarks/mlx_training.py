@@ -20,14 +20,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers
-import mlx_lm
 import numpy as np
 import torch
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
-from transformers import AutoModelForCausalLM
 
+from benchmarks import mlx_peer
 from benchmarks.alpaca_lengths import describe, random_batches
 from benchmarks.device import CPU
 from benchmarks.harness import Contender, Run, Trace
@@ -37,7 +36,6 @@ from benchmarks.sft_step import SEED, check_first_losses, weft_steps
 from benchmarks.shapes import Stack
 from weft.core.batch import IGNORE, Batch
 from weft.core.keys import Key
-from weft.data.tokenizer import load_tokenizer, resolve_base
 from weft.engines.scorer import LocalScorer
 from weft.methods.config import OptimiserConfig
 from weft.model.base import load_base, load_config
@@ -78,12 +76,7 @@ class _Clock(TrainingCallback):  # type: ignore[misc]
 
 def build_mlx() -> Run:
     """mlx-lm's trainer."""
-    with tempfile.TemporaryDirectory() as folder:  # it trains in the precision of the files
-        bundled = resolve_base(BASE)
-        AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.float32).save_pretrained(folder)
-        load_tokenizer(bundled).save_pretrained(folder)
-        model = mlx_lm.load(folder)[0]
-        mx.eval(model.parameters())
+    model, _ = mlx_peer.loaded(BASE)
     model.freeze()
     layer = model.layers[0]
     keys = {name for name, module in layer.named_modules() if isinstance(module, nn.Linear)}

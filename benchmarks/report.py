@@ -211,8 +211,8 @@ def markdown(rows: Rows) -> str:
 
 def _profile_rows(profile: Mapping[str, Mapping[str, float]]) -> Rows:
     kinds = next(iter(profile.values()))
-    rows = [[kind, *(f"{its[kind]:.3f}" for its in profile.values())] for kind in kinds]
-    total = ["all", *(f"{sum(its.values()):.3f}" for its in profile.values())]
+    rows = [[kind, *(f"{its[kind]:.4f}" for its in profile.values())] for kind in kinds]
+    total = ["all", *(f"{sum(its.values()):.4f}" for its in profile.values())]
     return [["seconds of one step", *profile], *rows, total]
 
 
@@ -221,7 +221,7 @@ def _row(measured: Measurement, subject: Measurement) -> list[str]:
     row = [
         measured.what,
         _spread(measured.tokens_per_second, "{:.0f}"),
-        f"{measured.step_seconds.median:.2f}",
+        f"{measured.step_seconds.median:.3g}",
         f"{own / MIB:,.0f}",
         f"{whole / MIB:,.0f}",
     ]

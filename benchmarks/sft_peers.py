@@ -102,14 +102,9 @@ def with_trainer(
 TRL: Mapping[str, Mapping[str, Any]] = {
     "padded": {},
     "padding-free": {"padding_free": True, "max_length": None},
-    "padding-free, loss in chunks": {
-        "padding_free": True,
-        "max_length": None,
-        "loss_type": "chunked_nll",
-    },
 }
-"""Its settings that can pay here. Packing several rows into one of a fixed length is padding-free
-as well, and puts other rows into a step than everyone else has."""
+"""Its settings that can pay here; its loss is in chunks in both. Packing several rows into one of a
+fixed length is padding-free as well, and puts other rows into a step than everyone else has."""
 
 
 def with_trl(model: peft.PeftModel, device: Device, setting: str, **recipe: Any) -> Run:
@@ -139,7 +134,7 @@ def _run(make: MakeTrainer, device: Device) -> Run:
             warnings.simplefilter("ignore")
             logging.getLogger("trl").setLevel(logging.ERROR)
             trainer = make(
-                [_row(e) for batch in batches for e in batch.examples],
+                [row_of(e) for batch in batches for e in batch.examples],
                 {
                     "output_dir": scratch,
                     "per_device_train_batch_size": len(batches[0].examples),
@@ -162,7 +157,8 @@ def _run(make: MakeTrainer, device: Device) -> Run:
     return run
 
 
-def _row(example: Example) -> dict[str, list[int]]:
+def row_of(example: Example) -> dict[str, list[int]]:
+    """As the trainers' data sets have it."""
     return {
         "input_ids": example.ids_T.tolist(),
         "attention_mask": [1] * example.tokens,

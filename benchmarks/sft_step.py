@@ -145,13 +145,17 @@ RECIPES = (
 
 def build_weft(recipe: Recipe) -> Run:
     """Weft's engine, gradient estimator and optimiser, put together as its training loop does."""
+    return weft_steps(scorer_of(recipe), OPTIMISER, recipe.adapters, BATCH_ROWS, recipe.device)
+
+
+def scorer_of(recipe: Recipe) -> LocalScorer:
+    """Weft's engine."""
     fill = SimpleNamespace(pad_token_id=0, eos_token_id=0)  # rows are ids: nothing is tokenised
     base = prepare("random GPT-2", recipe.base_model(), fill)
     layout = choose_sites(base.sites, recipe.adapter)
     trunk = Trunk.of(base, [slot.site.name for slot in layout.slots], TRUNK_BYTES)
     dropped = recipe.base_dropout > 0
-    engine = LocalScorer(base, layout, dropout=ADAPTER.dropout, base_dropout=dropped, trunk=trunk)
-    return weft_steps(engine, OPTIMISER, recipe.adapters, BATCH_ROWS, recipe.device)
+    return LocalScorer(base, layout, dropout=ADAPTER.dropout, base_dropout=dropped, trunk=trunk)
 
 
 def weft_steps(

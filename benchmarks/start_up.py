@@ -1,6 +1,8 @@
 """How long commands take that compute next to nothing: processes from start to end.
 
-`weft diff` compares two finished runs of two steps each, which are made first and not timed.
+`weft diff` compares two finished runs of two steps each, which are made first and not timed. Every
+command is run once before it is timed, so that its byte code is there, as that of an installed
+package is.
 """
 
 from __future__ import annotations
@@ -50,6 +52,9 @@ def run(options: Options) -> Times:
         for seed, name in enumerate(RUNS):
             tell(f"making run {name}")
             weft([*MAKE, f"seed={seed}", "--run-dir", name], folder)
+        for name, arguments in COMMANDS.items():
+            tell(f"warm-up: {name}")
+            weft(arguments, folder)
         for number in range(options.rounds):
             for name, arguments in COMMANDS.items():
                 tell(f"round {number + 1}/{options.rounds}: {name}")
@@ -66,6 +71,7 @@ def weft(arguments: Sequence[str], folder: str | Path) -> None:
     command = [sys.executable, "-m", "weft", *arguments]
     root = str(Path(__file__).parent.parent)
     environment = os.environ | {"PYTHONPATH": root}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else Weft would be compiled in every process
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise CheckFailed(f"weft {' '.join(arguments)} failed:\n{done.stderr.strip()[-2000:]}")

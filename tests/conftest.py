@@ -22,6 +22,8 @@ os.environ["MPLBACKEND"] = "agg"
 for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR"):
     os.environ.pop(name, None)
 
+os.fsync = lambda descriptor: None  # slow; a machine that stops needs it, a kill does not
+
 VOCABULARY = 97
 SMALL = {
     "hidden_size": 32,

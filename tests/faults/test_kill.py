@@ -41,7 +41,8 @@ POPULATION = [
     "objective.decoding.temperature=1.0",
 ]
 CASES = {
-    "backprop": (20, 200, []),
+    "backprop": (5, 80, []),
+    "backprop, 20 kills": (20, 200, []),
     "boosted mezo": (4, 200, [*BOOSTED, "boost.steps_per_iteration=7"]),
     "boosted mezo, on a plateau": (
         4,
@@ -78,7 +79,7 @@ def fresh(base: str, rows: str, root: Path, steps: int, more: list[str]) -> list
     return ["instruct", *settings, *more, "--run-dir", str(root)]
 
 
-LONG = ("boosted mezo", "boosted mezo, on a plateau")
+LONG = ("backprop, 20 kills", "boosted mezo", "boosted mezo, on a plateau")
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,10 @@ def test_tokens_equal_transformers_generate(who, rows, count, base, adapter, pro
 
 
 @pytest.mark.parametrize("who", ["base", "adapter"])
-def test_tokens_equal_mlx_lm(who, base, adapter, prompts, said, folder):
+@pytest.mark.parametrize(
+    "count", [20, pytest.param(PROMPTS, marks=pytest.mark.long)], ids=["some", "all"]
+)
+def test_tokens_equal_mlx_lm(who, count, base, adapter, prompts, said, folder):
     mlx = pytest.importorskip("mlx.core")
     from mlx_lm.generate import generate_step
     from mlx_lm.tuner.utils import load_adapters
@@ -154,6 +157,7 @@ def test_tokens_equal_mlx_lm(who, base, adapter, prompts, said, folder):
         model.eval()
     theirs = [
         [token for token, _ in generate_step(mlx.array(prompt), model, max_tokens=TOKENS)]
-        for prompt in prompts
+        for prompt in prompts[:count]
     ]
-    check_same(base, adapter if who == "adapter" else None, prompts, said[who], theirs)
+    member = adapter if who == "adapter" else None
+    check_same(base, member, prompts[:count], said[who][:count], theirs)

@@ -12,6 +12,8 @@ from benchmarks.harness import alternate
 from weft.core.errors import CheckFailed
 from weft.model.objectives import OptionNLL
 
+SLOW = ("compile", "mlx_training", "recorder")
+
 
 @pytest.fixture(autouse=True)
 def no_vllm(monkeypatch, tmp_path):
@@ -19,7 +21,10 @@ def no_vllm(monkeypatch, tmp_path):
     monkeypatch.setattr(vllm_peer, "ENVIRONMENT", tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in BENCHMARKS],
+)
 def test_quick_runs(name, monkeypatch, capsys):
     quick(monkeypatch, name, "--device", "cpu")
     assert name in capsys.readouterr().out

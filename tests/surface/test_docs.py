@@ -56,6 +56,7 @@ def test_yaml_is_a_configuration(page, text, tmp_path):
         assert resolve(str(path)).config.data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "text"), blocks("python"))
 def test_python_runs(page, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

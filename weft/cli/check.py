@@ -33,16 +33,16 @@ def check(
     """Check a configuration and its data without loading weights."""
     from weft.training.resolve import resolve
 
-    resolved = resolve(recipe, settings or ())  # a slip is answered before PyTorch is loaded
+    resolved = resolve(recipe, settings or ())
 
     with screen.console().status("loading"):
         from weft.data.show import show as show_split
-        from weft.data.tokenizer import load_tokenizer
-        from weft.model.base import skeleton
+        from weft.data.tokenizer import row_tokenizer
+        from weft.model.facts import skeleton
         from weft.model.sites import choose_sites, layers_notice
         from weft.training.block import configuration_block
-        from weft.training.job import load_data, trigger_of
-        from weft.training.objective import objective_for
+        from weft.training.choosing import notices_of
+        from weft.training.plan import load_data, trigger_of
 
         splits = load_data(resolved.config)
         sites = skeleton(resolved.config.base)
@@ -51,7 +51,7 @@ def check(
     notices = [*resolved.notices, *(text for s in splits.values() for text in s.notices)]
     if layers := layers_notice(sites, resolved.config.adapter):
         notices.append(layers)
-    notices += objective_for(resolved.config.objective, splits)[1]
+    notices += notices_of(resolved.config.objective, splits)
     trigger = trigger_of(resolved.config, len(splits["train"].items))
     if trigger is not None and trigger.ignored is not None:
         notices.append(trigger.ignored)
@@ -76,7 +76,7 @@ def check(
         screen.put()
         screen.put(screen.table(("key", "value", "from"), rows, numbers=False))
     if show:
-        tokenizer = load_tokenizer(resolved.config.base)
+        tokenizer = row_tokenizer(resolved.config.base)
         screen.put()
         screen.put(show_split(splits["train"], tokenizer, show, choosing=choosing))
     screen.notices(notices)

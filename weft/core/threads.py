@@ -2,16 +2,16 @@
 
 OpenMP's threads spin after every parallel operation, for milliseconds, in the hope of the next
 one. On a machine with other work to do they take the core from the very thread that they wait
-for, and a step of many small operations runs several times slower. A shorter spin costs nothing
-measurable on a quiet machine.
+for, and a step of many small operations runs several times slower. A spin as long as the pause
+between two operations of a step is enough where it is quiet, and soon over where it is not.
 """
 
 from __future__ import annotations
 
 import os
 
-SPINS = "2000"
-"""Some microseconds; GNU OpenMP's own default is 150 times that."""
+SPINS = "20000"
+"""Some ten microseconds; GNU OpenMP's own default is 15 times that."""
 
 
 def wait_politely() -> None:

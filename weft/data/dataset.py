@@ -26,7 +26,7 @@ from weft.data.templates import FORMATS, Chat, Format, Made, Rendered, detect
 from weft.data.tokens import Encoded, Encoder, encode_completions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from weft.data.plain import RowTokenizer
 
 SHOWN_PROBLEMS = 5
 CHUNK = 2000
@@ -37,7 +37,7 @@ NO_PROMPT = ("text", "messages", "tokenized")
 
 def load_splits(
     config: DataConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: RowTokenizer,
     splits: tuple[str, ...] = ("train", "valid"),
     limit_context: int | None = None,
     *,
@@ -316,7 +316,7 @@ def _split(
     return Split(name, task, items, max_length, counts, notices, candidates)
 
 
-def _candidates(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[Candidate, ...]:
+def _candidates(tokenizer: RowTokenizer, texts: Sequence[str]) -> tuple[Candidate, ...]:
     """Candidates as they go on from a prompt; an error where their tokens tell no two apart."""
     made: list[Candidate] = []
     for text, ids in zip(texts, encode_completions(tokenizer, texts), strict=True):

@@ -9,7 +9,7 @@ from weft.core.batch import IGNORE
 from weft.data.split import Item, Split
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from weft.data.plain import RowTokenizer
 
 MARK = "*"
 SUPERVISED = f"{MARK} supervised: the model is trained to predict this token from those before it"
@@ -17,9 +17,7 @@ SUPERVISED = f"{MARK} supervised: the model is trained to predict this token fro
 GRADED = "prompts: what the model says after them is graded"
 
 
-def show(
-    split: Split, tokenizer: PreTrainedTokenizerBase, k: int, *, choosing: bool = False
-) -> str:
+def show(split: Split, tokenizer: RowTokenizer, k: int, *, choosing: bool = False) -> str:
     """The first `k` examples of a split as plain text, one token a line.
 
     `choosing`: the objective is the choice between candidates, which reads no other token of a
@@ -37,7 +35,7 @@ def _chosen(split: Split) -> str:
     return f"{MARK} the right one of the candidates {words}; what comes after it is not read"
 
 
-def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+def token_text(tokenizer: RowTokenizer, token: int) -> str:
     """A token as quoted text; part of a character is shown in the tokenizer's own notation."""
     piece = tokenizer.convert_ids_to_tokens(token)
     if piece is None:
@@ -48,9 +46,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return f"{piece} (part of a character)" if "\ufffd" in text else repr(text)
 
 
-def _lines(
-    split: Split, item: Item, tokenizer: PreTrainedTokenizerBase, choosing: bool
-) -> Iterator[str]:
+def _lines(split: Split, item: Item, tokenizer: RowTokenizer, choosing: bool) -> Iterator[str]:
     example, end = item.example, len(item.example.ids_T)
     cut = f", cut to {split.max_length}" if item.truncated else ""
     counted = f", {example.supervised} supervised"

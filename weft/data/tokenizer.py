@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weft.core.errors import InputError, did_you_mean
-from weft.runs.evidence import TokenizerSeen
+from weft.data.plain import PlainTokenizer, plain_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from weft.runs.evidence import TokenizerSeen
 
 BUNDLED = {"weft/tiny": "tiny"}
 """Bases that ship with Weft, by name, and their folder under `weft/assets`."""
@@ -72,8 +74,16 @@ def load_tokenizer(ref: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def row_tokenizer(ref: str) -> PreTrainedTokenizerBase | PlainTokenizer:
+    """The same one as far as reading rows needs it, without transformers where that can be."""
+    plain = plain_tokenizer(Path(resolve_base(ref)), lambda: load_tokenizer(ref))
+    return load_tokenizer(ref) if plain is None else plain
+
+
 def tokenizer_seen(tokenizer: PreTrainedTokenizerBase) -> TokenizerSeen:
     """A tokenizer as evidence: digests of its vocabulary and template, and its special tokens."""
+    from weft.runs.evidence import TokenizerSeen  # here: its many models take a moment to make
+
     template = getattr(tokenizer, "chat_template", None)
     pairs = sorted(tokenizer.get_vocab().items(), key=lambda pair: (pair[1], pair[0]))
     special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in SPECIAL}

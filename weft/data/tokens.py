@@ -20,11 +20,14 @@ import numpy as np
 from weft.core.batch import IGNORE
 from weft.core.errors import InputError
 from weft.data.config import DataConfig
+from weft.data.plain import PlainTokenizer
 from weft.data.rows import RowProblem
 from weft.data.templates import Chat, Made, Rendered, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from weft.data.plain import RowTokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ class Encoded:
 class Encoder:
     """A tokenizer with the choices of a run: rendered rows in, ids and labels out."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: RowTokenizer
     head: tuple[int, ...]
     """What the tokenizer puts before a text."""
     eos: int | None
@@ -76,7 +79,7 @@ class Encoder:
     """Used instead of the tokenizer's own."""
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> Encoder:
+    def of(cls, tokenizer: RowTokenizer, config: DataConfig) -> Encoder:
         """The encoder that a configuration asks for."""
         eos = tokenizer.eos_token_id if config.append_eos else None
         if config.append_eos and eos is None:
@@ -104,12 +107,13 @@ class Encoder:
         return Encoded(ids_T, labels_T, len(prompt), texts.prompt, texts.completion)
 
 
-def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any
-) -> list[list[int]]:
+def encode_texts(tokenizer: RowTokenizer, texts: Sequence[str], **options: Any) -> list[list[int]]:
     """Ids of the texts alone; `options` are the tokenizer's."""
     if not texts:
         return []
+    if isinstance(tokenizer, PlainTokenizer):
+        assert not options, "only transformers' own has any"
+        return _encode_fast(tokenizer, texts)
     if not options and _is_plain(tokenizer):
         return _encode_fast(tokenizer, texts)
     encoded = tokenizer(
@@ -126,7 +130,7 @@ def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
     return all(getattr(its, name) is getattr(Plain, name, None) for name in names)
 
 
-def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def _encode_fast(tokenizer: RowTokenizer, texts: Sequence[str]) -> list[list[int]]:
     """As a call of the tokenizer, which takes twice the time: it makes offsets and masks, too."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
@@ -135,7 +139,7 @@ def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     return [each.ids for each in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def encode_completions(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def encode_completions(tokenizer: RowTokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Ids of the texts as they go on from a prompt: responses, candidates.
 
     Some tokenizers put a space before a text that they are given (SentencePiece, Metaspace). What
@@ -177,7 +181,7 @@ SENTINELS = ("\n", ".")
 """Texts that rarely merge with what follows, best first."""
 
 
-def _sentinel(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def _sentinel(tokenizer: RowTokenizer) -> str | None:
     """What to put before a text so that it goes on; None where a text alone has the same ids."""
     for sentinel in SENTINELS:
         alone, before, whole = encode_texts(tokenizer, ["x", sentinel, f"{sentinel}x"])
@@ -312,7 +316,7 @@ def _check_tokens(
         if len(outside):
             return RowProblem(f"`{name}` has {outside[0]}: the tokenizer's ids are 0 to {size - 1}")
     start = _first_supervised(labels_T)
-    prompt, response = (encoder.tokenizer.decode(ids) for ids in (ids_T[:start], labels_S))
+    prompt, response = (encoder.tokenizer.decode(x.tolist()) for x in (ids_T[:start], labels_S))
     return Encoded(ids_T, labels_T, start, prompt, response)
 
 
@@ -330,7 +334,7 @@ POSERS: dict[type, Callable[[Encoder, Sequence[Any]], list[Encoded | RowProblem]
 }
 
 
-def head_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def head_ids(tokenizer: RowTokenizer) -> tuple[int, ...]:
     """The ids that the tokenizer puts before a text, found by trying."""
     tried = tokenizer("a", return_special_tokens_mask=True)
     added = tried["special_tokens_mask"]

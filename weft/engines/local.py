@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from weft.core.batch import Batch, spans
+from weft.core.batch import Batch, even_spans
 from weft.data.stream_text import Detokeniser
 from weft.engines.config import KV_MEMORY_MIB
 from weft.engines.engine import Scores
+from weft.engines.forwards import members_at_once
 from weft.engines.tiles import Tile, tiles
 from weft.model.adapter import Site
 from weft.model.bank import Bank
@@ -90,7 +91,8 @@ class LocalEngine:
         correct_NE = np.zeros((members, examples), dtype=np.int64)
         column = 0
         for part in batch.micro(self.rows_per_forward or examples):
-            for start, stop in spans(members, self.members_per_forward):
+            at_once = members_at_once(self.members_per_forward, [objective.rows(part)])
+            for start, stop in even_spans(members, at_once):
                 blocks = [Block(0, stop - start, part)]
                 with torch.no_grad():
                     cells = objective.cells(self.base, Weft(bank.part(start, stop)), blocks)

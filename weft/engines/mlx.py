@@ -32,10 +32,11 @@ from weft.engines.mlx_stepper import MlxStepper, slides
 from weft.formats.mlx_names import to_mlx
 from weft.model.adapter import Site
 from weft.model.bank import Bank
-from weft.model.base import HINT, LOADING_ERRORS, first_line, load_config, skeleton
+from weft.model.base import HINT, LOADING_ERRORS, first_line, load_config
 from weft.model.config import DType
 from weft.model.decode import OnToken, Stepper, check_prompts, decode
 from weft.model.decoding import Completion, Decoding
+from weft.model.facts import skeleton
 from weft.model.objectives import TOKENS, Objective
 from weft.model.witness import Witness
 

@@ -13,8 +13,9 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
-from weft.core.batch import Batch, spans
+from weft.core.batch import Batch, even_spans
 from weft.core.keys import Key
+from weft.engines.forwards import members_at_once
 from weft.engines.population import Crew, Generation
 from weft.methods.estimate import Graded, Gradient
 from weft.methods.population import Population
@@ -34,7 +35,8 @@ class LocalScorer:
     """Adapters of one layout over one base, each lane on the stack that it has built so far.
 
     `members_per_forward` and `rows_per_forward` bound the memory of one forward; they change no
-    result beyond rounding. `stacks` has one adapter for each lane; `trunk` reads what lies below
+    result beyond rounding. Where they are not given, `members_at_once` says how many members share
+    a forward. `stacks` has one adapter for each lane; `trunk` reads what lies below
     all adapters, but where the base's own dropout is on.
     """
 
@@ -70,7 +72,7 @@ class LocalScorer:
             bank = Bank.from_flat(names, self.layout, theta_LMP.detach().flatten(0, 1))
         loss_LM = np.zeros((lanes, members))
         for micro in self._micro(batches):
-            for start, stop in spans(lanes * members, self.members_per_forward):
+            for start, stop in even_spans(lanes * members, self._at_once(micro)):
                 pieces = [
                     (lane, max(start, lane * members), min(stop, (lane + 1) * members))
                     for lane in range(start // members, -(-stop // members))
@@ -108,7 +110,7 @@ class LocalScorer:
         gradient_LP, loss_L = torch.zeros_like(theta_LP), np.zeros(lanes)
         names = tuple(map(str, range(lanes)))
         for micro in self._micro(batches):
-            for start, stop in spans(lanes, self.members_per_forward):
+            for start, stop in even_spans(lanes, self._at_once(micro)):
                 live = [lane for lane in range(start, stop) if micro[lane] is not None]
                 if not live:
                     continue
@@ -144,6 +146,10 @@ class LocalScorer:
         yield from zip_longest(
             *(batch.micro(self.rows_per_forward or len(batch.examples) or 1) for batch in batches)
         )
+
+    def _at_once(self, micro: Sequence[Batch | None]) -> int:
+        here = (self.objective.rows(part) for part in micro if part is not None)
+        return members_at_once(self.members_per_forward, here)
 
     def _stacks(self, lanes: Sequence[int]) -> Bank | None:
         return self.stacks.only(lanes) if self.stacks is not None else None

@@ -15,8 +15,4 @@ def estimate(config: BackpropConfig, point: Point, scorer: Scorer) -> Estimate:
     return Estimate(direction_LP, found.loss_L)
 
 
-BACKPROP = Method(
-    estimate,
-    forwards=lambda config: 2,  # a backward through frozen weights multiplies as often
-    describe=lambda config: "backprop: a forward and a backward a step",
-)
+BACKPROP = Method(estimate)

@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from weft.core.batch import Batch, Example, spans
+from weft.core.keys import Key
+from weft.data.stream import batch_at, cycle_at, steps_per_epoch
 
-class BackpropConfig(BaseModel):
-    """The exact gradient of the loss, by automatic differentiation."""
+AT_A_TIME = 32
+"""Random directions held at a time."""
+
+
+class StepsConfig(BaseModel):
+    """What a method's steps cost and which rows they see: as long as it does not say otherwise,
+    every epoch sees each row once, in an order of its own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @property
+    @abstractmethod
+    def forwards(self) -> int:
+        """Passes of one batch through the base in a step; a backward pass counts as one."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The configuration in a few words for people."""
+
+    def rows(self, batch_size: int, count: int) -> int:
+        """How many of `count` rows a step reads: as the run's `batch_size` says."""
+        return batch_size
+
+    def steps(self, batch_size: int, count: int, epochs: float) -> float:
+        """How many steps read each of `count` rows so often; the last one may read fewer rows."""
+        return epochs * steps_per_epoch(count, batch_size)
+
+    def batch(self, examples: Sequence[Example], step: int, batch_size: int, key: Key) -> Batch:
+        """The rows of a step, counted from 0: the next ones of the epoch's order."""
+        return batch_at(examples, step, batch_size, key)
+
+
+class BackpropConfig(StepsConfig):
+    """The exact gradient of the loss, by automatic differentiation."""
 
     name: Literal["backprop"] = "backprop"
 
+    @property
+    def forwards(self) -> int:
+        """A backward through frozen weights multiplies as often as a forward."""
+        return 2
 
-class MezoConfig(BaseModel):
+    def describe(self) -> str:
+        """In a few words."""
+        return "backprop: a forward and a backward a step"
+
+
+class MezoConfig(StepsConfig):
     """Slopes along random directions, from losses alone (arXiv 2305.17333)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["mezo"] = "mezo"
     eps: Annotated[float, Field(gt=0, description="how far along a direction it looks")] = 1e-3
@@ -33,6 +76,24 @@ class MezoConfig(BaseModel):
     preflight: Annotated[
         bool, Field(description="before the first step, see whether eps suits the loss")
     ] = True
+
+    @property
+    def forwards(self) -> int:
+        """Perturbed adapters, and theta itself where one side is enough.
+
+        More than `AT_A_TIME` one-sided directions score theta once for each part.
+        """
+        if self.sides == "two":
+            return 2 * self.directions
+        return self.directions + len(list(spans(self.directions, AT_A_TIME)))
+
+    def describe(self) -> str:
+        """In a few words."""
+        count = f"{self.directions} direction" + ("s" if self.directions > 1 else "")
+        return (
+            f"mezo: {self.sides}-sided, {count} a step, {self.noise}, eps {self.eps:g}, "
+            f"{self.forwards} forwards a step"
+        )
 
 
 class NoiseConfig(BaseModel):
@@ -66,10 +127,8 @@ class NoiseConfig(BaseModel):
         return self
 
 
-class EsConfig(BaseModel):
+class EsConfig(StepsConfig):
     """Evolution strategies: adapters around a centre, which moves to where rewards are better."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["es"] = "es"
     population: Annotated[int, Field(ge=2, description="members of a generation")] = 30
@@ -96,6 +155,37 @@ class EsConfig(BaseModel):
                 "number, or `antithetic: false`"
             )
         return self
+
+    @property
+    def forwards(self) -> int:
+        """The centre is one more."""
+        return self.population + 1
+
+    def describe(self) -> str:
+        """In a few words."""
+        noise = self.noise
+        size = (
+            f"sigma {noise.sigma:g}"
+            if noise.sigma is not None
+            else f"{noise.fraction:.3g} of mean |W| in {noise.space} space"
+        )
+        scales = "" if noise.init_scale == 1 else f", x{noise.init_scale:g} in generation 0"
+        scales += "" if noise.perturb_scale == 1 else f", x{noise.perturb_scale:g} after it"
+        shaping = f"{self.shaping}, prompt by prompt" if self.per_prompt else self.shaping
+        pairs = " in pairs" if self.antithetic else ""
+        return f"es: {self.population} members{pairs}, noise {size}{scales}, weights by {shaping}"
+
+    def rows(self, batch_size: int, count: int) -> int:
+        """`samples_per_generation`, or all."""
+        return min(self.samples_per_generation or count, count)
+
+    def steps(self, batch_size: int, count: int, epochs: float) -> float:
+        """An epoch may end within a generation, which goes on with the first rows."""
+        return epochs * count / self.rows(batch_size, count)
+
+    def batch(self, examples: Sequence[Example], step: int, batch_size: int, key: Key) -> Batch:
+        """Generation g takes those from g * samples_per_generation on, and around again."""
+        return cycle_at(examples, step, self.samples_per_generation)
 
 
 MethodConfig = Annotated[BackpropConfig | MezoConfig | EsConfig, Field(discriminator="name")]

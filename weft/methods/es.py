@@ -18,10 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from weft.core.batch import Batch, Example
 from weft.core.errors import InputError
-from weft.core.keys import Key
-from weft.data.stream import cycle_at
 from weft.methods.calibrate import calibrate
 from weft.methods.config import EsConfig
 from weft.methods.estimate import AT_THETA, Estimate, Graded, Method, Point, Preflight, Scorer
@@ -135,46 +132,10 @@ def preflight(config: EsConfig, point: Point, scorer: Scorer) -> Preflight | Non
     )
 
 
-class Cycled:
-    """The rows in their order, generation after generation, and around again."""
-
-    def rows(self, config: EsConfig, batch_size: int, count: int) -> int:
-        """`samples_per_generation`, or all."""
-        return min(config.samples_per_generation or count, count)
-
-    def steps(self, config: EsConfig, batch_size: int, count: int, epochs: float) -> float:
-        """An epoch may end within a generation, which goes on with the first rows."""
-        return epochs * count / self.rows(config, batch_size, count)
-
-    def batch(
-        self, config: EsConfig, examples: Sequence[Example], step: int, batch_size: int, key: Key
-    ) -> Batch:
-        """Generation g takes those from g * samples_per_generation on."""
-        return cycle_at(examples, step, config.samples_per_generation)
-
-
-def describe(config: EsConfig) -> str:
-    """The configuration in a few words."""
-    noise = config.noise
-    size = (
-        f"sigma {noise.sigma:g}"
-        if noise.sigma is not None
-        else f"{noise.fraction:.3g} of mean |W| in {noise.space} space"
-    )
-    scales = "" if noise.init_scale == 1 else f", x{noise.init_scale:g} in generation 0"
-    scales += "" if noise.perturb_scale == 1 else f", x{noise.perturb_scale:g} after it"
-    shaping = f"{config.shaping}, prompt by prompt" if config.per_prompt else config.shaping
-    pairs = " in pairs" if config.antithetic else ""
-    return f"es: {config.population} members{pairs}, noise {size}{scales}, weights by {shaping}"
-
-
 ES = Method(
     estimate,
-    forwards=lambda config: config.population + 1,  # the centre is one more
-    describe=describe,
     preflight=preflight,
     replay=replay,
     calibrate=lambda config, *about: calibrate(config.noise, *about),
-    reading=Cycled(),
     scalars=lambda config: ("weights", config.population),
 )

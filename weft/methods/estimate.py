@@ -15,9 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from weft.core.batch import Batch, Example
+from weft.core.batch import Batch
 from weft.core.keys import Key
-from weft.data.stream import batch_at, steps_per_epoch
 from weft.methods.calibrate import Noise
 from weft.methods.population import Population
 from weft.model.adapter import Layout
@@ -230,54 +229,11 @@ class Preflight:
     warning: str | None
 
 
-class Reading(Protocol):
-    """Which rows the steps of a method see."""
-
-    def rows(self, config: Any, batch_size: int, count: int) -> int:
-        """How many of `count` rows a step reads."""
-        ...
-
-    def steps(self, config: Any, batch_size: int, count: int, epochs: float) -> float:
-        """How many steps read each of `count` rows so often."""
-        ...
-
-    def batch(
-        self, config: Any, examples: Sequence[Example], step: int, batch_size: int, key: Key
-    ) -> Batch:
-        """Those of a step, counted from 0."""
-        ...
-
-
-class Shuffled:
-    """Every epoch sees each row once, in an order of its own."""
-
-    def rows(self, config: Any, batch_size: int, count: int) -> int:
-        """As the run's `batch_size` says."""
-        return batch_size
-
-    def steps(self, config: Any, batch_size: int, count: int, epochs: float) -> float:
-        """The last step of an epoch may read fewer rows."""
-        return epochs * steps_per_epoch(count, batch_size)
-
-    def batch(
-        self, config: Any, examples: Sequence[Example], step: int, batch_size: int, key: Key
-    ) -> Batch:
-        """The next rows of the epoch's order."""
-        return batch_at(examples, step, batch_size, key)
-
-
-SHUFFLED = Shuffled()
-
-
 @dataclass(frozen=True)
 class Method:
     """A way to train, as the loop sees it."""
 
     estimate: Estimator
-    forwards: Callable[[Any], int]
-    """Passes of one batch through the base in a step; a backward pass counts as one."""
-    describe: Callable[[Any], str]
-    """The configuration in a few words for people."""
     preflight: Callable[[Any, Point, Scorer], Preflight | None] | None = None
     """Called once, before the first step."""
     replay: Callable[[Any, Point, Sequence[Mapping[str, Any]]], torch.Tensor] | None = None
@@ -285,6 +241,5 @@ class Method:
     calibrate: Callable[[Any, Layout, Mapping[str, float], torch.Tensor, bool], Noise] | None = None
     """The noise of a population around a start [P], from mean |W| by site; the last argument is
     whether only B moves."""
-    reading: Reading = SHUFFLED
     scalars: Callable[[Any], tuple[str, int]] | None = None
     """How the numbers of its evidence are called, and how many a step has."""

@@ -5,7 +5,7 @@
     estimate    mean over directions of slope * z
 
 The published code perturbs the weights in place, one copy after the other. Here every perturbed
-adapter is a member of a bank, built from theta and a key, and all are scored in one forward:
+adapter is a member of a bank, built from theta and a key, and all are scored together:
 nothing has to be restored, so nothing drifts.
 
 Shapes: L lanes, Q directions, q directions at a time, M members of a lane, P parameters.
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from weft.core.batch import spans
-from weft.methods.config import MezoConfig
+from weft.methods.config import AT_A_TIME, MezoConfig
 from weft.methods.estimate import AT_THETA, PERTURBED, Estimate, Method, Point, Preflight, Scorer
-from weft.methods.perturb import AT_A_TIME, combine, draw
+from weft.methods.perturb import combine, draw
 
 PREFLIGHT_DIRECTIONS = 4
 PREFLIGHT_TOLERANCE = 0.1
@@ -86,16 +86,6 @@ def _one_sided(eps: float, z_LqP: torch.Tensor, point: Point, scorer: Scorer) ->
     loss_LM = scorer.losses(members_LMP, point.batches)
     here_L1, plus_Lq = loss_LM[:, :1], loss_LM[:, 1:]
     return (plus_Lq - here_L1) / eps, here_L1[:, 0], {"plus": plus_Lq.tolist()}
-
-
-def forwards(config: MezoConfig) -> int:
-    """Perturbed adapters, and theta itself where one side is enough.
-
-    More than `AT_A_TIME` one-sided directions score theta once for each part.
-    """
-    if config.sides == "two":
-        return 2 * config.directions
-    return config.directions + len(list(spans(config.directions, AT_A_TIME)))
 
 
 def preflight(config: MezoConfig, point: Point, scorer: Scorer) -> Preflight | None:
@@ -172,19 +162,8 @@ def replay(config: MezoConfig, point: Point, evidence: Sequence[Mapping[str, Any
     return combine(config.noise, point, np.array([line["slopes"] for line in evidence]))
 
 
-def describe(config: MezoConfig) -> str:
-    """The configuration in a few words."""
-    count = f"{config.directions} direction" + ("s" if config.directions > 1 else "")
-    return (
-        f"mezo: {config.sides}-sided, {count} a step, {config.noise}, eps {config.eps:g}, "
-        f"{forwards(config)} forwards a step"
-    )
-
-
 MEZO = Method(
     estimate,
-    forwards,
-    describe,
     preflight,
     replay,
     scalars=lambda config: ("slopes", config.directions),

@@ -15,11 +15,9 @@ import torch
 
 from weft.core.batch import spans
 from weft.core.keys import Key
+from weft.methods.config import AT_A_TIME
 from weft.methods.estimate import Point
 from weft.model.noise import normal, rademacher
-
-AT_A_TIME = 32
-"""Directions held at a time."""
 
 NOISES: dict[str, Callable[[int, Key], torch.Tensor]] = {
     "gaussian": normal,

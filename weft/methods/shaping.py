@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from weft.methods.config import EsConfig
 
@@ -84,6 +83,8 @@ def zscore(reward_NK: np.ndarray) -> np.ndarray:
 
 def rank(reward_NK: np.ndarray) -> np.ndarray:
     """Centred ranks in each column, in units of their standard deviation; 0 where all tie."""
+    from scipy.stats import rankdata  # here: it takes long to load, and few runs rank
+
     rank_NK = rankdata(reward_NK, method="average", axis=0)
     centred_NK = rank_NK - rank_NK.mean(axis=0)
     std_K = np.sqrt((centred_NK**2).mean(axis=0))

@@ -9,11 +9,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-
-import torch
+from typing import TYPE_CHECKING
 
 from weft.core.keys import Key
-from weft.model.noise import uniform
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,10 @@ def initial_adapter(layout: Layout, key: Key) -> Adapter:
     The law is that of PEFT (kaiming_uniform with a=sqrt(5)) and of mlx-lm. Each site draws from
     its own key, so a site's A does not depend on which other sites are adapted.
     """
+    import torch  # here: whoever asks for sites and shapes only loads none of it
+
+    from weft.model.noise import uniform
+
     flat = torch.zeros(layout.size)
     for name, (a_rI, _) in layout.factors(flat).items():
         bound = 1 / math.sqrt(a_rI.shape[1])

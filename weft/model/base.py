@@ -149,11 +149,6 @@ def _check_device(device: str) -> None:
         raise InputError(f"device: there is no {kind} device here", hint="use device=cpu")
 
 
-def context_of(ref: str) -> int | None:
-    """The longest sequence that a base was built for, from its configuration alone."""
-    return longest_text(load_config(ref))
-
-
 def longest_text(config: PretrainedConfig) -> int | None:
     """The longest sequence that a configuration allows.
 
@@ -174,8 +169,8 @@ def stored_dtype(ref: str) -> DType | None:
     return next((name for name, dtype in DTYPES.items() if dtype == declared), None)
 
 
-def skeleton(ref: str) -> dict[str, Site]:
-    """The sites of a base, from its configuration alone: no weights are read."""
+def built_sites(ref: str) -> dict[str, Site]:
+    """The sites of a base, which transformers builds without weights."""
     config = load_config(ref)
     try:
         with torch.device("meta"):

@@ -1,7 +1,7 @@
 """Keys and values of a decode, preallocated, one row for each (prompt, member).
 
 Shapes: B rows, G key/value heads, C cache length, D head size, H query heads, q query heads that
-share a key head, c positions that a step sees, R = B * G * q attentions.
+share a key head, c positions that a step sees, R = B * G key/value heads of all rows.
 """
 
 from __future__ import annotations
@@ -72,24 +72,32 @@ class KVCache:
         """Append one position to every row and attend to the row's history: [B, H, D]."""
         keys, values = self._keys[layer], self._values[layer]
         if self._uniform:
-            keys[:, :, self.lengths[0]] = k_BGD
-            values[:, :, self.lengths[0]] = v_BGD
+            keys.select(2, self.lengths[0]).copy_(k_BGD)
+            values.select(2, self.lengths[0]).copy_(v_BGD)
         else:
-            keys[self._row_B, :, self.lengths_B] = k_BGD
-            values[self._row_B, :, self.lengths_B] = v_BGD
+            row_B = torch.arange(len(self.lengths), device=self.device)
+            keys[row_B, :, self.lengths_B] = k_BGD
+            values[row_B, :, self.lengths_B] = v_BGD
         stop = max(self.lengths) + 1
         start = 0 if window is None else max(0, min(self.lengths) + 1 - window)
+        mask_B11c = self._mask(start, stop, window, q_BHD.dtype)
+        kv_heads = k_BGD.shape[1]
         # the query heads that share a key head are queries of one attention
-        q_BGqD = q_BHD.unflatten(1, (k_BGD.shape[1], -1))
-        k_BGcD, mask_B11c = keys[:, :, start:stop], self._mask(start, stop, window, q_BHD.dtype)
         if q_BHD.dtype != torch.float32 or self.device.type != "cpu":
             out_BGqD = scaled_dot_product_attention(
-                q_BGqD, k_BGcD, values[:, :, start:stop], attn_mask=mask_B11c, scale=scaling
+                q_BHD.unflatten(1, (kv_heads, -1)),
+                keys[:, :, start:stop],
+                values[:, :, start:stop],
+                attn_mask=mask_B11c,
+                scale=scaling,
             )
-        else:
-            weight_BGqc = _weights(q_BGqD, k_BGcD, mask_B11c, scaling)
-            out_BGqD = self._weighted(weight_BGqc, values, start)
-        return out_BGqD.flatten(1, 2)
+            return out_BGqD.flatten(1, 2)
+        q_RqD = q_BHD.reshape(len(q_BHD) * kv_heads, -1, q_BHD.shape[2])
+        k_RcD = keys.flatten(0, 1)[:, start:stop]
+        if mask_B11c is not None:
+            mask_B11c = mask_B11c.expand(-1, kv_heads, -1, -1).flatten(0, 1)
+        weight_Rqc = _weights(q_RqD, k_RcD, mask_B11c, scaling)
+        return self._weighted(weight_Rqc, values.flatten(0, 1), start).view(q_BHD.shape)
 
     def advance(self, live_B: Sequence[bool]) -> None:
         """The step is over in every layer; rows that are not live will write their place again."""
@@ -109,7 +117,6 @@ class KVCache:
         """What all layers of a step share."""
         self.lengths_B = torch.tensor(self.lengths, device=self.device)
         self._uniform = len(set(self.lengths)) == 1
-        self._row_B = torch.arange(len(self.lengths), device=self.device)
         self._masks: dict[int | None, torch.Tensor] = {}
         self._places: dict[int, torch.Tensor] = {}
 
@@ -129,41 +136,43 @@ class KVCache:
         return self._masks[window]
 
     def _weighted(
-        self, weight_BGqc: torch.Tensor, values_BGCD: torch.Tensor, start: int
+        self, weight_Rqc: torch.Tensor, values_RCD: torch.Tensor, start: int
     ) -> torch.Tensor:
-        """The sum of the values from `start` on, by these weights: [B, G, q, D].
+        """The sum of the values from `start` on, by these weights: [R * q, D], or [R, q, D].
 
         Of many heads a lookup reads them in half the time of a batched product, which is made for
         larger matrices.
         """
-        heads, (queries, seen) = weight_BGqc.shape[:2].numel(), weight_BGqc.shape[2:]
+        heads, queries, seen = weight_Rqc.shape
         if heads < MANY_HEADS:
-            return weight_BGqc @ values_BGCD[:, :, start : start + seen]
+            return torch.bmm(weight_Rqc, values_RCD[:, start : start + seen])
         if start not in self._places:
-            head_G11 = torch.arange(heads, dtype=torch.int32)[:, None, None] * self.capacity
+            head_R11 = torch.arange(heads, dtype=torch.int32)[:, None, None] * self.capacity
             place_c = torch.arange(start, start + seen, dtype=torch.int32)
-            self._places[start] = (head_G11 + place_c).expand(-1, queries, -1).flatten(0, 1)
-        sum_RD = embedding_bag(
+            self._places[start] = (head_R11 + place_c).expand(-1, queries, -1).flatten(0, 1)
+        return embedding_bag(
             self._places[start],
-            values_BGCD.flatten(0, 2),
-            per_sample_weights=weight_BGqc.flatten(0, 2),
+            values_RCD.flatten(0, 1),
+            per_sample_weights=weight_Rqc.flatten(0, 1),
             mode="sum",
         )
-        return sum_RD.view(*weight_BGqc.shape[:3], -1)
 
 
 def _weights(
-    q_BGqD: torch.Tensor,
-    k_BGcD: torch.Tensor,
-    mask_B11c: torch.Tensor | None,
+    q_RqD: torch.Tensor,
+    k_RcD: torch.Tensor,
+    mask_R1c: torch.Tensor | None,
     scaling: float | None,
 ) -> torch.Tensor:
-    """What each query takes of each position [B, G, q, c].
+    """What each query takes of each position [R, q, c].
 
     For so few queries a product and a softmax take less time than the fused kernel.
     """
-    q_BGqD = q_BGqD * (q_BGqD.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores_BGqc = q_BGqD @ k_BGcD.transpose(2, 3)
-    if mask_B11c is not None:
-        scores_BGqc += mask_B11c
-    return scores_BGqc.softmax(-1)
+    scores_Rqc = torch.baddbmm(
+        q_RqD.new_empty(()) if mask_R1c is None else mask_R1c,  # of which nothing is read
+        q_RqD,
+        k_RcD.transpose(1, 2),
+        alpha=q_RqD.shape[-1] ** -0.5 if scaling is None else scaling,
+        beta=0 if mask_R1c is None else 1,
+    )
+    return scores_Rqc.softmax(-1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Protocol
 
 import numpy as np
@@ -159,12 +160,12 @@ def decode(
     logits_BV = stepper.start()
     while True:
         token_B = choose(logits_BV, [t.prompt for t in rows], [t.history for t in rows])
-        sound_B = logits_BV.amax(-1).isfinite()
         ended = False
-        for text, token, sound in zip(rows, token_B.tolist(), sound_B.tolist(), strict=True):
+        best_B = logits_BV.amax(-1).tolist()
+        for text, token, best in zip(rows, token_B.tolist(), best_B, strict=True):
             if not text.live:
                 continue
-            if not sound:
+            if not isfinite(best):
                 raise NotFinite(members[text.member], text.prompt, len(text.ids) + 1)
             take(text, token)
             ended |= not text.live

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.linalg import vector_norm
 from torch.nn.functional import embedding, rms_norm
 from transformers import (
     LlamaForCausalLM,
@@ -109,7 +110,7 @@ def lean_model(model: PreTrainedModel) -> LeanModel | None:
         model=model,
         layers=tuple(layers),
         norm=_norm(body.norm),
-        activation=first.mlp.act_fn,
+        activation=first.mlp.act_fn.forward,
         kv_heads=first.self_attn.k_proj.out_features // first.self_attn.head_dim,
         head_size=first.self_attn.head_dim,
         scaling=first.self_attn.scaling,
@@ -146,7 +147,9 @@ class LeanForward:
         """These members, in this order."""
         at = list(members)
         return LeanForward(
-            self.lean, len(at), {joined: (a[at], b[at]) for joined, (a, b) in self.updates.items()}
+            self.lean,
+            len(at),
+            {joined: (a.mT[at].mT, b[at]) for joined, (a, b) in self.updates.items()},
         )
 
     @property
@@ -174,10 +177,10 @@ class LeanForward:
             y_TO = self._product(layer.qkv, layer.first_norm(x_TD))
             heads_Thd = y_TO.unflatten(1, (-1, lean.head_size))
             queries = heads_Thd.shape[1] - 2 * lean.kv_heads
-            qk_Thd, v_TGd = heads_Thd.split((queries + lean.kv_heads, lean.kv_heads), dim=1)
+            qk_Thd = heads_Thd.narrow(1, 0, queries + lean.kv_heads)
             rolled_Thd = qk_Thd.roll(lean.head_size // 2, -1)
-            qk_Thd = (qk_Thd * cos_T1d).add_(rolled_Thd.mul_(sin_T1d))
-            q_THd, k_TGd = qk_Thd.split((queries, lean.kv_heads), dim=1)
+            qk_Thd.mul_(cos_T1d).add_(rolled_Thd.mul_(sin_T1d))
+            q_THd, k_TGd, v_TGd = heads_Thd.split((queries, lean.kv_heads, lean.kv_heads), dim=1)
             a_TI = attend(number, layer, q_THd, k_TGd, v_TGd).flatten(1)
             if ends is not None and number == layers[-1]:
                 a_TI, x_TD = a_TI[ends], x_TD[ends]
@@ -191,10 +194,10 @@ class LeanForward:
         y_TO = product(x_TI, joined.weight_OI, joined.bias_O)
         update = self.updates.get(joined)
         if update is not None:
-            a_NrI, b_NrO = update
-            grid = (self.members, -1)
-            z_NMr = torch.bmm(x_TI.unflatten(0, grid).float(), a_NrI.transpose(1, 2))
-            add_product(y_TO.unflatten(0, grid), z_NMr, b_NrO)
+            a_NIr, b_NrO = update
+            x_NMI = x_TI.view(self.members, -1, x_TI.shape[1])
+            z_NMr = torch.bmm(x_NMI.float(), a_NIr)
+            add_product(y_TO.view(self.members, -1, y_TO.shape[1]), z_NMr, b_NrO)
         return y_TO
 
 
@@ -229,7 +232,7 @@ def _join(layers: Sequence[torch.nn.Linear], names: Mapping[torch.nn.Module, str
 
 
 def _join_updates(joined: Joined, bank: Bank) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """(A [N, r, I], scale * B [N, r, O]) of all updates at the joined layers, exactly.
+    """(A [N, I, r], scale * B [N, r, O]) of all updates at the joined layers, exactly.
 
     Ranks add up: each layer's B writes to that layer's outputs and is zero elsewhere.
     """
@@ -247,7 +250,7 @@ def _join_updates(joined: Joined, bank: Bank) -> tuple[torch.Tensor, torch.Tenso
         start += size
     if not parts_a:
         return None
-    return torch.cat(parts_a, dim=1), torch.cat(parts_b, dim=2).transpose(1, 2).contiguous()
+    return torch.cat(parts_a, dim=1).mT, torch.cat(parts_b, dim=2).mT.contiguous()
 
 
 def _norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -255,7 +258,16 @@ def _norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     if module.weight.dtype != torch.float32:
         return module
     shape, weight, eps = module.weight.shape, module.weight, module.variance_epsilon
-    return lambda x: rms_norm(x, shape, weight, eps)
+    if weight.device.type != "cpu":
+        return lambda x: rms_norm(x, shape, weight, eps)
+    eps_, share = weight.new_tensor(eps), 1 / len(weight)
+
+    def norm(x_TD: torch.Tensor) -> torch.Tensor:
+        """In half the operations into which PyTorch takes its own apart."""
+        length_T1 = vector_norm(x_TD, dim=-1, keepdim=True)
+        return (x_TD * torch.addcmul(eps_, length_T1, length_T1, value=share).rsqrt_()).mul_(weight)
+
+    return norm
 
 
 def _rope_type(model: PreTrainedModel) -> str:

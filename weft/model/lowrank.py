@@ -40,7 +40,7 @@ class Plan:
 
     def seen(self, number: int, x_NMI: torch.Tensor) -> torch.Tensor:
         """What A sees of a block's input, in fp32."""
-        return x_NMI.float() if self.keep is None else x_NMI * numbers(self.keep[number])
+        return (x_NMI if self.keep is None else x_NMI * numbers(self.keep[number])).float()
 
 
 class AddLowRank(torch.autograd.Function):
@@ -113,9 +113,9 @@ def add_product(y_NMO: torch.Tensor, z_NMr: torch.Tensor, b_NrO: torch.Tensor) -
     if y_NMO.dtype == torch.float32:
         y_NMO.baddbmm_(z_NMr, b_NrO)
     else:
-        y_NMO.copy_(torch.baddbmm(y_NMO.float(), z_NMr, b_NrO))
+        y_NMO.copy_(y_NMO.float().baddbmm_(z_NMr, b_NrO))
 
 
 def numbers(keep_MI: torch.Tensor) -> torch.Tensor:
-    """0 and 1 in fp32 for a boolean mask, read as bytes: PyTorch converts those in vectors."""
-    return keep_MI.view(torch.uint8).float()
+    """0 and 1 for a boolean mask, as bytes: PyTorch converts those in vectors."""
+    return keep_MI.view(torch.uint8)

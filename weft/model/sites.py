@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-
-import torch
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from typing import TYPE_CHECKING
 
 from weft.core.errors import InputError, did_you_mean
 from weft.model.adapter import Layout, Site, Slot
 from weft.model.config import ALIASES, AdapterConfig
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 
 def find_sites(model: PreTrainedModel) -> dict[str, Site]:
@@ -99,6 +100,9 @@ def _layers(sites: dict[str, Site], wanted: tuple[int, ...] | str | None) -> set
 
 
 def _kind(name: str, module: torch.nn.Module) -> str | None:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
     if isinstance(module, torch.nn.Linear):
         return "linear"
     if isinstance(module, Conv1D):

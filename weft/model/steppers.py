@@ -23,6 +23,7 @@ from weft.model.lean import Layer, LeanForward, LeanModel
 from weft.model.positions import Sighting, note
 from weft.model.products import product
 from weft.model.rows import Block, Piece, pack
+from weft.model.threads import threads_for
 from weft.model.weaving import Weft
 
 PREFILL_TOKENS = 512
@@ -77,6 +78,10 @@ class PackedStepper:
 
     def extend(self, token_B: torch.Tensor, live_B: Sequence[bool]) -> torch.Tensor:
         """One token for each text."""
+        with threads_for(self.base.sites.values(), len(token_B)):
+            return self._extend(token_B, live_B)
+
+    def _extend(self, token_B: torch.Tensor, live_B: Sequence[bool]) -> torch.Tensor:
         members = len(self.weft.bank.members)
         count = len(token_B) // members
         self.place_R = list(range(count))
@@ -184,14 +189,15 @@ class LeanStepper:
 
     def extend(self, token_B: torch.Tensor, live_B: Sequence[bool]) -> torch.Tensor:
         """One token for each text."""
-        x_BD = self.forward(
-            self.lean.embed(token_B[self.outside_B]),
-            self._rotation(self.cache.lengths_B),
-            self._attend_to_cache,
-            range(len(self.lean.layers)),
-        )
-        self.cache.advance([live_B[i] for i in self.outside])
-        return self._logits(x_BD)
+        with threads_for(self.base.sites.values(), len(token_B)):
+            x_BD = self.forward(
+                self.lean.embed(token_B[self.outside_B]),
+                self._rotation(self.cache.lengths_B),
+                self._attend_to_cache,
+                range(len(self.lean.layers)),
+            )
+            self.cache.advance([live_B[i] for i in self.outside])
+            return self._logits(x_BD)
 
     def keep(self, rows: Sequence[int], members: Sequence[int]) -> None:
         """The cache of these rows, and the adapters of these members."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from weft.data.split import Split
 from weft.engines.config import RayConfig
-from weft.methods.boosting import adapted_layers, refuse_layers
-from weft.methods.calibrate import Noise
-from weft.methods.registry import METHODS
+from weft.methods.trigger import adapted_layers, refuse_layers
 from weft.model.adapter import Layout
-from weft.model.magnitude import Magnitudes
 from weft.training.config import RunConfig
-from weft.training.job import rows_of_step, steps_of, total_steps, trigger_of
+from weft.training.plan import rows_of_step, steps_of, total_steps, trigger_of
 from weft.training.resolve import FORCED_RANK, Resolved
+
+if TYPE_CHECKING:
+    from weft.methods.calibrate import Noise
+    from weft.model.magnitude import Magnitudes
 
 
 def configuration_block(
@@ -29,13 +31,12 @@ def configuration_block(
     leaves = sorted({slot.site.name.rsplit(".", 1)[-1] for slot in layout.slots})
     lanes = config.lanes
     warmup = f", warm-up {optimiser.warmup_ratio:.0%}" if optimiser.warmup_ratio else ""
-    forwards = METHODS[config.method.name].forwards(config.method)
     block = {
         "base": f"{config.base} ({config.dtype}, {config.device})",
         "data": _data(config, splits),
         "objective": _objective(config),
         "engine": _engine(config),
-        "method": METHODS[config.method.name].describe(config.method),
+        "method": config.method.describe(),
         "adapter": _adapter(resolved),
         "start": config.start or "",
         "boosting": _boosting(config, layout, rows, steps),
@@ -47,7 +48,7 @@ def configuration_block(
         "length": f"{steps:,} steps of {rows_of_step(config, rows):,} rows"
         + (f" ({config.micro_batch_size} a forward)" if config.micro_batch_size else "")
         + f" = {_epochs(steps / steps_of(config, rows))} epochs, "
-        + _work(config, steps, forwards, rows_of_step(config, rows)),
+        + _work(config, steps, rows_of_step(config, rows)),
         "seed": ", ".join(str(seed) for seed in config.seeds or (config.seed,)),
         "keeps": f"the {config.keep} adapter"
         + (f", evaluated every {config.eval.every} steps" if config.eval.every else ""),
@@ -57,8 +58,9 @@ def configuration_block(
     return {label: text for label, text in block.items() if text}
 
 
-def _work(config: RunConfig, steps: int, forwards: int, rows: int) -> str:
+def _work(config: RunConfig, steps: int, rows: int) -> str:
     """What all steps ask of the base."""
+    forwards = config.method.forwards
     if config.objective.name == "reward":
         return f"{steps * forwards * rows:,} completions"
     return f"{steps * forwards:,} forwards"

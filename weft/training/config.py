@@ -88,7 +88,8 @@ class RunConfig(BaseModel):
     ] = "best"
     checkpoint_every: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 50
     members_per_forward: Annotated[
-        int | None, Field(ge=1, description="adapters in one forward (default: all)")
+        int | None,
+        Field(ge=1, description="adapters in one forward (default: as many as read 8,192 tokens)"),
     ] = None
     trunk_memory_mib: Annotated[
         int,

@@ -16,9 +16,8 @@ from weft.data.dataset import available_splits
 from weft.data.split import Split
 from weft.engines.local import LocalEngine
 from weft.engines.reward import Reward
-from weft.methods.registry import METHODS
 from weft.model.bank import Bank
-from weft.model.base import skeleton
+from weft.model.facts import skeleton
 from weft.model.sites import choose_sites
 from weft.runs.experiment import (
     BASE,
@@ -37,8 +36,8 @@ from weft.training.draft import pairs
 from weft.training.evaluate import evaluate
 from weft.training.experiment_config import Design, remarks
 from weft.training.fit import Watch
-from weft.training.job import load_data
 from weft.training.objective import judging
+from weft.training.plan import load_data
 from weft.training.refs import load_split, open_subject
 from weft.training.resolve import Resolved, from_record
 from weft.training.train import Announce, Entry, can_share, train_together
@@ -180,7 +179,7 @@ def resume(root: Path, planned: Plan | None = None, watchers: Watchers = NOBODY)
 
 def forwards_per_step(config: RunConfig) -> int:
     """Passes of one batch through the base in a step; a backward pass counts as one."""
-    return METHODS[config.method.name].forwards(config.method)
+    return config.method.forwards
 
 
 def _any_length(design: Design) -> dict[str, RunConfig]:

@@ -17,8 +17,9 @@ from weft.core.errors import InputError
 from weft.engines.local import LocalEngine
 from weft.formats.loaded import LoadedAdapter
 from weft.model.adapter import Adapter, Layout, Site, Slot
-from weft.model.base import Base, load_base, skeleton
+from weft.model.base import Base, load_base
 from weft.model.divergence import divergence
+from weft.model.facts import skeleton
 from weft.training.origin import check_origins
 from weft.training.recorded import Recorded, recorded, some
 from weft.training.refs import DEFAULT_BASE, Place, locate, read_adapter

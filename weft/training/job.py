@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,9 +12,7 @@ import torch
 
 from weft.core.errors import InputError
 from weft.core.keys import Key
-from weft.data.dataset import available_splits, load_splits
 from weft.data.split import Split
-from weft.data.tokenizer import load_tokenizer
 from weft.engines.config import LocalConfig, own_engine
 from weft.engines.engine import Engine
 from weft.engines.local import LocalEngine
@@ -25,12 +22,13 @@ from weft.engines.ranks import ALONE, Ranks
 from weft.engines.registry import CREWS, open_engine
 from weft.engines.reward import Reward
 from weft.engines.scorer import LocalScorer
-from weft.methods.boosting import Trigger, chain, trigger
+from weft.methods.boosting import chain
 from weft.methods.calibrate import Noise
 from weft.methods.estimate import Method, Point, Scorer
 from weft.methods.registry import METHODS
+from weft.methods.trigger import Trigger
 from weft.model.adapter import Adapter, Layout
-from weft.model.base import Base, context_of, load_base
+from weft.model.base import Base, load_base
 from weft.model.magnitude import Magnitudes, magnitudes
 from weft.model.objectives import TOKENS, Objective
 from weft.model.sites import choose_sites
@@ -42,6 +40,7 @@ from weft.training.config import Lane, RunConfig
 from weft.training.ground import Ground, grounds
 from weft.training.news import News
 from weft.training.objective import objective_for
+from weft.training.plan import load_data, total_steps, trigger_of
 from weft.training.resolve import Resolved
 from weft.training.state import State
 
@@ -96,7 +95,7 @@ class Job:
     @property
     def forwards(self) -> int:
         """Passes of a batch through the base in one step; a backward counts as one."""
-        return self.method.forwards(self.config.method)
+        return self.config.method.forwards
 
     @cached_property
     def course(self) -> Course:
@@ -143,11 +142,10 @@ class Job:
         config, examples = self.config, self.splits["train"].examples
         keys = [Key.of(lane.seed) for lane in self.lanes]
         free_LP = self.course.free(state.rounds)
-        read = self.method.reading.batch
         return Point(
             state.theta_LP,
             None if free_LP is None else free_LP.to(self.base.device),
-            [read(config.method, examples, state.step, config.batch_size, key) for key in keys],
+            [config.method.batch(examples, state.step, config.batch_size, key) for key in keys],
             [key.fold("step", state.step) for key in keys],
             self.course.noise_LP,
             state.step,
@@ -206,30 +204,6 @@ class Job:
     def adapter(self, stack_KP: torch.Tensor, theta_P: torch.Tensor) -> Adapter:
         """What one lane has learnt as one adapter: its commits, and its current round."""
         return chain(self.layout, stack_KP.detach().cpu(), theta_P.detach().cpu())
-
-
-def load_data(config: RunConfig) -> dict[str, Split]:
-    """The splits of a run, before any weight is loaded."""
-    refuse_unjudged(config)
-    wanted = [name for name in ("train", "valid") if name in available_splits(config.data)]
-    tokenizer = load_tokenizer(config.base)  # after the files were found: this may ask the hub
-    return load_splits(
-        config.data,
-        tokenizer,
-        tuple(wanted),
-        context_of(config.base),
-        responses=config.objective.name != "reward",
-    )
-
-
-def refuse_unjudged(config: RunConfig) -> None:
-    """Raise `InputError` for a run that evaluates on rows that there are not."""
-    judges = config.eval.every or config.keep == "best"
-    if judges and "valid" not in available_splits(config.data):
-        raise InputError(
-            "the data has no validation rows, and this run evaluates while training",
-            hint="give data.valid_path or data.valid_fraction, or set eval.every=0 keep=last",
-        )
 
 
 def load_job(
@@ -315,30 +289,3 @@ def _check_vocabulary(base: Base, splits: dict[str, Split]) -> None:
             f"the tokenizer gives token {largest}, and the base knows 0 to {known - 1}",
             hint="tokenizer and base do not belong together, or its embeddings were not resized",
         )
-
-
-def total_steps(config: RunConfig, rows: int) -> int:
-    """Length of a run in steps, from `steps` or `epochs`."""
-    if config.steps is not None:
-        return config.steps
-    assert config.epochs is not None
-    return max(1, math.ceil(steps_of(config, rows, config.epochs)))
-
-
-def steps_of(config: RunConfig, rows: int, epochs: float = 1) -> float:
-    """How many steps so many epochs take; a part of a step where they end within one."""
-    reading = METHODS[config.method.name].reading
-    return reading.steps(config.method, config.batch_size, rows, epochs)
-
-
-def rows_of_step(config: RunConfig, rows: int) -> int:
-    """How many of the training rows one step reads."""
-    return METHODS[config.method.name].reading.rows(config.method, config.batch_size, rows)
-
-
-def trigger_of(config: RunConfig, rows: int) -> Trigger | None:
-    """When rounds of boosting end in a run over so many training rows; None without boosting."""
-    if config.boost is None:
-        return None
-    per_epoch = math.ceil(steps_of(config, rows))
-    return trigger(config.boost, total_steps(config, rows), per_epoch)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from weft.core.errors import InputError
-from weft.data.rewards import grader_for
 from weft.data.split import Split
-from weft.data.templates import CHOICES
 from weft.engines.reward import Reward
 from weft.model.config import ObjectiveConfig
 from weft.model.objectives import MEANS, ONE_TOKEN, OPTION, TOKENS, Objective
+from weft.training.choosing import Choosing, choosing_of, grader_of
 from weft.training.config import RunConfig
+
+CHOICES: dict[Choosing, Objective] = {"option": OPTION, "mean": MEANS, "one": ONE_TOKEN}
+"""What is minimised, by how candidates are compared."""
 
 
 def objective_for(
@@ -26,33 +27,9 @@ def objective_for(
     if config.name == "nll":
         return TOKENS, ()
     if config.name == "reward":
-        (task, *_) = {split.task.name: split.task for split in splits.values()}.values()
-        return Reward(grader_for(config, task), config.decoding), ()
-    for split in splits.values():
-        if not split.candidates:
-            raise InputError(
-                "`objective.name` is `choice`, and the rows of task "
-                f"{split.task.name} have no candidates to choose between",
-                hint="use `objective.name=nll`; formats with candidates: "
-                + ", ".join(each.name for each in CHOICES),
-            )
-    if config.loss == "option":
-        return OPTION, ()
-    if config.tokens == "mean":
-        return MEANS, ()
-    long = [c for split in splits.values() for c in split.candidates if len(c.ids) > 1]
-    if not long:
-        return ONE_TOKEN, ()
-    if config.tokens == "one":
-        raise InputError(
-            f"`objective.tokens` is `one`, and for this base the candidate {long[0].text!r} is "
-            f"{len(long[0].ids)} tokens: {long[0].shown}",
-            hint="use `objective.tokens=mean`, or words of one token as `data.verbalizers`",
-        )
-    return MEANS, (
-        f"objective: the candidates are compared by the mean log-probability of their tokens, "
-        f"because {long[0].text!r} is {len(long[0].ids)} tokens: {long[0].shown}",
-    )
+        return Reward(grader_of(config, splits), config.decoding), ()
+    choosing, notices = choosing_of(config, splits)
+    return CHOICES[choosing], notices
 
 
 @contextmanager

@@ -19,18 +19,19 @@ from weft.core.errors import CheckFailed, InputError
 from weft.core.files import Record
 from weft.core.keys import Key
 from weft.formats.peft import read_adapter
-from weft.methods.boosting import Trigger, chain
+from weft.methods.boosting import chain
 from weft.methods.estimate import Point
 from weft.methods.registry import METHODS
+from weft.methods.trigger import Trigger
 from weft.model.adapter import Adapter, Layout
-from weft.model.base import skeleton
+from weft.model.facts import skeleton
 from weft.model.sites import choose_sites
 from weft.runs.layout import RunLayout
 from weft.runs.reader import RunReader
 from weft.training.advance import Course, end_rounds, move
 from weft.training.begin import NOISE, read_start, recorded_noise, starts
 from weft.training.config import RunConfig
-from weft.training.job import total_steps, trigger_of
+from weft.training.plan import total_steps, trigger_of
 from weft.training.resolve import from_record
 from weft.training.state import State
 

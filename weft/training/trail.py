@@ -162,12 +162,11 @@ def texts(job: Job) -> Iterator[Encoded]:
     """The rows of the first steps as text and ids, with the records that they are."""
     split, config = job.splits["train"], job.config
     items = {item.example.id: item for item in split.items}
-    read = job.method.reading.batch
     keys = [Key.of(lane.seed) for lane in job.lanes]
     rows: dict[str, Item] = {}
     for step in range(min(PASSES, job.steps)):
         for key in keys:
-            batch = read(config.method, split.examples, step, config.batch_size, key)
+            batch = config.method.batch(split.examples, step, config.batch_size, key)
             rows |= {name: items[name] for name in batch.ids}
     templated = config.data.chat or split.task.format.name == "messages"
     for name, item in list(rows.items())[:TEXTS]:

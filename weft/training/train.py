@@ -24,7 +24,8 @@ from weft.training.begin import NOISE, noise_record
 from weft.training.config import RunConfig
 from weft.training.ending import Outcome, end, failed, finished
 from weft.training.fit import StopRequest, Watch, fit
-from weft.training.job import Job, load_job, refuse_unjudged
+from weft.training.job import Job, load_job
+from weft.training.plan import refuse_unjudged
 from weft.training.record import changes, manifest_of, refuse_changed
 from weft.training.resolve import Resolved, from_record
 from weft.training.state import FILE, State

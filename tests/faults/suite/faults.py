@@ -834,7 +834,7 @@ TRAINING = [
         BOOSTED,
         BOOSTED.patched(
             woven(
-                "from weft.methods.boosting import Trigger\n\n"
+                "from weft.methods.trigger import Trigger\n\n"
                 "Trigger.due = lambda self, step: step % 5 == 0"
             )
         ),

@@ -1,6 +1,7 @@
 """A profile is of the timed steps, by kind of work."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +49,37 @@ def test_what_touches_the_vocabulary_is_head_and_loss():
     assert found["matrix products"] == 0
 
 
+class LogProbOfParts(torch.autograd.Function):
+    """Log-probabilities by products that are narrower than the vocabulary."""
+
+    @staticmethod
+    def forward(ctx, hidden, head):
+        ctx.save_for_backward(head)
+        return torch.cat([hidden @ part.T for part in head.split(500)], 1).sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (head,) = ctx.saved_tensors
+        return sum(torch.ones(300, len(part)) @ part for part in head.split(500)) * grad, None
+
+
+def test_products_of_a_part_of_the_vocabulary_are_head_and_loss_forward_and_back():
+    def build():
+        hidden, head = torch.ones(300, 400, requires_grad=True), torch.ones(VOCABULARY, 400)
+
+        def run(batches):
+            clock = Clock()
+            with clock.step():
+                LogProbOfParts.apply(hidden, head).backward()
+            return Trace(tuple(clock.seconds), (0.0,))
+
+        return run
+
+    found = breakdown.seconds_by_kind(Contender("one", "One", build), [], ["all"], VOCABULARY)
+    assert found[breakdown.LOSS] > 0
+    assert found["matrix products"] == 0
+
+
 def test_seconds_of_all_kinds_are_those_of_the_steps():
     traces = []
     found = breakdown.seconds_by_kind(contender(traces), ["body"], ["head", "body"], VOCABULARY)
@@ -66,4 +98,5 @@ def test_seconds_of_all_kinds_are_those_of_the_steps():
     ],
 )
 def test_an_operation_has_its_kind(name, kind):
-    assert breakdown.kind_of(name, [[4, 8]], VOCABULARY) == kind
+    event = SimpleNamespace(name=name, input_shapes=[[4, 8]], cpu_parent=None)
+    assert breakdown.kind_of(event, VOCABULARY) == kind

@@ -51,6 +51,46 @@ def test_a_cuda_device_is_waited_for_and_its_memory_counted(monkeypatch):
     assert (memory.baseline_bytes, memory.peak_bytes) == (100, 350)
 
 
+class Gpu:
+    """Works off its orders one after another, while whoever gives them is already further."""
+
+    def __init__(self):
+        self.clock = 0.0
+
+    def event(self, enable_timing):
+        return Event(self)
+
+
+class Event:
+    def __init__(self, gpu):
+        self.gpu = gpu
+
+    def record(self):
+        self.at = self.gpu.clock
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+def test_a_call_on_a_gpu_takes_what_lies_between_its_events(monkeypatch):
+    """Milliseconds of the GPU: five before the call, two of it, and none of the asking."""
+    gpu = Gpu()
+
+    def work(milliseconds):
+        gpu.clock += milliseconds
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: work(100))
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: work(5))
+    assert Device("cuda").seconds(lambda: work(2)) == pytest.approx(0.002)
+
+
+def test_a_call_on_the_processor_takes_what_the_clock_says(monkeypatch):
+    ticks = iter([10.0, 13.5])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    assert CPU.seconds(lambda: None) == 3.5
+
+
 def test_memory_of_the_processor_is_the_peak_within_the_block():
     with CPU.memory() as memory:
         held = torch.ones(2**24)

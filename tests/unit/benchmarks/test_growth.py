@@ -39,6 +39,14 @@ def test_points_are_visited_up_and_down_and_warming_up_does_not_count():
     assert found.notes == ["exponents over the upper half: time 2.00, memory 1.00"]
 
 
+def test_what_takes_very_long_is_visited_in_the_first_round_only():
+    visits = []
+    rare = dataclasses.replace(axis(visits), rare=40)
+    found = measured(rare, Options(rounds=2, steps=3))
+    assert visits == [10, 20, 40, 20, 10]
+    assert [len(p.seconds) for p in found.points] == [6, 6, 3]
+
+
 def test_every_axis_has_its_place_on_the_page():
     from benchmarks.growth import BENCHMARKS
 

@@ -63,8 +63,8 @@ def test_tables_and_profile_replace_what_stood_there(tmp_path):
     report.publish(speeds(profile=kinds), path)
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| seconds of one step | PEFT | Weft |\n|---|---:|---:|\n| products | 7.000 |" in text
-    assert text.count("| all | 10.000 | 4.000 |") == 1
+    assert "| seconds of one step | PEFT | Weft |\n|---|---:|---:|\n| products | 7.0000 |" in text
+    assert text.count("| all | 10.0000 | 4.0000 |") == 1
     assert "of a step: PEFT 10%; Weft 25%" in text
 
 

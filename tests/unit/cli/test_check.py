@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -28,6 +30,21 @@ def test_check_loads_no_weights(cli, settings, monkeypatch):
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
     assert cli("check", "instruct", *settings).code == 0
+
+
+def test_check_of_bundled_recipes_loads_neither_pytorch_nor_transformers():
+    """In a process of its own, whose modules are those of the command."""
+    tiny = [name for name, path in recipe_paths().items() if "base: weft/tiny" in path.read_text()]
+    assert len(tiny) > 5
+    code = (
+        "import sys\n"
+        "from weft.cli.main import main\n"
+        f"assert not any(main(['check', name, '--show', '1']) for name in {tiny})\n"
+        "heavy = {'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_check_shows_origins(cli, settings):

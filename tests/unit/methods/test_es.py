@@ -7,9 +7,9 @@ import torch
 from weft.core.batch import Batch
 from weft.core.errors import InputError
 from weft.core.keys import Key
-from weft.methods.config import EsConfig, NoiseConfig
-from weft.methods.es import ES, estimate, population_of, preflight, replay
-from weft.methods.estimate import SHUFFLED, Graded, Point
+from weft.methods.config import BackpropConfig, EsConfig, NoiseConfig
+from weft.methods.es import estimate, population_of, preflight, replay
+from weft.methods.estimate import Graded, Point
 
 P = 200
 
@@ -134,9 +134,9 @@ def test_failures_are_counted_and_a_generation_of_failures_moves_nothing():
 def test_an_epoch_may_end_within_a_generation():
     """1,600 rows by 128 are 12.5 generations: two epochs are 25, and not 26."""
     config = EsConfig(samples_per_generation=128)
-    assert ES.reading.steps(config, 4, 1600, 2) == 25
-    assert ES.reading.steps(EsConfig(), 4, 1600, 2) == 2
-    assert SHUFFLED.steps(None, 128, 1600, 2) == 26
+    assert config.steps(4, 1600, 2) == 25
+    assert EsConfig().steps(4, 1600, 2) == 2
+    assert BackpropConfig().steps(128, 1600, 2) == 26
 
 
 def test_a_zero_centre_is_a_saddle():

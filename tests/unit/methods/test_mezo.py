@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from weft.core.keys import Key
+from weft.methods import config as configured
 from weft.methods import mezo, perturb
 from weft.methods.config import MezoConfig
 from weft.methods.estimate import AT_THETA, PERTURBED, Point
-from weft.methods.mezo import MEZO, estimate, forwards, preflight
+from weft.methods.mezo import MEZO, estimate, preflight
 from weft.methods.perturb import combine, draw
 from weft.runs.timing import Stopwatch
 
@@ -136,9 +137,10 @@ def test_many_directions_are_drawn_in_parts_and_are_the_same(sides, monkeypatch)
     whole = estimate(config, at(lanes=2), function)
     monkeypatch.setattr(perturb, "AT_A_TIME", 3)
     monkeypatch.setattr(mezo, "AT_A_TIME", 3)
+    monkeypatch.setattr(configured, "AT_A_TIME", 3)
     function.asked.clear()
     parts = estimate(config, at(lanes=2), function)
-    assert sum(theta_LMP.shape[1] for theta_LMP in function.asked) == forwards(config)
+    assert sum(theta_LMP.shape[1] for theta_LMP in function.asked) == config.forwards
     torch.testing.assert_close(parts.direction_LP, whole.direction_LP)
     assert parts.loss_L == pytest.approx(whole.loss_L, rel=1e-12)
     assert parts.evidence == whole.evidence

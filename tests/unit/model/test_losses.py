@@ -7,7 +7,7 @@ from weft.model import losses
 from weft.model.losses import HeadNLL, head_scores
 
 
-@pytest.fixture(params=[1, 7, 10_000], ids=lambda n: f"{n} rows a chunk")
+@pytest.fixture(params=[1, 7, 10_000], ids=lambda n: f"{n} at a time")
 def data(request, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     hidden_SD = torch.randn(23, 8, generator=generator, dtype=torch.float64)
@@ -15,6 +15,8 @@ def data(request, monkeypatch):
     bias_V = torch.randn(50, generator=generator, dtype=torch.float64)
     token_S = torch.randint(50, (23,), generator=generator)
     monkeypatch.setattr(losses, "CHUNK_NUMBERS", 50 * request.param)
+    monkeypatch.setattr(losses, "PART_TOKENS", request.param)
+    monkeypatch.setattr(losses, "PART_TARGETS", 2 * request.param)
     return hidden_SD.float(), weight_VD.float(), bias_V.float(), token_S
 
 
@@ -45,3 +47,34 @@ def test_scores_match_the_loss_and_count_hits(data):
 def test_without_a_need_for_gradients_none_are_formed(data):
     hidden_SD, weight_VD, bias_V, token_S = data
     assert not HeadNLL.apply(hidden_SD, weight_VD, bias_V, token_S).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_far_apart_are_summed_without_overflow(data, dtype):
+    """Whatever part of the vocabulary holds the largest, and where some tokens are ruled out."""
+    hidden_SD, weight_VD, bias_V, token_S = data
+    bias_V = bias_V.clone()
+    bias_V[:9] = -torch.inf
+    bias_V[40] = 200.0
+    token_S = token_S.clamp(min=9)
+    fast_SD = hidden_SD.to(dtype).requires_grad_()
+    weight_VD, bias_V = weight_VD.to(dtype), bias_V.to(dtype)
+    fast_S = HeadNLL.apply(fast_SD, weight_VD, bias_V, token_S)
+    fast_S.sum().backward()
+    exact_SD = fast_SD.detach().double().requires_grad_()
+    logits_SV = torch.nn.functional.linear(exact_SD, weight_VD.double(), bias_V.double())
+    exact_S = torch.nn.functional.cross_entropy(logits_SV, token_S, reduction="none")
+    exact_S.sum().backward()
+    close = 1e-4 if dtype == torch.float32 else 2.0  # 200 in bf16 is within a half of itself
+    torch.testing.assert_close(fast_S.double(), exact_S, rtol=0, atol=close)
+    rounding = 1e-4 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(fast_SD.grad.double(), exact_SD.grad, rtol=0, atol=rounding)
+
+
+def test_no_target_is_no_loss(data):
+    hidden_SD, weight_VD, _, token_S = data
+    empty_0D = hidden_SD[:0].clone().requires_grad_()
+    nll_0 = HeadNLL.apply(empty_0D, weight_VD, None, token_S[:0])
+    nll_0.sum().backward()
+    assert nll_0.shape == (0,)
+    assert empty_0D.grad.shape == empty_0D.shape

@@ -16,9 +16,9 @@ from weft.data.prompts import asked
 from weft.engines.config import LocalConfig
 from weft.formats.peft import write_adapter
 from weft.model.adapter import Adapter, initial_adapter
-from weft.model.base import skeleton
 from weft.model.config import AdapterConfig
 from weft.model.decoding import Decoding
+from weft.model.facts import skeleton
 from weft.model.noise import uniform
 from weft.model.sites import choose_sites
 from weft.training.generate import Source, fingerprint, open_generation, scales_of

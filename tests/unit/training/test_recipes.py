@@ -10,8 +10,8 @@ import yaml
 
 from weft.core.errors import InputError
 from weft.formats.peft import read_adapter
-from weft.model.base import skeleton
 from weft.model.config import AdapterConfig
+from weft.model.facts import skeleton
 from weft.model.sites import choose_sites
 from weft.training.experiment import plan
 from weft.training.experiment_config import read_design

@@ -77,10 +77,10 @@ def test_what_stands_elsewhere_is_not_said_twice(recording):
 def test_passes_hold_the_rows_that_each_step_read(recording, job):
     passes = of(recording, Pass)
     assert [each.index for each in passes] == [0, 1, 2, 3, 4]
-    read = job.method.reading.batch
+    read = job.config.method.batch
     for step, seen in enumerate(passes):
         examples = job.splits["train"].examples
-        batch = read(job.config.method, examples, step, 4, Key.of(0))
+        batch = read(examples, step, 4, Key.of(0))
         ids_BT, labels_BT, mask_BT = (
             recording.array(name) for name in (seen.ids, seen.labels, seen.mask)
         )
@@ -205,10 +205,10 @@ def test_of_a_loss_that_is_no_number_the_first_module_is_told(resolved, tmp_path
 
 def test_each_step_has_fingerprints_of_its_rows_and_of_the_adapter_after_it(root, job):
     steps = RunReader(root).steps()
-    read = job.method.reading.batch
+    read = job.config.method.batch
     for step, line in enumerate(steps):
         examples = job.splits["train"].examples
-        rows = read(job.config.method, examples, step, 4, Key.of(0)).examples
+        rows = read(examples, step, 4, Key.of(0)).examples
         ids = [list(map(int, row.ids_T)) for row in reversed(rows)]
         assert line["batch"] == batch_digest(ids), "in any order"
         assert line["labels"] == labels_digest(ids, [row.labels_T for row in reversed(rows)])

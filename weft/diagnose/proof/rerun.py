@@ -32,8 +32,9 @@ from weft.runs.manifest import Manifest
 from weft.runs.silent import SilentWriter
 from weft.training.begin import read_start
 from weft.training.fit import StopRequest, fit
-from weft.training.job import Job, load_data
+from weft.training.job import Job
 from weft.training.objective import objective_for
+from weft.training.plan import load_data
 from weft.training.resolve import Resolved
 from weft.training.state import State
 from weft.training.step import Part

@@ -34,9 +34,10 @@ from weft.engines.servers.sglang import Sglang
 from weft.engines.servers.vllm import Vllm
 from weft.model.adapter import Adapter, Layout, Site, Slot
 from weft.model.bank import Bank
-from weft.model.base import generation_stops, load_config, longest_text, skeleton
+from weft.model.base import generation_stops, load_config, longest_text
 from weft.model.decode import NotFinite, OnToken, check_prompts
 from weft.model.decoding import Completion, Decoding, request_keys
+from weft.model.facts import skeleton
 from weft.model.objectives import TOKENS, Objective
 from weft.runs.timing import Stopwatch
 
