@@ -30,7 +30,7 @@ FormatName = Literal[
 class DataConfig(BaseModel):
     """Where the rows come from, and how they become tokens and labels."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     task: str | None = None
     """A bundled task: instruct, tables, reviews, countdown, countdown-easy or conciseness. Give
