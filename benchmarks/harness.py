@@ -77,6 +77,11 @@ class Measurement:
         return Spread.of([s for r in self.rounds for s in r.seconds])
 
     @property
+    def mean_step_seconds(self) -> Spread:
+        """Seconds of a round's steps, divided by their number, over rounds."""
+        return Spread.of([sum(r.seconds) / len(r.seconds) for r in self.rounds])
+
+    @property
     def peak_increase_bytes(self) -> Spread:
         """Peak memory above what the process held before the contender was built."""
         return Spread.of([r.peak_bytes - r.baseline_bytes for r in self.rounds])

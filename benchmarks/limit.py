@@ -65,8 +65,8 @@ class Limit:
         return cls(f"reading {what}", count, "B", count / bytes_a_second(device))
 
     def share(self, measured: Measurement) -> float:
-        """Of a step."""
-        return self.seconds / measured.step_seconds.median
+        """Of a step: both are of one of mean length."""
+        return self.seconds / measured.mean_step_seconds.median
 
     def said_of(self, measurements: Sequence[Measurement]) -> str:
         """How near everyone comes to it."""

@@ -290,7 +290,9 @@ def race(full: Recipe) -> Callable[[Options], Race]:
     def made(options: Options) -> Race:
         recipe = replace(full.small() if options.quick else full, device=options.device)
         rows = BATCH_ROWS * recipe.adapters
-        warm_up, *batches = random_batches(options.timed + 1, rows, recipe.vocabulary, Key.of(SEED))
+        batches = random_batches(options.timed, rows, recipe.vocabulary, Key.of(SEED))
+        # memory of its size is there when the clock starts, as in all steps of a run but a few
+        largest = max(batches, key=lambda batch: batch.tokens)
 
         def check(measurements: Sequence[Measurement]) -> None:
             if not recipe.base_dropout:  # which draws other noise for each contender
@@ -302,7 +304,7 @@ def race(full: Recipe) -> Callable[[Options], Race]:
             contenders=contenders(recipe),
             batches=batches,
             vocabulary=recipe.vocabulary,
-            warm_up=[warm_up],
+            warm_up=[largest],
             limits=limits(recipe, batches),
             tokens=recipe.tokens,
             check=check,

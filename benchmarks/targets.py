@@ -85,7 +85,7 @@ def of_products(result: Result) -> float | None:
     if not limits:
         return None
     subject = measurements(result)[result["subject"]]
-    return float(limits[0]["seconds"]) / subject.step_seconds.median
+    return float(limits[0]["seconds"]) / subject.mean_step_seconds.median
 
 
 def seconds(command: str) -> Callable[[Result], float | None]:

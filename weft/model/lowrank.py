@@ -40,7 +40,8 @@ class Plan:
 
     def seen(self, number: int, x_NMI: torch.Tensor) -> torch.Tensor:
         """What A sees of a block's input, in fp32."""
-        return (x_NMI if self.keep is None else x_NMI * numbers(self.keep[number])).float()
+        seen_NMI = x_NMI.float()
+        return seen_NMI if self.keep is None else seen_NMI * numbers(self.keep[number])
 
 
 class AddLowRank(torch.autograd.Function):
