@@ -90,10 +90,7 @@ def _nll(
         sum_c1 = sum_c1.mul_(shrunk_c1).add_(p_cb.sum(-1, keepdim=True))
         if pull_cD is not None:
             pull_cD.mul_(shrunk_c1)
-            if weight_bD.dtype == torch.float32:
-                pull_cD.addmm_(p_cb, weight_bD)  # adds while it multiplies
-            else:
-                pull_cD.add_(product(p_cb.to(weight_bD.dtype), weight_bD.T))
+            pull_cD.add_(product(p_cb.to(weight_bD.dtype), weight_bD.T))
     if grad_cD is not None and pull_cD is not None:
         grad_cD.copy_(pull_cD.div_(sum_c1).sub_(weight_VD[token_c]))
     return (sum_c1.log() + (most_c1 - chosen_c1)).squeeze(1)

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from weft.model.products import across, product
+
 Views = Callable[[torch.Tensor], list[torch.Tensor]]
 """Activations [T, C] as views [N, M, C], one for each block."""
 
@@ -95,18 +97,34 @@ class AddLowRank(torch.autograd.Function):
         for number, (dy_NMO, x_NMI, dx_NMI, z_NMr, (start, stop)) in enumerate(blocks):
             dy_NMO = dy_NMO.float()
             if db_NOr is not None:
-                db_NOr[start:stop] = torch.bmm(z_NMr.transpose(1, 2), dy_NMO).transpose(1, 2)
+                db_NOr[start:stop] = _over_positions(z_NMr, dy_NMO).transpose(1, 2)
             if da_NrI is None and dx is None:
                 continue
             dz_NrM = torch.bmm(b_NOr[start:stop].transpose(1, 2), dy_NMO.transpose(1, 2))
             dz_NrM *= plan.scale_N11[start:stop] / plan.keep_rate
             if da_NrI is not None:
-                torch.bmm(dz_NrM, plan.seen(number, x_NMI), out=da_NrI[start:stop])
+                seen_NMI = plan.seen(number, x_NMI)
+                da_NrI[start:stop] = _over_positions(dz_NrM.transpose(1, 2), seen_NMI)
             if dx is not None:
-                torch.bmm(dz_NrM.transpose(1, 2), a_NrI[start:stop], out=dx_NMI)
+                _outwards(dz_NrM.transpose(1, 2), a_NrI[start:stop], dx_NMI)
                 if plan.keep is not None:
                     dx_NMI *= numbers(plan.keep[number])
         return dy, None if dx is None else dx.to(x.dtype), da_NrI, db_NOr, None
+
+
+def _over_positions(z_NMr: torch.Tensor, y_NMO: torch.Tensor) -> torch.Tensor:
+    """z^T @ y of each member [N, r, O]; BLAS is slow at so wide a product, and takes several."""
+    if len(z_NMr) == 1:
+        return across(z_NMr[0], y_NMO[0])[None]
+    return torch.bmm(z_NMr.transpose(1, 2), y_NMO)
+
+
+def _outwards(z_NMr: torch.Tensor, a_NrI: torch.Tensor, into_NMI: torch.Tensor) -> None:
+    """z @ A of each member."""
+    if len(z_NMr) == 1:
+        into_NMI[0] = product(z_NMr[0].contiguous(), a_NrI[0].T)
+    else:
+        torch.bmm(z_NMr, a_NrI, out=into_NMI)
 
 
 def add_product(y_NMO: torch.Tensor, z_NMr: torch.Tensor, b_NrO: torch.Tensor) -> None:

@@ -38,6 +38,15 @@ def product(
     return _onednn(x_TI, weight_OI, bias_O)
 
 
+def across(z_Tr: torch.Tensor, y_TO: torch.Tensor) -> torch.Tensor:
+    """z^T @ y [r, O], a sum over the rows: whole units of them by oneDNN, and the others."""
+    main = len(z_Tr) - len(z_Tr) % ROWS[-1]
+    if not main or arithmetic(y_TO) != "oneDNN":
+        return torch.mm(z_Tr.T, y_TO)
+    sum_rO = _onednn(z_Tr[:main].T.contiguous(), y_TO[:main].T, None)
+    return sum_rO.addmm_(z_Tr[main:].T, y_TO[main:])
+
+
 def arithmetic(weight: torch.Tensor) -> str:
     """The library that multiplies by this weight, as far as it is known."""
     fast = _HAS_OPERATOR and weight.device.type == "cpu" and weight.dtype in _DTYPES

@@ -5,7 +5,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from weft.model import products
-from weft.model.products import arithmetic, fast_products, product
+from weft.model.products import across, arithmetic, fast_products, product
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -93,6 +93,17 @@ def test_pytorch_has_the_operator_on_a_cpu(made):
     assert arithmetic(weight_OI) == "oneDNN"
     assert (arithmetic(weight_OI.bfloat16()) == "oneDNN") == has_bfloat16
     assert arithmetic(weight_OI.half()) == arithmetic(weight_OI.to("meta")) != "oneDNN"
+
+
+@pytest.mark.parametrize("operator", [True, False])
+@pytest.mark.parametrize("rows", [1, 63, 64, 150])
+def test_a_sum_over_rows_is_that_of_float64(rows, operator, made, monkeypatch):
+    if not operator:
+        monkeypatch.setattr(products, "_HAS_OPERATOR", False)
+    (z_Tr,), (y_TO,) = made(rows)[0], made(rows)[3]
+    wanted = z_Tr.double().T @ y_TO.double()
+    found = across(z_Tr, y_TO)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5 * wanted.abs().max())
 
 
 @pytest.mark.parametrize("rows", [40, 150])
