@@ -61,9 +61,9 @@ faults: setup  ## make faults and find them; writes docs/diagnosis.md
 
 PROOFS ?= slow
 
-# As for `test`; what a file's tests share is made once. Some wait for others to die: three on two cores.
+# As for `test`; what a file's tests share is made once.
 proofs: setup  ## slow tests: what the documentation claims
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 3 --dist loadfile \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile \
 		--no-loadscope-reorder -m "$(PROOFS)"
 
 clean:  ## remove what these targets made; runs stay
