@@ -113,14 +113,14 @@ class AddLowRank(torch.autograd.Function):
 
 
 def _over_positions(z_NMr: torch.Tensor, y_NMO: torch.Tensor) -> torch.Tensor:
-    """z^T @ y of each member [N, r, O]; BLAS is slow at so wide a product, and takes several."""
+    """z^T @ y of each member [N, r, O]: of one by oneDNN, which is faster at so wide a product."""
     if len(z_NMr) == 1:
         return across(z_NMr[0], y_NMO[0])[None]
     return torch.bmm(z_NMr.transpose(1, 2), y_NMO)
 
 
 def _outwards(z_NMr: torch.Tensor, a_NrI: torch.Tensor, into_NMI: torch.Tensor) -> None:
-    """z @ A of each member."""
+    """z @ A of each member, written where it goes; of one by oneDNN as well."""
     if len(z_NMr) == 1:
         into_NMI[0] = product(z_NMr[0].contiguous(), a_NrI[0].T)
     else:
